@@ -1,0 +1,39 @@
+# make run   train the whole recipe on this machine and write a report
+# make test  run the tests
+# make lint  run the linters
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/allinone.py
+ARGS ?=
+
+.PHONY: run test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lpips]
+	touch $@
+
+run: $(VENV)/.run
+	$(BIN)/python -m mperceiver_jax.main --config=$(CONFIG) $(ARGS)
+
+# Passive waiting: torch's OpenMP threads otherwise spin against each other on small machines.
+test: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

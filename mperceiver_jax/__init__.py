@@ -1,0 +1,1 @@
+"""MPerceiver, all-in-one image restoration, in JAX."""

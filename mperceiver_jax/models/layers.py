@@ -1,0 +1,260 @@
+"""Layers that several models share, numerically equal to their PyTorch forms.
+
+Arrays are NHWC. Every layer computes in the dtype of its input (weights are cast on
+use), except that norms and softmax go through float32. Norm statistics are two-pass
+with biased variance; GELU is the exact erf form; explicit paddings are PyTorch's.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mperceiver_jax.models.parameters import ONES, ZEROS, fan_in_uniform, normal, parameter
+
+Padding = int | tuple[tuple[int, int], tuple[int, int]]
+
+
+def gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Linear(nnx.Module):
+    """`x @ weight + bias`; PyTorch's default initial values unless `zero`."""
+
+    def __init__(self, features_in: int, features_out: int, *, bias: bool = True, zero: bool = False):
+        init = ZEROS if zero else fan_in_uniform(features_in)
+        self.weight = parameter((features_in, features_out), init, "linear")
+        self.bias = parameter((features_out,), init) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        y = x @ self.weight[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """2-D convolution. `padding` is one number for all sides, or ((top, bottom), (left, right))."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: Padding | None = None,
+        groups: int = 1,
+        bias: bool = True,
+        zero: bool = False,
+    ):
+        shape = (kernel, kernel, features_in // groups, features_out)
+        init = ZEROS if zero else fan_in_uniform(kernel * kernel * shape[2])
+        self.weight = parameter(shape, init, "conv")
+        self.bias = parameter((features_out,), init) if bias else None
+        self.stride = stride
+        self.groups = groups
+        sides = kernel // 2 if padding is None else padding
+        self.padding = ((sides, sides), (sides, sides)) if isinstance(sides, int) else sides
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b hh ww o"]:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.weight[...].astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation over (height, width, channels of a group)."""
+
+    def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-5):
+        if channels % groups:
+            raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
+        self.weight = parameter((channels,), ONES)
+        self.bias = parameter((channels,), ZEROS)
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        centred = grouped - mean
+        variance = jnp.square(centred).mean((1, 3), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (y * self.weight[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over the last axis."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        self.weight = parameter((channels,), ONES)
+        self.bias = parameter((channels,), ZEROS)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.weight[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, looked up by integer."""
+
+    def __init__(self, entries: int, features: int, *, std: float = 0.02):
+        self.weight = parameter((entries, features), normal(std))
+
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch c"]:
+        return self.weight[...][ids]
+
+
+def attention(
+    q: Float[Array, "b n c"],
+    k: Float[Array, "b m c"],
+    v: Float[Array, "b m c"],
+    heads: int,
+    mask: Bool[Array, "#b #heads #n #m"] | None = None,
+) -> Float[Array, "b n c"]:
+    """Multi-head attention with scale 1/sqrt(head width); heads are contiguous runs of channels.
+
+    The one place where an attention kernel is chosen: cuDNN's on NVIDIA GPUs for half
+    precision, long self-attention without a mask and head widths it takes; XLA's elsewhere.
+
+    Args:
+        mask: true where a query may look at a key.
+    """
+    split = lambda x: x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
+    width = q.shape[-1] // heads
+    fused = (
+        jax.default_backend() == "gpu"
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and mask is None
+        and min(q.shape[1], k.shape[1]) >= 256
+        and width % 8 == 0
+        and width <= 128
+    )
+    out = jax.nn.dot_product_attention(
+        split(q), split(k), split(v), mask=mask, implementation="cudnn" if fused else "xla"
+    )
+    return out.reshape(q.shape)
+
+
+class CrossAttention(nnx.Module):
+    """Attention from `x` to `context` (to itself without one); keys as in the latent-diffusion family.
+
+    No bias in q, k, v; a bias in the output projection.
+    """
+
+    def __init__(self, query_width: int, context_width: int, heads: int, head_width: int):
+        inner = heads * head_width
+        self.to_q = Linear(query_width, inner, bias=False)
+        self.to_k = Linear(context_width, inner, bias=False)
+        self.to_v = Linear(context_width, inner, bias=False)
+        self.to_out = nnx.List([Linear(inner, query_width)])
+        self.heads = heads
+
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None
+    ) -> Float[Array, "b n c"]:
+        context = x if context is None else context
+        return self.to_out[0](attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Float[Array, "b width"]:
+    """Sinusoids of the timestep, [cos | sin], frequency i = exp(-ln(10000) i / (width // 2)).
+
+    float32; an odd width gets a last column of zeros.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    out = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+    return jnp.pad(out, ((0, 0), (0, width % 2)))
+
+
+class TimeEmbedding(nnx.Module):
+    """Linear, SiLU, Linear on the sinusoids."""
+
+    def __init__(self, width: int, features: int):
+        self.linear_1 = Linear(width, features)
+        self.linear_2 = Linear(features, features)
+        self.width = width
+
+    def __call__(self, t: Int[Array, "b"] | Float[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b f"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(timestep_embedding(t, self.width).astype(dtype))))
+
+
+class ResnetBlock(nnx.Module):
+    """Norm, SiLU, conv, (+ time term), norm, SiLU, conv, (modulator), + skip.
+
+    Serves the UNet, the IR-Adapter (`zero_out`) and the VAE (no time term).
+
+    Args:
+        time_width: width of the time embedding; None leaves the time term out.
+        modulator: a module called as `modulator(h, features)` on the residual branch; kept
+            under the name `spade`, as in the published checkpoints.
+        zero_out: the last convolution starts at zero.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        time_width: int | None,
+        groups: int = 32,
+        eps: float = 1e-5,
+        modulator: nnx.Module | None = None,
+        zero_out: bool = False,
+    ):
+        self.norm1 = GroupNorm(channels_in, groups=groups, eps=eps)
+        self.conv1 = Conv(channels_in, channels_out)
+        self.time_emb_proj = None if time_width is None else Linear(time_width, channels_out)
+        self.norm2 = GroupNorm(channels_out, groups=groups, eps=eps)
+        self.conv2 = Conv(channels_out, channels_out, zero=zero_out)
+        self.conv_shortcut = None if channels_in == channels_out else Conv(channels_in, channels_out, 1)
+        self.spade = modulator
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        temb: Float[Array, "b t"] | None = None,
+        features: Float[Array, "b h w f"] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """`features` feed the modulator; without them the block is the plain one of the prior."""
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        if self.spade is not None and features is not None:
+            h = self.spade(h, features)
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+
+class Downsample(nnx.Module):
+    """3x3 convolution with stride 2. The UNets pad one pixel on every side, the VAE only right and bottom."""
+
+    def __init__(self, channels: int, *, padding: Padding = 1):
+        self.conv = Conv(channels, channels, stride=2, padding=padding)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww c"]:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        self.conv = Conv(channels, channels)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww c"]:
+        b, h, w, c = x.shape
+        doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        return self.conv(doubled)

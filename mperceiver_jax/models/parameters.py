@@ -1,0 +1,144 @@
+"""Parameters: how modules declare them, and how everything else handles them.
+
+A module is built *abstractly*: constructing one costs nothing, at any size, because
+each parameter holds only its shape, its initial distribution and how PyTorch lays the
+same tensor out. Values come afterwards, leaf by leaf, from a checkpoint
+(`convert.load`) or from `initial_values`, so that nothing large ever sits on one
+device. Outside `models/`, parameters are a flat dict from dotted path to array
+(`{'unet.conv_in.weight': ...}`); `split` and `merge` go between the two forms.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Kind = Literal["conv", "linear", "plain"]
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Init:
+    """The distribution a parameter starts from.
+
+    `uniform` draws from [-scale, scale), `normal` has standard deviation `scale`,
+    `constant` is `scale` everywhere.
+    """
+
+    law: Literal["uniform", "normal", "constant"]
+    scale: float
+
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        if self.law == "constant":
+            return np.full(shape, self.scale, np.float32)
+        if self.law == "uniform":
+            return (rng.random(shape, np.float32) * 2 - 1) * np.float32(self.scale)
+        return rng.standard_normal(shape, np.float32) * np.float32(self.scale)
+
+
+ZEROS = Init("constant", 0.0)
+ONES = Init("constant", 1.0)
+
+
+def normal(std: float) -> Init:
+    return Init("normal", std)
+
+
+def fan_in_uniform(fan_in: int) -> Init:
+    """PyTorch's default for weights and biases of convolutions and linears."""
+    return Init("uniform", fan_in**-0.5)
+
+
+def parameter(shape: tuple[int, ...], init: Init, kind: Kind = "plain") -> nnx.Param:
+    """Declares a float32 parameter.
+
+    Args:
+        shape: our layout: (height, width, in / groups, out) for `kind='conv'`, (in, out)
+            for `kind='linear'`, the same as PyTorch's for `kind='plain'`.
+        init: where its value starts.
+        kind: which transposition stands between PyTorch's layout and ours.
+    """
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init, kind=kind)
+
+
+def declared(module: nnx.Module) -> dict[str, nnx.Param]:
+    """The module's parameters as declared, by dotted path, in a fixed order."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {".".join(map(str, path)): variable for path, variable in sorted(flat, key=lambda item: str(item[0]))}
+
+
+def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """(structure, {path: array or ShapeDtypeStruct})."""
+    structure, _ = nnx.split(module)
+    return structure, {path: variable.get_value() for path, variable in declared(module).items()}
+
+
+def merge(structure: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """The module of `split` with these parameters; paths must be exactly the module's own."""
+    state = nnx.from_flat_state({_path(key): nnx.Param(value) for key, value in params.items()}.items())
+    return nnx.merge(structure, state)
+
+
+def assign(module: nnx.Module, values: Mapping[str, Any]) -> None:
+    """Puts values into a module in place, for eager use. Paths and shapes must fit.
+
+    Raises:
+        ValueError: names the paths that are unknown, and those whose shape differs.
+    """
+    variables = _variables(module)
+    unknown = sorted(set(values) - set(variables))
+    if unknown:
+        raise ValueError(f"{type(module).__name__} has no parameters {unknown[:10]} ({len(unknown)} in all)")
+    for path, value in values.items():
+        expected = tuple(variables[path].get_value().shape)
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{path}: shape {tuple(value.shape)} given, {expected} expected")
+        variables[path].set_value(value)
+
+
+def initial_values(
+    module: nnx.Module,
+    seed: int,
+    place: Callable[[str, np.ndarray], Any] = lambda path, value: jnp.asarray(value),
+) -> Params:
+    """Initial values of every parameter, made and placed one leaf at a time.
+
+    Each leaf has its own generator, seeded by (seed, path), so a value depends neither
+    on the mesh nor on which other modules exist.
+
+    Args:
+        place: puts a float32 numpy array where it belongs (a sharding, a dtype).
+    """
+    values = {}
+    for path, variable in declared(module).items():
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        values[path] = place(path, variable.init.draw(tuple(variable.get_value().shape), rng))
+    return values
+
+
+def initialise(module: nnx.Module, seed: int = 0) -> nnx.Module:
+    """Fills a module with initial values in place, for eager use; returns it."""
+    assign(module, initial_values(module, seed))
+    return module
+
+
+def count(module: nnx.Module) -> int:
+    """Number of parameters."""
+    return sum(int(np.prod(variable.get_value().shape)) for variable in declared(module).values())
+
+
+def _path(key: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
+def _variables(module: nnx.Module) -> dict[str, nnx.Param]:
+    found = {}
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Param):
+            found[".".join(map(str, path))] = node
+    return found
