@@ -18,7 +18,8 @@ class Task:
       name: as written in configs, folders and reports.
       label: the predictor's class and the position in `TASKS`.
       title: for people: what is wrong with the picture.
-      synthesise: (image float32 (height, width, 3) in [0, 1], rng) -> degraded image, same type, shape and range.
+      synthesise: (image float32 (height, width, 3) in [0, 1], rng) -> degraded image, same type, shape and
+        range.
     """
 
     name: str

@@ -1,9 +1,9 @@
 """Degradations made from clean photographs: pure numpy functions (image, rng) -> image.
 
 Every function takes float32 (height, width, 3) in [0, 1] of any size, a `numpy.random.Generator`, and keyword
-parameters that fix the severity; a parameter left out is drawn from the range its docstring states. The input is
-never modified and the same generator state gives the same picture. Lengths are fractions of the shorter side, so
-severity does not depend on resolution; noise is per pixel, as on a sensor.
+parameters that fix the severity; a parameter left out is drawn from the range its docstring states. The
+input is never modified and the same generator state gives the same picture. Lengths are fractions of the
+shorter side, so severity does not depend on resolution; noise is per pixel, as on a sensor.
 """
 
 from data_pipelines.degradations.blur import defocus_blur, motion_blur

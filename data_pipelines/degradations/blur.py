@@ -9,14 +9,15 @@ from data_pipelines.degradations.fields import check_image, clip_unit, shorter_s
 from data_pipelines.degradations.light import GAMMA, to_display, to_light
 
 # Fractions of the shorter side.
-MOTION_LENGTH = (0.025, 0.08)
-DEFOCUS_RADIUS = (0.006, 0.02)
+MOTION_LENGTH = (0.03, 0.1)
+DEFOCUS_RADIUS = (0.008, 0.026)
 
 
 def convolve_valid(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """True convolution (the kernel is flipped) by FFT, where the kernel lies inside the array.
 
-    Args: padded (height + k - 1, width + l - 1[, channels]); kernel (k, l). Returns (height, width[, channels]).
+    Args: padded (height + k - 1, width + l - 1[, channels]); kernel (k, l).
+    Returns (height, width[, channels]).
     """
     rows, columns = padded.shape[:2]
     size = [scipy.fft.next_fast_len(length, real=True) for length in (rows, columns)]
@@ -28,7 +29,7 @@ def convolve_valid(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Each channel of (height, width[, channels]) convolved with an odd-sized kernel; borders are mirrored."""
+    """Each channel of (height, width[, channels]) convolved with an odd kernel, borders mirrored."""
     if kernel.shape == (1, 1):
         return image * np.float32(kernel[0, 0])
     border = [(length // 2, length // 2) for length in kernel.shape] + [(0, 0)] * (image.ndim - 2)
@@ -49,8 +50,8 @@ def trajectory_kernel(path: np.ndarray) -> np.ndarray:
     """The blur kernel of a camera that spends equal time in each point of `path`.
 
     Args: path, float (points, 2): x to the right and y downwards, in pixels.
-    Returns float32 (odd, odd), sum 1, its centre of mass within rounding in the middle, so that the blurred picture
-    stays registered with the sharp one.
+    Returns float32 (odd, odd), sum 1, its centre of mass within rounding in the middle, so that the
+    blurred picture stays registered with the sharp one.
     """
     path = path - path.mean(axis=0)
     reach = int(np.ceil(np.abs(path).max())) if path.size else 0
@@ -73,8 +74,11 @@ def straight_path(length: float, angle: float) -> np.ndarray:
 
 
 def shake_path(length: float, bend: float, rng: np.random.Generator, *, angle: float) -> np.ndarray:
-    """A hand's trembling path: heading is a random walk that has turned by `bend` radians (standard deviation) at
-    the end, speed varies smoothly, and one jerk in three paths throws it into another direction."""
+    """A trembling hand's path of `length` pixels that sets out at `angle` degrees: float (points, 2).
+
+    Heading is a random walk that has turned by `bend` radians (standard deviation) at the end, speed varies
+    smoothly, and in one path of three a jerk throws it into another direction.
+    """
     steps = max(24, 4 * int(np.ceil(length)))
     turn = rng.standard_normal(steps) * (bend / np.sqrt(steps))
     if rng.random() < 1 / 3:
@@ -96,16 +100,17 @@ def motion_blur(
 ) -> np.ndarray:
     """Camera shake during the exposure: the light is averaged along a straight or curved path.
 
-    Random-trajectory kernels follow the idea of Boracchi and Foi, "Modeling the performance of image restoration
-    from motion blur", 2012; averaging the light and not the gamma-encoded values follows Nah, Kim and Lee (GoPro),
-    2017. One kernel for the whole picture: no moving objects, no camera roll.
+    Random-trajectory kernels follow the idea of Boracchi and Foi, "Modeling the performance of image
+    restoration from motion blur", 2012; averaging the light and not the gamma-encoded values follows Nah,
+    Kim and Lee (GoPro), 2017. One kernel for the whole picture: no moving objects, no camera roll.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
       rng: source of every random choice.
-      length: length of the path as a fraction of the shorter side; default uniform in 0.025..0.08.
+      length: length of the path as a fraction of the shorter side; default uniform in 0.03..0.1.
       angle: initial direction in degrees, 0 to the right, 90 upwards; default any.
-      bend: how much a path turns, in radians (standard deviation of the final heading), 0 is a straight line at
+      bend: how much a path turns, in radians (standard deviation of the final heading); 0 is a straight
+        line at
         constant speed; default 0 in one of three pictures, else uniform in 0.5..2.5.
       gamma: exponent between display values and light.
 
@@ -132,14 +137,14 @@ def defocus_blur(
 ) -> np.ndarray:
     """A lens out of focus: every point becomes a disk, the image of the aperture.
 
-    The circle of confusion of geometrical optics (Potmesil and Chakravarty, "A lens and aperture camera model for
-    synthetic image generation", 1981). One radius for the whole picture, unlike real sets (DPDD), where it follows
-    depth.
+    The circle of confusion of geometrical optics (Potmesil and Chakravarty, "A lens and aperture camera
+    model for synthetic image generation", 1981). One radius for the whole picture, unlike real sets
+    (DPDD), where it follows depth.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
       rng: source of every random choice.
-      radius: of the disk, as a fraction of the shorter side; default uniform in 0.006..0.02.
+      radius: of the disk, as a fraction of the shorter side; default uniform in 0.008..0.026.
       gamma: exponent between display values and light.
 
     Returns a new float32 image in [0, 1].

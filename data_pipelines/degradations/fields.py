@@ -1,7 +1,7 @@
 """What every degradation needs first: a checked image, its scale, and smooth random fields.
 
-Lengths (streaks, flakes, drops, kernels) are drawn as fractions of the shorter image side. A photograph reduced
-to 128 pixels and the same photograph at 768 then look alike: the same scene, the same weather.
+Lengths (streaks, flakes, drops, kernels) are drawn as fractions of the shorter image side. A photograph
+reduced to 128 pixels and the same photograph at 768 then look alike: the same scene, the same weather.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def check_image(image: np.ndarray) -> None:
     Raises ValueError that says which of type, shape or range is wrong.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.float32:
-        raise ValueError(f"expected a float32 numpy image, got {getattr(image, 'dtype', type(image).__name__)}")
+        found = getattr(image, "dtype", type(image).__name__)
+        raise ValueError(f"expected a float32 numpy image, got {found}")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"expected an image of shape (height, width, 3), got {image.shape}; "
@@ -24,7 +25,7 @@ def check_image(image: np.ndarray) -> None:
         )
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(f"expected values in [0, 1], found {low:g} to {high:g}; divide 8-bit pictures by 255")
+        raise ValueError(f"expected values in [0, 1], found {low:g} to {high:g} (divide 8-bit values by 255)")
 
 
 def shorter_side(image: np.ndarray) -> int:
@@ -35,8 +36,8 @@ def shorter_side(image: np.ndarray) -> int:
 def smooth_noise(height: int, width: int, cells: int, rng: np.random.Generator) -> np.ndarray:
     """A smooth random field, float32 (height, width), stretched to reach 0 and 1.
 
-    `cells` is the number of independent values along the shorter side: a small random grid, enlarged bicubically
-    (value noise). A field with no room to vary (1x1) is 0.5 everywhere.
+    `cells` is the number of independent values along the shorter side: a small random grid, enlarged
+    bicubically (value noise). A field with no room to vary (1x1) is 0.5 everywhere.
     """
     side = min(height, width)
     # Sides of one extreme ratio must not ask for millions of cells.

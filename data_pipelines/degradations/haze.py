@@ -8,12 +8,13 @@ import numpy as np
 
 from data_pipelines.degradations.fields import check_image, clip_unit, smooth_noise, uniform
 
-DENSITY = (0.7, 2.6)
+DENSITY = (0.5, 2.0)
 AIRLIGHT = (0.75, 1.0)
 
 
 def synthetic_depth(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A plausible depth map for a photograph that has none: float32 (height, width) in [0, 1], 1 the farthest.
+    """A plausible depth map for a photograph that has none: float32 (height, width) in [0, 1], 1 the
+    farthest.
 
     A ground plane seen in perspective (depth grows as 1 / distance below the horizon), everything above the
     horizon far, and smooth hills of random relief that make near things rise into the sky. Our own design.
@@ -40,15 +41,17 @@ def add_haze(
 ) -> np.ndarray:
     """Hazy picture I T + A (1 - T) with T = exp(-density * depth).
 
-    The atmospheric scattering model: Koschmieder, "Theorie der horizontalen Sichtweite", 1924; the form and the
-    practice of drawing A and beta at random are those of RESIDE (Li et al., "Benchmarking single-image dehazing
-    and beyond", 2019). The published sets use measured or estimated depth; here it is synthetic unless supplied.
+    The atmospheric scattering model: Koschmieder, "Theorie der horizontalen Sichtweite", 1924; the form
+    and the practice of drawing A and beta at random are those of RESIDE (Li et al., "Benchmarking
+    single-image dehazing and beyond", 2019). The published sets use measured or estimated depth; here it
+    is synthetic unless supplied.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
       rng: source of every random choice.
-      density: scattering coefficient beta per unit of depth, >= 0; default uniform in 0.7..2.6.
-      airlight: A in [0, 1], one number or one for each channel; default uniform in 0.75..1, with a faint tint.
+      density: scattering coefficient beta per unit of depth, >= 0; default uniform in 0.5..2.
+      airlight: A in [0, 1], one number or one for each channel; default uniform in 0.75..1, with a faint
+        tint.
       depth: (height, width), >= 0, in any unit that suits `density`; default `synthetic_depth`.
 
     Returns a new float32 image in [0, 1]. Raises ValueError for a depth of another size.

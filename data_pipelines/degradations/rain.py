@@ -18,7 +18,8 @@ LAYERS = 3
 def streak_kernel(length: float, angle: float, width: float) -> np.ndarray:
     """One streak, float32 (odd, odd), peak 1: a line of `length` pixels with a Gaussian profile across.
 
-    `width` is the full width at half maximum in pixels; angle in degrees from the vertical, positive leans right.
+    `width` is the full width at half maximum in pixels; angle in degrees from the vertical, positive leans
+    right.
     """
     sigma = max(width, 0.7) / 2.355
     reach = int(np.ceil(max(length, 0.0) / 2 + 2 * sigma))
@@ -43,8 +44,9 @@ def add_rain(
     """Rain streaks in three layers of distance, screened over the picture.
 
     A streak adds light of its own and hides a little of the background, in a linear relation: Garg and Nayar,
-    "Vision and rain", 2007. Streaks as filtered noise are common practice for synthetic sets (Rain100L, Yang et al.,
-    "Deep joint rain detection and removal from a single image", 2017, and others); layers and ranges are ours.
+    "Vision and rain", 2007. Streaks as filtered noise are common practice for synthetic sets (Rain100L,
+    Yang et al., "Deep joint rain detection and removal from a single image", 2017, and others); layers and
+    ranges are ours.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].

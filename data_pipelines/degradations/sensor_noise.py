@@ -1,4 +1,5 @@
-"""The noise of a camera: photons and electronics on the sensor, then the camera's own processing, then JPEG."""
+"""The noise of a camera: photons and electronics on the sensor, then the camera's own processing, then
+JPEG."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from scipy.ndimage import correlate1d
 from data_pipelines.degradations.fields import check_image, clip_unit, log_uniform, uniform
 from data_pipelines.degradations.light import photon_noise, to_display, to_light
 
-ISO = (800.0, 12800.0)
+ISO = (1600.0, 20000.0)
 RED_GAIN = (1.9, 2.4)
 BLUE_GAIN = (1.5, 1.9)
 QUALITY = (75, 98)
@@ -21,8 +22,11 @@ def mosaic_noise(noise: np.ndarray) -> np.ndarray:
     """Noise as it looks after bilinear demosaicing of an RGGB sensor: (height, width, 3) -> the same.
 
     Only the values on each channel's own sites are kept, and interpolated to the others; single grains become
-    blotches of two or three pixels, which is how real noise differs most from white noise.
+    blotches of two or three pixels, which is how real noise differs most from white noise. A picture of a
+    single row or column has no mosaic and keeps its noise.
     """
+    if min(noise.shape[:2]) < 2:
+        return noise
     sites = np.zeros_like(noise)
     sites[0::2, 0::2, 0] = noise[0::2, 0::2, 0]
     sites[0::2, 1::2, 1] = noise[0::2, 1::2, 1]
@@ -30,7 +34,7 @@ def mosaic_noise(noise: np.ndarray) -> np.ndarray:
     sites[1::2, 1::2, 2] = noise[1::2, 1::2, 2]
     tent = np.array([0.5, 1.0, 0.5], np.float32)
     spread = correlate1d(correlate1d(sites, tent, axis=0, mode="mirror"), tent, axis=1, mode="mirror")
-    # A green site has green neighbours at the corners too: four quarters and the centre, at half weight.
+    # Twice as many sites are green: between them the four neighbours are averaged, on them the value stands.
     spread[..., 1] *= 0.5
     green = np.zeros(noise.shape[:2], bool)
     green[0::2, 1::2] = green[1::2, 0::2] = True
@@ -54,16 +58,17 @@ def add_sensor_noise(
     blue_gain: float | None = None,
     quality: int | None = None,
 ) -> np.ndarray:
-    """Camera noise: back to linear light and to raw colours, Poisson-Gaussian noise, demosaic, forward again, JPEG.
+    """Camera noise: back to linear light and to raw colours, Poisson-Gaussian noise, demosaic, forward
+    again, JPEG.
 
-    Noise model: Foi et al., 2008. Going back through gamma and white balance, the gains, and the relation of read
-    to shot noise: Brooks et al., "Unprocessing images for learned raw denoising", 2019. A pure gamma takes the place
-    of their tone curve and colour matrix.
+    Noise model: Foi et al., 2008. Going back through gamma and white balance, the gains, and the relation
+    of read to shot noise: Brooks et al., "Unprocessing images for learned raw denoising", 2019. A pure
+    gamma takes the place of their tone curve and colour matrix.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
       rng: source of every random choice.
-      iso: sensitivity; shot noise has the variance 1e-6 iso x light; default log-uniform in 800..12800.
+      iso: sensitivity; shot noise has the variance 1e-6 iso x light; default log-uniform in 1600..20000.
       red_gain, blue_gain: white balance gains relative to green; defaults uniform in 1.9..2.4 and 1.5..1.9.
       quality: JPEG quality, 1 to 100; default an integer in 75..98.
 

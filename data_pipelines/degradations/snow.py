@@ -11,8 +11,8 @@ DENSITY = (0.5, 1.6)
 FLAKE = (0.012, 0.03)
 MOTION = (0.5, 3.0)
 VEIL = (0.0, 0.12)
-# Radius relative to the largest flakes, share of the covered area, opacity: near flakes are few, large, and out of
-# focus (thin), far ones many and small.
+# Radius relative to the largest flakes, share of the covered area, opacity: near flakes are few, large,
+# and out of focus (thin), far ones many and small.
 LAYERS = ((1.0, 0.12, 0.55), (0.55, 0.2, 0.75), (0.32, 0.3, 0.9), (0.18, 0.38, 0.9))
 
 
@@ -34,10 +34,11 @@ def add_snow(
     motion: float | None = None,
     veil: float | None = None,
 ) -> np.ndarray:
-    """Falling snow J (1 - z) + a z, with opacity z of the flakes and their brightness a, after a thin white veil.
+    """Falling snow J (1 - z) + a z, with opacity z of the flakes and their brightness a, after a thin
+    white veil.
 
-    The composition is that of Snow100K (Liu et al., "DesnowNet", 2018); the veil follows Chen et al., "JSTASR",
-    2020. The flakes themselves, in layers of size, distance and motion, are our own.
+    The composition is that of Snow100K (Liu et al., "DesnowNet", 2018); the veil follows Chen et al.,
+    "JSTASR", 2020. The flakes themselves, in layers of size, distance and motion, are our own.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
