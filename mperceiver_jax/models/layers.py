@@ -6,6 +6,8 @@ with biased variance; GELU is the exact erf form; explicit paddings are PyTorch'
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,15 @@ Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
 def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
+
+
+def run(block: Callable[..., Any], *inputs: Any, remat: bool) -> Any:
+    """`block(*inputs)`; with `remat` its inside is computed again in the backward pass instead of kept."""
+    if not remat:
+        return block(*inputs)
+    # A fresh function each time: jax.checkpoint remembers the traces of the functions it has seen,
+    # and a module seen again may hold other parameters.
+    return jax.checkpoint(lambda *given: block(*given))(*inputs)
 
 
 class Linear(nnx.Module):
