@@ -1,0 +1,81 @@
+"""The losses of the three stages. All compute in float32 and return a float32 scalar."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(logits: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, ""]:
+    """Mean over the batch of -log softmax(logits)[label]."""
+    return -_log_likelihood(logits, labels).mean()
+
+
+def focal_loss(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    gamma: float = 2.0,
+    alpha: Float[Array, "c"] | Sequence[float] | None = None,
+) -> Float[Array, ""]:
+    """Focal loss (Lin et al., 2017): mean over the batch of alpha_y (1 - p_y)^gamma (-log p_y).
+
+    The mean divides by the number of examples, not by the sum of alpha.
+
+    Args:
+        gamma: how strongly confident examples are played down; 0 gives cross-entropy.
+        alpha: weight per class; 1 for all when None.
+    """
+    log_p = _log_likelihood(logits, labels)
+    loss = -log_p
+    if gamma:
+        # 1 - p without cancellation; the floor keeps the power's gradient finite at p = 1 for gamma < 1.
+        loss = loss * jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny) ** gamma
+    if alpha is not None:
+        loss = loss * jnp.asarray(alpha, jnp.float32)[labels]
+    return loss.mean()
+
+
+def mean_squared_error(prediction: Array, target: Array) -> Float[Array, ""]:
+    """Mean over all elements; of predicted against true noise it is the diffusion loss."""
+    return jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+
+
+def l1(prediction: Array, target: Array) -> Float[Array, ""]:
+    """Mean absolute difference over all elements."""
+    return jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+
+
+def kl_to_standard_normal(mean: Float[Array, "b *rest"], logvar: Float[Array, "b *rest"]) -> Float[Array, ""]:
+    """KL divergence of a diagonal Gaussian from N(0, I), in nats: sum per example, mean over the batch."""
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    terms = jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar
+    return 0.5 * terms.sum(tuple(range(1, mean.ndim))).mean()
+
+
+def hinge_discriminator_loss(real: Array, fake: Array) -> Float[Array, ""]:
+    """Half the sum of mean relu(1 - real) and mean relu(1 + fake), both being discriminator outputs."""
+    real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
+    return 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
+
+
+def hinge_generator_loss(fake: Array) -> Float[Array, ""]:
+    """-mean of the discriminator's output for generated images."""
+    return -fake.astype(jnp.float32).mean()
+
+
+def adaptive_gan_weight(reconstruction_gradient: Array, gan_gradient: Array) -> Float[Array, ""]:
+    """Balances the adversarial loss against the reconstruction loss (Esser et al., 2021).
+
+    clip(|g_rec| / (|g_gan| + 1e-4), 0, 1e4), where both gradients are with respect to the
+    same, last trained kernel. A constant for differentiation.
+    """
+    of_reconstruction = jnp.linalg.norm(reconstruction_gradient.astype(jnp.float32).ravel())
+    of_gan = jnp.linalg.norm(gan_gradient.astype(jnp.float32).ravel())
+    weight = of_reconstruction / (of_gan + 1e-4)
+    return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
+
+
+def _log_likelihood(logits: Array, labels: Array) -> Array:
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
