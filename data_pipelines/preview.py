@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         required=True,
         metavar="FILE.png",
-        help="the sheet to write; replaced when whole",
+        help="sheet to write, replaced when complete",
     )
     parser.add_argument(
         "--photos",

@@ -61,7 +61,7 @@ def add_haze(
     if density is None:
         density = uniform(rng, DENSITY)
     if airlight is None:
-        airlight = uniform(rng, AIRLIGHT) + rng.uniform(-0.02, 0.02, 3)
+        airlight = (uniform(rng, AIRLIGHT) + rng.uniform(-0.02, 0.02, 3)).tolist()
     if depth is None:
         depth = synthetic_depth(height, width, rng)
     if depth.shape != (height, width):

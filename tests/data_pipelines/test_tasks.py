@@ -1,0 +1,51 @@
+"""The table of tasks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_pipelines.tasks import TASKS, task_named
+
+NAMES = [
+    "dehaze",
+    "desnow",
+    "denoise",
+    "derain",
+    "deblur_motion",
+    "deblur_defocus",
+    "denoise_real",
+    "deraindrop",
+    "lowlight",
+]
+
+
+def test_labels_follow_the_class_order_of_the_predictor():
+    assert [task.name for task in TASKS] == NAMES
+    assert [task.label for task in TASKS] == list(range(9))
+    assert len({task.title for task in TASKS}) == len({task.synthesise for task in TASKS}) == 9
+
+
+def test_every_task_degrades_by_its_own_kind():
+    """Haze, snow, rain and drops add light to a dark picture; low light takes it; blur leaves a flat one alone."""
+    dark = np.full((48, 48, 3), 0.2, np.float32)
+    change = {task.name: task.synthesise(dark, np.random.default_rng(0)) - dark for task in TASKS}
+    for name in ("dehaze", "desnow", "derain"):
+        assert change[name].mean() > 0.002 and change[name].min() > -1e-3
+    assert change["lowlight"].mean() < -0.1
+    for name in ("deblur_motion", "deblur_defocus"):
+        assert np.abs(change[name]).max() < 1e-4
+    for name in ("denoise", "denoise_real"):
+        assert abs(change[name].mean()) < 0.02 < change[name].std()
+    assert (change["deraindrop"] == 0).mean() > 0.3 and np.abs(change["deraindrop"]).max() > 0.01
+
+
+def test_task_named():
+    assert task_named("lowlight") is TASKS[8]
+    with pytest.raises(ValueError, match=r"'low-light'.*dehaze, desnow.*lowlight"):
+        task_named("low-light")
+
+
+def test_tasks_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TASKS[0].label = 3
