@@ -1,0 +1,239 @@
+"""The autoencoder of Stable Diffusion: pictures to latents and back.
+
+Attribute names follow diffusers' `AutoencoderKL`. The encoder also hands out the
+features that the detail refinement (`drm.py`) reads, and the decoder calls it at the
+matching places. Source: spec of the published autoencoder; the taps are our own design.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample, attention
+
+EPS = 1e-6
+Refine = Callable[[int, Array], Array]
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder.
+
+    Attributes:
+        image_channels, latent_channels: channels outside and in the latent.
+        base_channels, channel_mult: level l has base * mult[l] channels; all but the last halve the size.
+        num_res_blocks: residual blocks per encoder level (the decoder has one more).
+        groups: groups of every norm.
+        scaling_factor: what the diffusion multiplies latents by; `encode` and `decode` do not.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    base_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    groups: int = 32
+    scaling_factor: float = 0.18215
+
+    @classmethod
+    def sd(cls) -> "VAEConfig":
+        """Stable Diffusion 1 and 2: factor 8, 83,653,863 parameters."""
+        return cls()
+
+    @classmethod
+    def small(cls) -> "VAEConfig":
+        """Factor 4 and eight latent channels: trains in minutes on any machine."""
+        return cls(
+            latent_channels=8,
+            base_channels=16,
+            channel_mult=(1, 2, 4),
+            num_res_blocks=1,
+            groups=8,
+            scaling_factor=1.0,
+        )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.base_channels * mult for mult in self.channel_mult)
+
+    @property
+    def tap_channels(self) -> tuple[int, ...]:
+        """Channels of each encoder tap, finest first; tap i has 1 / 2**i of the picture's size."""
+        return self.channels[:-1]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent pixel, along one side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+class Posterior(NamedTuple):
+    """What the encoder knows of a picture: a Gaussian per latent value, and its own features.
+
+    Attributes:
+        mean, logvar: (b, h / factor, w / factor, latent channels), unscaled; logvar within [-30, 20].
+        taps: one map per level that halves the size, taken before it does, finest first.
+    """
+
+    mean: Array
+    logvar: Array
+    taps: tuple[Array, ...]
+
+    def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """mean + std * noise, for standard normal noise; in the dtype of the mean."""
+        std = jnp.exp(0.5 * self.logvar.astype(jnp.float32))
+        return (self.mean.astype(jnp.float32) + std * noise.astype(jnp.float32)).astype(self.mean.dtype)
+
+
+def posterior(moments: Float[Array, "b h w c2"], taps: tuple[Array, ...] = ()) -> Posterior:
+    """Splits moments into mean and log-variance, and clamps the latter."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return Posterior(mean, jnp.clip(logvar, -30.0, 20.0), taps)
+
+
+class AutoencoderKL(nnx.Module):
+    """Encoder, decoder and the two 1x1 convolutions around the latent."""
+
+    def __init__(self, config: VAEConfig):
+        latent = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = Conv(2 * latent, 2 * latent, 1)
+        self.post_quant_conv = Conv(latent, latent, 1)
+        self.config = config
+
+    def encode(self, x: Float[Array, "b h w c"]) -> Posterior:
+        """The posterior of pictures in [-1, 1].
+
+        Raises:
+            ValueError: height or width is no multiple of `config.factor`.
+        """
+        height, width, factor = *x.shape[1:3], self.config.factor
+        if height % factor or width % factor:
+            raise ValueError(
+                f"AutoencoderKL: pictures of {height}x{width}; pad sides to multiples of {factor}"
+            )
+        raw, taps = self.encoder(x)
+        return posterior(self.quant_conv(raw), taps)
+
+    def decode(self, z: Float[Array, "b h w c"], refine: Refine | None = None) -> Float[Array, "b hh ww 3"]:
+        """Pictures, nominally in [-1, 1] but not clipped, from unscaled latents.
+
+        Args:
+            refine: `refine(i, d)` replaces the decoder's features d at the place that matches
+                encoder tap i; same shape in and out. Called from the coarsest tap to the finest.
+        """
+        return self.decoder(self.post_quant_conv(z), refine)
+
+
+class Encoder(nnx.Module):
+    """Picture to moments (before the 1x1 convolution) and taps."""
+
+    def __init__(self, config: VAEConfig):
+        channels, groups = config.channels, config.groups
+        levels = []
+        for level, out in enumerate(channels):
+            widths = [channels[max(level - 1, 0)]] + [out] * config.num_res_blocks
+            down = Downsample(out, padding=((0, 1), (0, 1))) if level < len(channels) - 1 else None
+            levels.append(DownBlock(widths, groups, down))
+        self.conv_in = Conv(config.image_channels, channels[0])
+        self.down_blocks = nnx.List(levels)
+        self.mid_block = MidBlock(channels[-1], groups)
+        self.conv_norm_out = GroupNorm(channels[-1], groups=groups, eps=EPS)
+        self.conv_out = Conv(channels[-1], 2 * config.latent_channels)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b hh ww m"], tuple[Array, ...]]:
+        h, taps = self.conv_in(x), []
+        for block in self.down_blocks:
+            for resnet in block.resnets:
+                h = resnet(h)
+            for down in block.downsamplers:
+                taps.append(h)
+                h = down(h)
+        h = self.mid_block(h)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h))), tuple(taps)
+
+
+class Decoder(nnx.Module):
+    """Latent (after the 1x1 convolution) to picture. `up_blocks` run from the coarsest to the finest."""
+
+    def __init__(self, config: VAEConfig):
+        channels, groups = config.channels[::-1], config.groups
+        levels = []
+        for index, out in enumerate(channels):
+            widths = [channels[max(index - 1, 0)]] + [out] * (config.num_res_blocks + 1)
+            levels.append(UpBlock(widths, groups, Upsample(out) if index < len(channels) - 1 else None))
+        self.conv_in = Conv(config.latent_channels, channels[0])
+        self.mid_block = MidBlock(channels[0], groups)
+        self.up_blocks = nnx.List(levels)
+        self.conv_norm_out = GroupNorm(channels[-1], groups=groups, eps=EPS)
+        self.conv_out = Conv(channels[-1], config.image_channels)
+
+    def __call__(self, z: Float[Array, "b h w c"], refine: Refine | None) -> Float[Array, "b hh ww 3"]:
+        h = self.mid_block(self.conv_in(z))
+        coarsest = len(self.up_blocks) - 1
+        for index, block in enumerate(self.up_blocks):
+            for resnet in block.resnets:
+                h = resnet(h)
+            level = coarsest - index
+            # The coarsest level of the encoder does not downsample, so it has no tap.
+            if refine is not None and level < coarsest:
+                h = refine(level, h)
+            for up in block.upsamplers:
+                h = up(h)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+
+class DownBlock(nnx.Module):
+    """The residual blocks of one encoder level and, except at the coarsest, what halves the size."""
+
+    def __init__(self, widths: list[int], groups: int, down: Downsample | None):
+        self.resnets = resnets(widths, groups)
+        self.downsamplers = nnx.List([] if down is None else [down])
+
+
+class UpBlock(nnx.Module):
+    """The residual blocks of one decoder level and, except at the finest, what doubles the size."""
+
+    def __init__(self, widths: list[int], groups: int, up: Upsample | None):
+        self.resnets = resnets(widths, groups)
+        self.upsamplers = nnx.List([] if up is None else [up])
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention, residual block at the coarsest size."""
+
+    def __init__(self, channels: int, groups: int):
+        self.resnets = resnets([channels] * 3, groups)
+        self.attentions = nnx.List([SpatialAttention(channels, groups)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class SpatialAttention(nnx.Module):
+    """Self-attention over all positions with one head as wide as the map, plus its input."""
+
+    def __init__(self, channels: int, groups: int):
+        self.group_norm = GroupNorm(channels, groups=groups, eps=EPS)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nnx.List([Linear(channels, channels)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        mixed = attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), heads=1)
+        return x + self.to_out[0](mixed).reshape(x.shape)
+
+
+def resnets(widths: list[int], groups: int) -> nnx.List:
+    """Residual blocks without a time term, from widths[0] to widths[1], and so on."""
+    return nnx.List(ResnetBlock(i, o, time_width=None, groups=groups, eps=EPS) for i, o in pairwise(widths))
