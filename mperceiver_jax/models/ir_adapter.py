@@ -71,22 +71,32 @@ class IRAdapterConfig:
     remat: bool = False
 
     @classmethod
-    def release(cls, **changes) -> "IRAdapterConfig":
+    def release(cls) -> "IRAdapterConfig":
         """The release's adapter for Stable Diffusion 2.1: 54 M parameters."""
-        return cls(**changes)
+        return cls()
 
     @classmethod
-    def small(cls, **changes) -> "IRAdapterConfig":
+    def small(cls) -> "IRAdapterConfig":
         """Fits `UNetConfig.small` (our own design)."""
-        sizes = dict(
-            latent_channels=8, model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_levels=(1, 2),
-            out_channels=64, prompt_tokens=8, prompt_width=64, prompt_heads=4, prompt_head_width=16, groups=8,
-        )  # fmt: skip
-        return cls(**(sizes | changes))
+        return cls(
+            latent_channels=8,
+            model_channels=32,
+            channel_mult=(1, 2, 2),
+            num_res_blocks=1,
+            attention_levels=(1, 2),
+            out_channels=64,
+            prompt_tokens=8,
+            prompt_width=64,
+            prompt_heads=4,
+            prompt_head_width=16,
+            groups=8,
+        )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not set(self.attention_levels) <= set(range(self.scales)):
-            raise ValueError(f"IRAdapterConfig.attention_levels {self.attention_levels}: there are {self.scales} scales")
+            raise ValueError(
+                f"IRAdapterConfig.attention_levels {self.attention_levels}: {self.scales} scales exist"
+            )
         for width in (*self.widths, self.out_channels):
             if width % self.groups:
                 raise ValueError(f"IRAdapterConfig: width {width} does not divide into {self.groups} groups")
@@ -141,7 +151,10 @@ def prompt_attention(
     """
     heads = attend.heads
     classes, m, inner = keys.shape
-    by_head = lambda tokens: tokens.astype(x.dtype).reshape(classes * m, heads, inner // heads)
+
+    def by_head(tokens: Array) -> Array:
+        return tokens.astype(x.dtype).reshape(classes * m, heads, inner // heads)
+
     q = attend.to_q(x).reshape(*x.shape[:2], heads, inner // heads)
     scores = jnp.einsum("bnhc,mhc->bhnm", q, by_head(keys), preferred_element_type=jnp.float32)
     scores = (scores * (inner // heads) ** -0.5).reshape(*scores.shape[:3], classes, m)

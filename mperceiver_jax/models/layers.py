@@ -141,7 +141,10 @@ def attention(
     Args:
         mask: true where a query may look at a key.
     """
-    split = lambda x: x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
+
+    def split(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
+
     width = q.shape[-1] // heads
     fused = (
         jax.default_backend() == "gpu"
@@ -242,6 +245,8 @@ class ResnetBlock(nnx.Module):
         """`features` feed the modulator; without them the block is the plain one of the prior."""
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            if temb is None:
+                raise ValueError("ResnetBlock: a block with a time term needs the time embedding")
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         if self.spade is not None and features is not None:

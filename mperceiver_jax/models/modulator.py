@@ -46,7 +46,8 @@ class Modulator(nnx.Module):
     ):
         if form not in get_args(Form) or init not in get_args(Start):
             raise ValueError(
-                f"Modulator: form {form!r} must be one of {get_args(Form)}, init {init!r} one of {get_args(Start)}"
+                f"Modulator: form {form!r} and init {init!r} given, "
+                f"one of {get_args(Form)} and one of {get_args(Start)} expected"
             )
         self.param_free_norm = GroupNorm(channels, groups=groups)
         self.mlp_shared = nnx.List([Conv(feature_channels, hidden)])

@@ -26,7 +26,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int):
         # PyTorch keeps a dropout, of rate 0 here, at index 1.
-        self.net = nnx.List([GatedLinear(width, 4 * width), None, Linear(4 * width, width)])
+        self.net: nnx.List = nnx.List([GatedLinear(width, 4 * width), None, Linear(4 * width, width)])
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         return self.net[2](self.net[0](x))
@@ -67,9 +67,7 @@ class SpatialTransformer(nnx.Module):
         )
         self.proj_out = Linear(channels, channels)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"]
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"]) -> Float[Array, "b h w c"]:
         tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
         for block in self.transformer_blocks:
             tokens = block(tokens, context.astype(x.dtype))

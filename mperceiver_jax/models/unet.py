@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimeEmbedding, Upsample, run
+from mperceiver_jax.models.layers import (
+    Conv,
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    run,
+)
 from mperceiver_jax.models.modulator import Form, Modulator, Start
 from mperceiver_jax.models.spatial_transformer import SpatialTransformer
 
@@ -59,23 +67,32 @@ class UNetConfig:
     remat: bool = False
 
     @classmethod
-    def sd21(cls, **changes) -> "UNetConfig":
+    def sd21(cls) -> "UNetConfig":
         """Stable Diffusion 2.1 (866 M parameters) with the release's modulators (60 M)."""
-        return cls(**changes)
+        return cls()
 
     @classmethod
-    def small(cls, **changes) -> "UNetConfig":
+    def small(cls) -> "UNetConfig":
         """For laptops and tests of the whole system (our own design)."""
-        sizes = dict(
-            latent_channels=8, model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_levels=(1, 2),
-            head_width=16, context_width=64, groups=8, feature_channels=64, modulator_hidden=32,
+        return cls(
+            latent_channels=8,
+            model_channels=32,
+            channel_mult=(1, 2, 2),
+            num_res_blocks=1,
+            attention_levels=(1, 2),
+            head_width=16,
+            context_width=64,
+            groups=8,
+            feature_channels=64,
+            modulator_hidden=32,
             modulator_form="residual",
-        )  # fmt: skip
-        return cls(**(sizes | changes))
+        )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not set(self.attention_levels) <= set(range(self.levels)):
-            raise ValueError(f"UNetConfig.attention_levels {self.attention_levels}: there are {self.levels} levels")
+            raise ValueError(
+                f"UNetConfig.attention_levels {self.attention_levels}: {self.levels} levels exist"
+            )
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"UNetConfig: width {width} does not divide into {self.groups} groups")
@@ -122,7 +139,9 @@ class Stage(nnx.Module):
             for width_in in widths_in
         )
         self.attentions = nnx.List(
-            SpatialTransformer(width, config.context_width, head_width=config.head_width, groups=config.groups)
+            SpatialTransformer(
+                width, config.context_width, head_width=config.head_width, groups=config.groups
+            )
             for _ in range(transformers)
         )
         self.remat = config.remat
@@ -142,7 +161,8 @@ class DownBlock(Stage):
         width = config.widths[level]
         before = config.widths[level - 1] if level else config.model_channels
         n = config.num_res_blocks
-        super().__init__(config, [before] + [width] * (n - 1), width, n if level in config.attention_levels else 0)
+        transformers = n if level in config.attention_levels else 0
+        super().__init__(config, [before] + [width] * (n - 1), width, transformers)
         self.downsamplers = nnx.List([Downsample(width)] if level < config.levels - 1 else [])
 
     def __call__(self, h: Array, temb: Array, context: Array, features: Array | None) -> list[Array]:
@@ -174,7 +194,8 @@ class UpBlock(Stage):
         # What is popped: the level's own maps, then the one that entered it on the way down.
         skips = [width] * n + [config.widths[level - 1] if level else config.model_channels]
         widths_in = [current + skip for current, skip in zip([below] + [width] * n, skips, strict=True)]
-        super().__init__(config, widths_in, width, n + 1 if level in config.attention_levels else 0)
+        transformers = n + 1 if level in config.attention_levels else 0
+        super().__init__(config, widths_in, width, transformers)
         self.upsamplers = nnx.List([Upsample(width)] if level else [])
 
     def __call__(
@@ -224,12 +245,12 @@ class UNet(nnx.Module):
         maps: list[Array | None] = [None] * self.config.levels if features is None else list(features)
         temb = self.time_embedding(t, latent.dtype)
         skips = [self.conv_in(latent)]
-        for block, features_here in zip(self.down_blocks, maps, strict=True):
-            skips += block(skips[-1], temb, context, features_here)
+        for down, features_here in zip(self.down_blocks, maps, strict=True):
+            skips += down(skips[-1], temb, context, features_here)
         h = self.mid_block(skips[-1], temb, context, maps[-1])
-        for block, features_here in zip(self.up_blocks, reversed(maps), strict=True):
-            taken = [skips.pop() for _ in block.resnets]
-            h = block(h, taken, temb, context, features_here)
+        for up, features_here in zip(self.up_blocks, reversed(maps), strict=True):
+            taken = [skips.pop() for _ in up.resnets]
+            h = up(h, taken, temb, context, features_here)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
     def _check(self, latent: Array, features: Sequence[Array] | None) -> None:
@@ -243,7 +264,8 @@ class UNet(nnx.Module):
             return
         if not self.config.modulated:
             raise ValueError("UNet: features were given, but config.modulated is false")
-        expected = [(height >> level, width >> level, self.config.feature_channels) for level in range(levels)]
+        channels = self.config.feature_channels
+        expected = [(height >> level, width >> level, channels) for level in range(levels)]
         given = [tuple(features_here.shape[1:]) for features_here in features]
         if given != expected:
             raise ValueError(f"UNet: features of (height, width, channels) {given}, expected {expected}")
