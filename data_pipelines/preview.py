@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m data_pipelines.preview",
         description="Draw a test sheet: photographs down, the clean picture and the nine degradations "
         "across, with the PSNR of each. Look at it after every change to data_pipelines/degradations.",
-        epilog="Severities are drawn as in training, so try a few seeds. Flakes, streaks and drops grow with the "
-        "picture: --size=96 and --size=512 show the same weather.",
+        epilog="Severities are drawn as in training, so try a few seeds. Flakes, streaks and drops grow with "
+        "the picture: --size=96 and --size=512 show the same weather.",
     )
     parser.add_argument(
         "--output",

@@ -18,7 +18,7 @@ LAYERS = 3
 def streak_kernel(length: float, angle: float, width: float) -> np.ndarray:
     """One streak, float32 (odd, odd), peak 1: a line of `length` pixels with a Gaussian profile across.
 
-    `width` is the full width at half maximum in pixels; angle in degrees from the vertical, positive leans
+    `width` is the full width at half maximum in pixels; `angle` in degrees from the vertical, positive leans
     right.
     """
     sigma = max(width, 0.7) / 2.355

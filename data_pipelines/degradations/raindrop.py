@@ -20,9 +20,13 @@ VIEW = (0.35, 0.7)
 
 @dataclass(frozen=True)
 class Drops:
-    """Drops on glass, all float32 (height, width): `mask` opacity in [0, 1]; `row`, `column` where the
-    light of each covered pixel comes from, in pixels; `shade` the brightness factor of a drop (dark rim,
-    bright body)."""
+    """Drops on glass, each field float32 (height, width).
+
+    Attributes:
+      mask: opacity in [0, 1]; 0 where the glass is dry.
+      row, column: where the light of each wet pixel comes from, in pixels; they may lie outside the picture.
+      shade: brightness factor of the refracted light (dark rim, bright body).
+    """
 
     mask: np.ndarray
     row: np.ndarray
@@ -33,8 +37,12 @@ class Drops:
 def scatter_drops(
     height: int, width: int, rng: np.random.Generator, *, coverage: float, radius: float
 ) -> Drops:
-    """As many drops as cover the share `coverage` of the glass without overlap; the largest of `radius`
-    pixels."""
+    """As many drops as cover the share `coverage` of the glass without overlap, the largest of `radius`
+    pixels.
+
+    Outlines are ellipses drawn out by gravity with two and three random lobes; later drops lie over
+    earlier ones.
+    """
     mask = np.zeros((height, width), np.float32)
     row, column = np.indices((height, width), np.float32)
     shade = np.ones((height, width), np.float32)
@@ -112,9 +120,7 @@ def refract(image: np.ndarray, drops: Drops) -> np.ndarray:
     blurred = uniform_filter(image, (max(1, round(side / 16)),) * 2 + (1,), mode="reflect")
     where = np.stack([drops.row[wet], drops.column[wet]])
     channels = np.moveaxis(blurred, 2, 0)
-    seen = np.stack(
-        [map_coordinates(channel, where, order=1, mode="mirror") for channel in channels], axis=-1
-    )
+    seen = np.stack([map_coordinates(plane, where, order=1, mode="mirror") for plane in channels], axis=-1)
     opacity = drops.mask[wet][:, None]
     result = image.copy()
     result[wet] = (1 - opacity) * image[wet] + opacity * np.clip(seen * drops.shade[wet][:, None], 0, 1)

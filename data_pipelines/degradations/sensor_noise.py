@@ -1,5 +1,4 @@
-"""The noise of a camera: photons and electronics on the sensor, then the camera's own processing, then
-JPEG."""
+"""The noise of a camera: photons and electronics on the sensor, the camera's own processing, JPEG."""
 
 from __future__ import annotations
 
@@ -58,8 +57,7 @@ def add_sensor_noise(
     blue_gain: float | None = None,
     quality: int | None = None,
 ) -> np.ndarray:
-    """Camera noise: back to linear light and to raw colours, Poisson-Gaussian noise, demosaic, forward
-    again, JPEG.
+    """Camera noise: back to raw light, Poisson-Gaussian noise, demosaicing, forward again, JPEG.
 
     Noise model: Foi et al., 2008. Going back through gamma and white balance, the gains, and the relation
     of read to shot noise: Brooks et al., "Unprocessing images for learned raw denoising", 2019. A pure

@@ -34,8 +34,7 @@ def add_snow(
     motion: float | None = None,
     veil: float | None = None,
 ) -> np.ndarray:
-    """Falling snow J (1 - z) + a z, with opacity z of the flakes and their brightness a, after a thin
-    white veil.
+    """Falling snow, J (1 - z) + a z: opacity z and brightness a of flakes in four layers and a thin veil.
 
     The composition is that of Snow100K (Liu et al., "DesnowNet", 2018); the veil follows Chen et al.,
     "JSTASR", 2020. The flakes themselves, in layers of size, distance and motion, are our own.

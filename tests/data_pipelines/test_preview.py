@@ -51,11 +51,12 @@ def test_a_failed_write_leaves_the_old_sheet(photos, tmp_path, monkeypatch):
     output = tmp_path / "sheet.png"
     output.write_bytes(b"old")
 
-    def full_disk(picture, path):
-        path.write_bytes(b"half a")
-        raise OSError("No space left on device")
+    class FullDisk:
+        def save(self, path):
+            path.write_bytes(b"half a")
+            raise OSError("No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
+    monkeypatch.setattr(preview, "sheet", lambda photographs, seed: FullDisk())
     with pytest.raises(SystemExit) as stopped:
         preview.main([f"--photos={photos}", f"--output={output}", "--size=8"])
     assert stopped.value.code == 2
