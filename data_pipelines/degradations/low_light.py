@@ -32,9 +32,8 @@ def darken(
       rng: source of every random choice.
       exposure: factor in 0..1; default uniform in 0.15..0.6.
       curve: exponent >= 1 that deepens the shadows; default uniform in 1.2..2.2.
-      noise: standard deviation of the noise where the dark picture is 1, >= 0; in the shadows it falls to
-        a third
-        of that; default uniform in 0..0.02.
+      noise: standard deviation of the noise where the dark picture is 1, >= 0, falling to a third of that in
+        black; default uniform in 0..0.02.
 
     Returns a new float32 image in [0, 1]. Without noise it is a monotone function of the input.
     """

@@ -10,6 +10,8 @@ from data_pipelines.degradations.fields import check_image, clip_unit, shorter_s
 DENSITY = (0.4, 1.6)
 LENGTH = (0.06, 0.2)
 WIDTH = (0.004, 0.008)
+# Pixels; thinner streaks would break up into dots.
+THINNEST = 1.2
 ANGLE = (-30.0, 30.0)
 BRIGHTNESS = (0.35, 0.75)
 LAYERS = 3
@@ -21,7 +23,7 @@ def streak_kernel(length: float, angle: float, width: float) -> np.ndarray:
     `width` is the full width at half maximum in pixels; `angle` in degrees from the vertical, positive leans
     right.
     """
-    sigma = max(width, 0.7) / 2.355
+    sigma = max(width, THINNEST) / 2.355
     reach = int(np.ceil(max(length, 0.0) / 2 + 2 * sigma))
     offset = np.arange(-reach, reach + 1, dtype=np.float32)
     slant = np.deg2rad(angle)
@@ -54,7 +56,7 @@ def add_rain(
       density: share of the picture that streaks would cover without overlap, in units of 10 %, >= 0;
         default uniform in 0.4..1.6.
       length: of the nearest streaks as a fraction of the shorter side; default uniform in 0.06..0.2.
-      width: their width likewise; default uniform in 0.004..0.008 (never thinner than 0.7 pixels).
+      width: their width likewise; default uniform in 0.004..0.008 (never thinner than 1.2 pixels).
       angle: degrees from the vertical, positive leans right; default uniform in -30..30.
       brightness: of the nearest streaks, 0..1; default uniform in 0.35..0.75.
 

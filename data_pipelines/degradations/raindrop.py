@@ -37,11 +37,9 @@ class Drops:
 def scatter_drops(
     height: int, width: int, rng: np.random.Generator, *, coverage: float, radius: float
 ) -> Drops:
-    """As many drops as cover the share `coverage` of the glass without overlap, the largest of `radius`
-    pixels.
+    """As many drops as would cover the share `coverage` of the glass, the largest of `radius` pixels.
 
-    Outlines are ellipses drawn out by gravity with two and three random lobes; later drops lie over
-    earlier ones.
+    Outlines are ellipses drawn out by gravity, with random lobes; later drops lie over earlier ones.
     """
     mask = np.zeros((height, width), np.float32)
     row, column = np.indices((height, width), np.float32)
