@@ -13,6 +13,8 @@ from typing import Any
 
 from flax import nnx
 
+from mperceiver_jax.models.parameters import Kind
+
 Rules = Sequence[tuple[str, str]]
 
 
@@ -25,12 +27,20 @@ class KeyMap:
         inner: (regex, replacement) rules applied one after another to the whole result.
         one_by_one: regex of *our* paths of linears that the family stores as 1x1 convolutions,
             with the number of size-1 axes behind the weight.
-        ignorable: regex of *their* keys that carry nothing (schedule buffers, mask buffers).
+        transposed: regex of *our* paths of plain matrices that the family stores transposed, as linears.
+        stacked: (name, parts): a key that contains `name` stands for one key per part, whose tensors are
+            the outputs of ours in this order.
+        aliases: (regex, replacement) rules that bring other spellings of *their* keys to the one above
+            when reading; writing always uses the one above.
+        ignorable: regex of *their* keys that carry nothing for this module (buffers, the other tower).
     """
 
     prefixes: Rules = ()
     inner: Rules = ()
     one_by_one: tuple[str, int] = ("(?!)", 0)
+    transposed: str = "(?!)"
+    stacked: tuple[str, tuple[str, ...]] | None = None
+    aliases: Rules = ()
     ignorable: str = "(?!)"
 
     def key(self, path: str) -> str:
@@ -41,6 +51,24 @@ class KeyMap:
         for pattern, replacement in self.inner:
             path = re.sub(pattern, replacement, path)
         return path
+
+    def keys(self, path: str) -> tuple[str, ...]:
+        """The keys that together hold a parameter: one, or the parts of a stack."""
+        key = self.key(path)
+        if self.stacked is None or self.stacked[0] not in key:
+            return (key,)
+        name, parts = self.stacked
+        return tuple(key.replace(name, part) for part in parts)
+
+    def kind(self, path: str, declared: Kind) -> Kind:
+        """How the family's array relates to ours (see `parameters.parameter`)."""
+        return "linear" if re.search(self.transposed, path) else declared
+
+    def canonical(self, key: str) -> str:
+        """The spelling that `key` and `keys` produce, for one that the aliases know."""
+        for pattern, replacement in self.aliases:
+            key = re.sub(pattern, replacement, key)
+        return key
 
     def trailing_axes(self, path: str) -> int:
         pattern, axes = self.one_by_one
@@ -138,3 +166,93 @@ def keymap(module: nnx.Module, layout: str) -> KeyMap:
         known = sorted(other for cls, other in KEYMAPS if cls == name)
         raise ValueError(f"{name} has no layout {layout!r}; known: {known}")
     return KEYMAPS[name, layout](module)
+
+
+def _autoencoder_compvis(module: nnx.Module) -> KeyMap:
+    # `decoder.up` counts from the finest level, diffusers' `up_blocks` in the order they run.
+    levels = len(module.config.channel_mult)
+    return KeyMap(
+        prefixes=[(f"decoder.up_blocks.{i}", f"decoder.up.{levels - 1 - i}") for i in range(levels)],
+        inner=(
+            (r"mid_block\.resnets\.0", "mid.block_1"),
+            (r"mid_block\.resnets\.1", "mid.block_2"),
+            (r"mid_block\.attentions\.0", "mid.attn_1"),
+            (r"attn_1\.group_norm", "attn_1.norm"),
+            (r"attn_1\.to_(q|k|v)\.", r"attn_1.\1."),
+            (r"attn_1\.to_out\.0", "attn_1.proj_out"),
+            (r"\.down_blocks\.", ".down."),
+            (r"\.resnets\.", ".block."),
+            (r"\.downsamplers\.0\.", ".downsample."),
+            (r"\.upsamplers\.0\.", ".upsample."),
+            (r"conv_shortcut", "nin_shortcut"),
+            (r"conv_norm_out", "norm_out"),
+        ),
+        one_by_one=(r"mid_block\.attentions\.0\.to_", 2),
+    )
+
+
+def _autoencoder_diffusers(module: nnx.Module) -> KeyMap:
+    # Many published files still carry the attention names of early diffusers versions.
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return KeyMap(aliases=[(rf"(attentions\.0)\.{theirs}\.", rf"\1.{now}.") for theirs, now in old.items()])
+
+
+def _clip_block(tower: str) -> Rules:
+    return (
+        (r"^transformer\.resblocks\.", f"{tower}.encoder.layers."),
+        (r"\.ln_(1|2)\.", r".layer_norm\1."),
+        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+        (r"\.attn\.in_proj_", ".self_attn.in_proj."),
+    )
+
+
+_QKV = ("in_proj", ("q_proj", "k_proj", "v_proj"))
+
+
+def _vision_transformers(module: nnx.Module) -> KeyMap:
+    return KeyMap(
+        prefixes=(
+            ("class_embedding", "vision_model.embeddings.class_embedding"),
+            ("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+            ("conv1", "vision_model.embeddings.patch_embedding"),
+            ("ln_pre", "vision_model.pre_layrnorm"),
+            ("ln_post", "vision_model.post_layernorm"),
+            ("proj", "visual_projection.weight"),
+        ),
+        inner=_clip_block("vision_model"),
+        transposed=r"^proj$",
+        stacked=_QKV,
+        ignorable=r"\.position_ids$|^text_model\.|^text_projection\.|^logit_scale$",
+    )
+
+
+def _text_transformers(module: nnx.Module) -> KeyMap:
+    return KeyMap(
+        prefixes=(
+            ("token_embedding", "text_model.embeddings.token_embedding"),
+            ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+            ("ln_final", "text_model.final_layer_norm"),
+            ("text_projection", "text_projection.weight"),
+        ),
+        inner=_clip_block("text_model"),
+        transposed=r"^text_projection$",
+        stacked=_QKV,
+        # The text model alone is written without its prefix since transformers 5.6.
+        aliases=((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),),
+        ignorable=r"\.position_ids$|^vision_model\.|^visual_projection\.",
+    )
+
+
+KEYMAPS |= {
+    ("AutoencoderKL", "release"): _autoencoder_compvis,
+    ("AutoencoderKL", "diffusers"): _autoencoder_diffusers,
+    # The keys of OpenCLIP's image tower alone: a whole model has them behind `visual.`.
+    ("VisionTower", "open_clip"): lambda _: KeyMap(),
+    ("VisionTower", "transformers"): _vision_transformers,
+    ("TextTower", "open_clip"): lambda _: KeyMap(ignorable=r"^attn_mask$|^visual\."),
+    ("TextTower", "transformers"): _text_transformers,
+    ("DegradationPredictor", "release"): lambda _: KeyMap(),
+    ("CMInversion", "release"): lambda _: KeyMap(),
+}

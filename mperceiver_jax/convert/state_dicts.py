@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from mperceiver_jax.convert.keymaps import keymap
+from mperceiver_jax.convert.keymaps import KeyMap, keymap
 from mperceiver_jax.models import parameters
 
 
-def from_torch(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release") -> dict[str, Any]:
+def from_torch(
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release"
+) -> dict[str, np.ndarray]:
     """Translates a state dict into `{path: array}` for exactly the module's parameters.
 
     Args:
@@ -22,20 +24,24 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: st
         ValueError: names every missing, unexpected and misshapen key.
     """
     names = keymap(module, layout)
-    values, missing, misshapen, used = {}, [], [], set()
+    tensors = _canonical(tensors, names)
+    values: dict[str, np.ndarray] = {}
+    missing, misshapen, used = [], [], set()
     for path, variable in parameters.declared(module).items():
-        key = names.key(path)
-        if key not in tensors:
-            missing.append(key)
-            continue
-        used.add(key)
-        value = _ours(np.asarray(tensors[key]), variable.kind)
-        expected = tuple(variable.get_value().shape)
-        if value.shape == expected:
-            values[path] = value
-        else:
-            theirs = tuple(_theirs(np.empty(expected, np.bool_), variable.kind, names.trailing_axes(path)).shape)
-            misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {theirs} expected")
+        keys, kind, shape = names.keys(path), names.kind(path, variable.kind), variable.get_value().shape
+        used.update(keys)
+        expected = (*shape[:-1], shape[-1] // len(keys)) if len(keys) > 1 else tuple(shape)
+        parts = []
+        for key in keys:
+            if key not in tensors:
+                missing.append(key)
+                continue
+            parts.append(_ours(np.asarray(tensors[key]), kind))
+            if parts[-1].shape != expected:
+                theirs = _theirs(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
+                misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
+        if not missing and not misshapen:
+            values[path] = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
     unexpected = [key for key in tensors if key not in used and not names.ignored(key)]
     problems = [
         f"{len(found)} {what}: " + "; ".join(sorted(found)[:20]) + (" ..." if len(found) > 20 else "")
@@ -43,7 +49,8 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: st
         if found
     ]
     if problems:
-        raise ValueError(f"The tensors are no {type(module).__name__} in layout {layout!r}. " + " | ".join(problems))
+        name = type(module).__name__
+        raise ValueError(f"The tensors are no {name} in layout {layout!r}. " + " | ".join(problems))
     return values
 
 
@@ -54,21 +61,37 @@ def to_torch(module: nnx.Module, values: Mapping[str, Any], layout: str = "relea
     absent = sorted(set(variables) - set(values))
     if absent:
         raise ValueError(f"{type(module).__name__}: no value for {absent[:10]} ({len(absent)} in all)")
-    return {
-        names.key(path): _theirs(np.asarray(values[path]), variable.kind, names.trailing_axes(path))
-        for path, variable in variables.items()
-    }
+    tensors = {}
+    for path, variable in variables.items():
+        keys, kind = names.keys(path), names.kind(path, variable.kind)
+        value = np.asarray(values[path])
+        parts = [value] if len(keys) == 1 else np.split(value, len(keys), -1)
+        for key, part in zip(keys, parts, strict=True):
+            tensors[key] = np.asarray(_theirs(part, kind, names.trailing_axes(path)), order="C")
+    return tensors
 
 
 def load(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release") -> nnx.Module:
     """Fills a module in place from a state dict (see `from_torch`) and returns it."""
-    parameters.assign(module, {k: np.ascontiguousarray(v) for k, v in from_torch(module, tensors, layout).items()})
+    values = from_torch(module, tensors, layout)
+    parameters.assign(module, {path: np.asarray(value, order="C") for path, value in values.items()})
     return module
 
 
 def dump(module: nnx.Module, layout: str = "release") -> dict[str, np.ndarray]:
     """The state dict of a filled module; the exact inverse of `load`."""
     return to_torch(module, parameters.split(module)[1], layout)
+
+
+def _canonical(tensors: Mapping[str, np.ndarray], names: KeyMap) -> dict[str, np.ndarray]:
+    """The tensors under the spelling that the key map produces."""
+    renamed: dict[str, np.ndarray] = {}
+    for key, tensor in tensors.items():
+        spelling = names.canonical(key)
+        if spelling in renamed:
+            raise ValueError(f"{key} and another key both mean {spelling}")
+        renamed[spelling] = tensor
+    return renamed
 
 
 def _ours(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:
@@ -85,7 +108,7 @@ def _ours(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:
 def _theirs(value: np.ndarray, kind: parameters.Kind, trailing_axes: int) -> np.ndarray:
     """Our array as PyTorch stores it, with `trailing_axes` size-1 axes behind a linear's weight."""
     if kind == "conv":
-        return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+        return value.transpose(3, 2, 0, 1)
     if kind == "linear":
-        return np.ascontiguousarray(value.T).reshape(value.T.shape + (1,) * trailing_axes)
+        return value.T[(...,) + (None,) * trailing_axes]
     return value

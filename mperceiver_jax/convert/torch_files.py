@@ -20,7 +20,7 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: only .safetensors files are read; save the state dict in that format first")
+        raise ValueError(f"{path}: only .safetensors files are read; save the state dict as one first")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -32,7 +32,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
     try:
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, temporary)
+        save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ class TextConfig:
         )
 
     def empty_caption(self) -> Int[np.ndarray, "n"]:
-        """Token ids of the caption without words."""
+        """Token ids of the caption without words: start, end, padding."""
         ids = np.full(self.context_length, self.pad_id, np.int32)
         ids[:2] = self.sot_id, self.eot_id
         return ids
@@ -153,6 +153,11 @@ class TextTower(nnx.Module):
     def encode(self, token_ids: Int[Array, "b n"], dtype: jnp.dtype = jnp.float32) -> Float[Array, "b n w"]:
         """Contextual vectors of plain token ids."""
         return self(self.token_embedding(token_ids).astype(dtype))
+
+    def empty_caption(self, batch: int = 1, dtype: jnp.dtype = jnp.float32) -> Float[Array, "b n w"]:
+        """Contextual vectors of the caption without words."""
+        vectors = self.encode(jnp.asarray(self.config.empty_caption())[None], dtype)
+        return jnp.broadcast_to(vectors, (batch, *vectors.shape[1:]))
 
     def __call__(self, embeddings: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         """Contextual vectors of token embeddings (without positions, which are added here)."""
