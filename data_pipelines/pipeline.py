@@ -1,0 +1,300 @@
+"""From pictures to batches: shuffle and repeat each source, degrade, crop, mix by task, batch, prefetch.
+
+    for batch in train_batches(PipelineConfig(batch_size=16, crop=128, image_size=128)):
+        ...
+
+A batch is a dict of contiguous numpy arrays, `local` being this host's part of the batch:
+  lq, gt   float32 (local, crop, crop, 3), RGB in [0, 1]: degraded and clean
+  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded picture
+  task     int32 (local,): the label of `tasks.TASKS`
+
+All randomness is grain's generator of an element, which depends on the seed, the task and the element's
+number only. The stream is therefore the same whatever the number of threads, workers and hosts, and starting
+at batch n is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipelines import transforms
+from data_pipelines.mixture import TaskMixture
+from data_pipelines.pictures import as_float
+from data_pipelines.sources import PairedFolders, PhotoSource, bundled_photos
+from data_pipelines.tasks import TASKS, Task
+
+Example = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Everything that decides the batches.
+
+    Attributes:
+      batch_size: examples in a global batch, over all hosts.
+      crop: side of the square training crop, pixels.
+      image_size: side of the square cut from a clean photograph before it is degraded; the CLIP view shows
+        all of it. 0 degrades the whole photograph, which is slow and what paired data do.
+      photo_scales: (least, most) factor by which the cut is larger than image_size before it is reduced to
+        it, drawn uniformly; above 1 lets small models see whole scenes. The cut never exceeds the photograph.
+      clip_size: side of the CLIP view.
+      clip_view: 'full' shows CLIP the whole degraded picture, 'crop' the training crop.
+      flips: 'none', 'horizontal' or 'dihedral'.
+      weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
+      seed: of everything random, at least 0.
+      threads: decoding threads of a process; 0 prepares batches when they are asked for.
+      prefetch: batches kept ready by the threads.
+      workers: processes besides this one; 0 uses threads only (better below about four cores).
+      pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')}; such a task reads
+        its pairs instead of degrading photographs.
+      photos: folder of clean training photographs; '' takes the bundled ones.
+      heldout_photos: folder of clean photographs kept from training; '' takes the bundled ones.
+      cache_megabytes: decoded pictures kept in memory, for each source and worker.
+    """
+
+    batch_size: int = 16
+    crop: int = 256
+    image_size: int = 0
+    photo_scales: tuple[float, float] = (1.0, 1.0)
+    clip_size: int = 224
+    clip_view: str = "full"
+    flips: str = "horizontal"
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    threads: int = 2
+    prefetch: int = 4
+    workers: int = 0
+    pairs: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    photos: str = ""
+    heldout_photos: str = ""
+    cache_megabytes: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "crop", "clip_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("image_size", "seed", "threads", "prefetch", "workers", "cache_megabytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
+        if self.image_size and self.crop > self.image_size:
+            raise ValueError(f"crop {self.crop} is larger than image_size {self.image_size}")
+        if len(self.photo_scales) != 2 or not 1 <= self.photo_scales[0] <= self.photo_scales[1]:
+            raise ValueError(f"photo_scales must be 1 <= least <= most: {self.photo_scales}")
+        if self.clip_view not in ("full", "crop"):
+            raise ValueError(f"clip_view must be 'full' or 'crop', not {self.clip_view!r}")
+        if self.flips not in ("none", "horizontal", "dihedral"):
+            raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {self.flips!r}")
+        for task, pair in self.pairs.items():
+            if not {"lq", "gt"} <= set(pair) <= {"lq", "gt", "pairing"}:
+                raise ValueError(f"pairs[{task!r}] has {sorted(pair)}; it takes 'lq', 'gt' and 'pairing'")
+
+
+def train_batches(
+    config: PipelineConfig, process_index: int = 0, process_count: int = 1, tasks: Sequence[Task] = TASKS
+) -> TrainBatches:
+    """This host's part of the endless stream of training batches (see the module for what a batch is).
+
+    Raises:
+      FileNotFoundError: a data folder does not exist.
+      ValueError: an unknown task, unpaired pictures, a batch that the hosts cannot share evenly; while
+        iterating, a picture that cannot be read or a pair of different sizes.
+    """
+    weights = _task_weights(config, tasks)
+    photos: PhotoSource | None = None  # one object for all tasks: its cache is shared
+    streams = []
+    for task in weights:
+        source: PhotoSource | PairedFolders
+        if task.name in config.pairs:
+            source = PairedFolders(**config.pairs[task.name], cache_megabytes=config.cache_megabytes)
+        else:
+            photos = photos or PhotoSource(config.photos or bundled_photos("train"), config.cache_megabytes)
+            source = photos
+        seed = int(np.random.SeedSequence([config.seed, task.label]).generate_state(1)[0])
+        stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+        streams.append(stream.random_map(_MakeExample(config, task)))
+    mixture = TaskMixture(list(weights.values()), config.batch_size, process_index, process_count)
+    mixed = grain.MapDataset.select_from_datasets(streams, mixture)
+    return TrainBatches(mixed.batch(config.batch_size // process_count), config)
+
+
+class TrainBatches(grain.DatasetIterator):
+    """Endless iterator over batches whose state is the number of the next one.
+
+    The state {'next_batch': n} is the same on every host and for every number of hosts, threads and workers,
+    so a run may go on with others. Close it (or use `with`) when done: worker processes hold shared memory.
+    """
+
+    def __init__(self, batches: grain.MapDataset, config: PipelineConfig):
+        super().__init__()
+        self._batches, self._config = batches, config
+        self._next_batch = 0
+        self._running: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        if self._running is None:
+            self._running = self._start()
+        batch = next(self._running)
+        self._next_batch += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_batch": self._next_batch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.close()
+        self._next_batch = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stops threads and workers; the next access starts them again where the stream stands."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def __enter__(self) -> TrainBatches:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self) -> grain.DatasetIterator:
+        config = self._config
+        threads = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+        dataset = self._batches[self._next_batch :].to_iter_dataset(threads)
+        if config.workers:
+            if not flags.FLAGS.is_parsed():
+                # grain reads its flags to start workers; outside app.run nobody parsed
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        return iter(dataset)
+
+
+class HeldoutExamples(Sequence[Example]):
+    """Examples that never change, made from held-out photographs when asked for.
+
+    Element: {'name': photograph and cut, 'task': label, 'lq', 'gt': float32 (side, side, 3) in [0, 1],
+    'lq_clip': float32 (clip_size, clip_size, 3)}; side is image_size, or crop where that is 0. Ordered by
+    task, and every task has the same photographs. The degradation of example k of a task is drawn from
+    (seed, label, k).
+    """
+
+    def __init__(self, config: PipelineConfig, per_task: int, seed: int = 0, tasks: Sequence[Task] = TASKS):
+        self._config, self._seed = config, seed
+        self._tasks = list(_task_weights(config, tasks))
+        self._photos = PhotoSource(config.heldout_photos or bundled_photos("heldout"), config.cache_megabytes)
+        if not 1 <= per_task <= len(self._photos):
+            raise ValueError(f"per_task must be 1 to {len(self._photos)} (held-out pictures), not {per_task}")
+        self._chosen = _spread([path.stem for path in self._photos.files.paths])[:per_task]
+
+    def __len__(self) -> int:
+        return len(self._tasks) * len(self._chosen)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        which, k = divmod(index, len(self._chosen))
+        task, photo = self._tasks[which], self._photos[self._chosen[k]]
+        gt = _centre_cut(photo["image"], self._config)
+        lq = _degrade(gt, task, np.random.default_rng([self._seed, task.label, k]))
+        view = transforms.clip_view(lq, self._config.clip_size)
+        return {"name": photo["name"], "task": task.label, "lq": lq, "gt": gt, "lq_clip": view}
+
+
+def heldout_examples(
+    config: PipelineConfig, per_task: int, seed: int = 0, tasks: Sequence[Task] = TASKS
+) -> HeldoutExamples:
+    """A fixed list of examples from held-out photographs, `per_task` for each task of the config.
+
+    They are always synthesised, also for tasks that train on pairs: published test sets belong to an
+    evaluation protocol. Raises FileNotFoundError for a missing folder, ValueError for more examples than
+    there are pictures.
+    """
+    return HeldoutExamples(config, per_task, seed, tasks)
+
+
+class _MakeExample(grain.transforms.RandomMap):
+    """Turns an element of a source into a training example of one task."""
+
+    def __init__(self, config: PipelineConfig, task: Task):
+        self._config, self._task = config, task
+
+    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
+        config = self._config
+        if "image" in element:
+            (photo,) = transforms.flip((element["image"],), config.flips, rng)
+            gt = as_float(_random_cut(photo, config, rng))
+            lq = _degrade(gt, self._task, rng)
+        else:
+            lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
+        lq_crop, gt_crop = (as_float(crop) for crop in transforms.random_crop((lq, gt), config.crop, rng))
+        seen = lq_crop if config.clip_view == "crop" else as_float(lq)
+        return {
+            "lq": np.ascontiguousarray(lq_crop),
+            "gt": np.ascontiguousarray(gt_crop),
+            "lq_clip": transforms.clip_view(seen, config.clip_size),
+            "task": np.int32(self._task.label),
+        }
+
+
+def _random_cut(photo: np.ndarray, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
+    """A random square of the photograph reduced to image_size; the whole photograph where that is 0."""
+    if not config.image_size:
+        return photo
+    side = _cut_side(photo, config, rng.uniform(*config.photo_scales))
+    # Cut first, then scale: only the pixels that are used are touched.
+    (cut,) = transforms.random_crop((photo,), side, rng)
+    return transforms.resize(cut, config.image_size, config.image_size)
+
+
+def _centre_cut(photo: np.ndarray, config: PipelineConfig) -> np.ndarray:
+    """The middle of the photograph at the mean of the training scales, as float32."""
+    size = config.image_size or config.crop
+    scale = sum(config.photo_scales) / 2 if config.image_size else 1.0
+    (cut,) = transforms.centre_crop((photo,), _cut_side(photo, config, scale))
+    return np.ascontiguousarray(as_float(transforms.resize(cut, size, size)))
+
+
+def _cut_side(photo: np.ndarray, config: PipelineConfig, scale: float) -> int:
+    size = config.image_size or config.crop
+    return max(size, min(round(size * scale), *photo.shape[:2]))
+
+
+def _degrade(gt: np.ndarray, task: Task, rng: np.random.Generator) -> np.ndarray:
+    lq = np.ascontiguousarray(task.synthesise(gt, rng), dtype=np.float32)
+    if lq.shape != gt.shape:
+        raise ValueError(f"the degradation of {task.name} changed the shape from {gt.shape} to {lq.shape}")
+    return lq
+
+
+def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, float]:
+    """The tasks in use, in label order, with their weights."""
+    by_name = {task.name: task for task in tasks}
+    for field, given in (("weights", config.weights), ("pairs", config.pairs)):
+        unknown = sorted(set(given) - set(by_name))
+        if unknown:
+            raise ValueError(f"{field} names unknown tasks {unknown}; the tasks are {', '.join(by_name)}")
+    weights = config.weights or dict.fromkeys(by_name, 1.0)
+    idle = sorted(set(config.pairs) - set(weights))
+    if idle:
+        raise ValueError(f"pairs are given for {idle}, but weights leaves these tasks out")
+    return {task: float(weights[task.name]) for task in tasks if task.name in weights}
+
+
+def _spread(stems: Sequence[str]) -> list[int]:
+    """Order of the pictures that visits every photograph once before any a second time
+    (`<photograph>_<k>`)."""
+    seen: dict[str, int] = {}
+    turns = []
+    for index, stem in enumerate(stems):
+        photograph = stem.rsplit("_", 1)[0]
+        turns.append((seen.get(photograph, 0), index))
+        seen[photograph] = seen.get(photograph, 0) + 1
+    return [index for _, index in sorted(turns)]

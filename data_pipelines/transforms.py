@@ -1,0 +1,108 @@
+"""Geometry of training examples: padding, crops, flips, resizing, and the view that CLIP gets."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+# Normalisation of OpenAI's CLIP (Radford et al. 2021, released preprocessing); RGB in [0, 1].
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def pad_to(image: np.ndarray, side: int) -> np.ndarray:
+    """Reflects the borders until both sides are at least `side`; the picture stays in the middle.
+
+    Args:
+      image: (height, width, channels), any type, at least 1x1. A side of one pixel is repeated.
+    """
+    height, width = image.shape[:2]
+    rows, columns = max(side - height, 0), max(side - width, 0)
+    if not rows and not columns:
+        return image
+    border = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+    return np.pad(image, border, mode="reflect")
+
+
+def random_crop(
+    images: tuple[np.ndarray, ...], side: int, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """The same random (side, side) window of every image, as views; smaller images are padded first."""
+    images = tuple(pad_to(image, side) for image in images)
+    height, width = _common_size(images)
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    return tuple(image[top : top + side, left : left + side] for image in images)
+
+
+def centre_crop(images: tuple[np.ndarray, ...], side: int) -> tuple[np.ndarray, ...]:
+    """The same central (side, side) window of every image, as views; smaller images are padded first."""
+    images = tuple(pad_to(image, side) for image in images)
+    height, width = _common_size(images)
+    top, left = (height - side) // 2, (width - side) // 2
+    return tuple(image[top : top + side, left : left + side] for image in images)
+
+
+def flip(images: tuple[np.ndarray, ...], kind: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The same random symmetry for every image, as views.
+
+    Args:
+      kind: 'none'; 'horizontal' (mirrored with probability 1/2); 'dihedral' (one of the eight symmetries of
+        the square, so height and width may change places).
+    """
+    if kind == "none":
+        return images
+    if kind == "horizontal":
+        return tuple(image[:, ::-1] for image in images) if rng.integers(2) else images
+    if kind != "dihedral":
+        raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {kind!r}")
+    turns, mirror = divmod(int(rng.integers(8)), 2)
+    turned = tuple(np.rot90(image, turns) for image in images)
+    return tuple(image[:, ::-1] for image in turned) if mirror else turned
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bicubic resize (Pillow: the filter widens with the reduction).
+
+    uint8 pixels stay uint8; uint16 and float32 are computed in float32 and come back in their own type,
+    float32 clipped to [0, 1] because bicubic weights overshoot.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if image.dtype == np.uint8:
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    resized = _resize_float(image.astype(np.float32), height, width)
+    if image.dtype == np.uint16:
+        return np.clip(np.rint(resized), 0, 65535).astype(np.uint16)
+    return np.clip(resized, 0, 1)
+
+
+def clip_view(image: np.ndarray, size: int) -> np.ndarray:
+    """The image as the CLIP image tower wants it.
+
+    The whole image is resized straight to the square, its aspect not kept, so that nothing at the border is
+    lost; then normalised with CLIP's mean and deviation.
+
+    Args:
+      image: float32 (height, width, 3) in [0, 1].
+      size: side of the tower's input in pixels.
+
+    Returns:
+      float32 (size, size, 3), about [-1.8, 2.2].
+    """
+    return np.ascontiguousarray((resize(image, size, size) - CLIP_MEAN) / CLIP_STD)
+
+
+def _resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    channels = []
+    for k in range(image.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., k]))  # mode 'F': no rounding on the way
+        channels.append(np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC)))
+    return np.stack(channels, axis=-1)
+
+
+def _common_size(images: tuple[np.ndarray, ...]) -> tuple[int, int]:
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) != 1:
+        raise ValueError(f"images that are cropped together must have one size, not {sorted(sizes)}")
+    return sizes.pop()
