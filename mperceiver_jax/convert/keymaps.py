@@ -145,30 +145,8 @@ def ir_adapter_release(module: Any) -> KeyMap:
     return KeyMap(prefixes=prefixes, one_by_one=(r"\.(qkv|proj_out)\.weight$", 1))
 
 
-KEYMAPS: dict[tuple[str, str], Callable[[nnx.Module], KeyMap]] = {
-    ("UNet", "release"): unet_release,
-    ("UNet", "diffusers"): lambda module: KeyMap(),
-    ("IRAdapter", "release"): ir_adapter_release,
-    ("Modulator", "release"): lambda module: KeyMap(),
-    ("ResnetBlock", "release"): lambda module: KeyMap(prefixes=RESNET_BLOCK),
-}
-"""(class name, layout) -> the map for an instance of that class."""
-
-
-def keymap(module: nnx.Module, layout: str) -> KeyMap:
-    """The map of a module's class for a layout.
-
-    Raises:
-        ValueError: no such layout for this class; the message lists those there are.
-    """
-    name = type(module).__name__
-    if (name, layout) not in KEYMAPS:
-        known = sorted(other for cls, other in KEYMAPS if cls == name)
-        raise ValueError(f"{name} has no layout {layout!r}; known: {known}")
-    return KEYMAPS[name, layout](module)
-
-
-def _autoencoder_compvis(module: nnx.Module) -> KeyMap:
+def autoencoder_release(module: Any) -> KeyMap:
+    """The original names of Stable Diffusion's autoencoder, whose attention is made of 1x1 convolutions."""
     # `decoder.up` counts from the finest level, diffusers' `up_blocks` in the order they run.
     levels = len(module.config.channel_mult)
     return KeyMap(
@@ -191,13 +169,15 @@ def _autoencoder_compvis(module: nnx.Module) -> KeyMap:
     )
 
 
-def _autoencoder_diffusers(module: nnx.Module) -> KeyMap:
+def autoencoder_diffusers(module: Any) -> KeyMap:
+    """The names of diffusers."""
     # Many published files still carry the attention names of early diffusers versions.
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return KeyMap(aliases=[(rf"(attentions\.0)\.{theirs}\.", rf"\1.{now}.") for theirs, now in old.items()])
 
 
-def _clip_block(tower: str) -> Rules:
+def clip_blocks(tower: str) -> Rules:
+    """The names that transformers gives to the blocks of a tower."""
     return (
         (r"^transformer\.resblocks\.", f"{tower}.encoder.layers."),
         (r"\.ln_(1|2)\.", r".layer_norm\1."),
@@ -208,10 +188,11 @@ def _clip_block(tower: str) -> Rules:
     )
 
 
-_QKV = ("in_proj", ("q_proj", "k_proj", "v_proj"))
+QKV = ("in_proj", ("q_proj", "k_proj", "v_proj"))
 
 
-def _vision_transformers(module: nnx.Module) -> KeyMap:
+def vision_transformers(module: Any) -> KeyMap:
+    """The image half of transformers' CLIP models, with its projection."""
     return KeyMap(
         prefixes=(
             ("class_embedding", "vision_model.embeddings.class_embedding"),
@@ -221,14 +202,15 @@ def _vision_transformers(module: nnx.Module) -> KeyMap:
             ("ln_post", "vision_model.post_layernorm"),
             ("proj", "visual_projection.weight"),
         ),
-        inner=_clip_block("vision_model"),
+        inner=clip_blocks("vision_model"),
         transposed=r"^proj$",
-        stacked=_QKV,
+        stacked=QKV,
         ignorable=r"\.position_ids$|^text_model\.|^text_projection\.|^logit_scale$",
     )
 
 
-def _text_transformers(module: nnx.Module) -> KeyMap:
+def text_transformers(module: Any) -> KeyMap:
+    """The text half of transformers' CLIP models, or the text model alone."""
     return KeyMap(
         prefixes=(
             ("token_embedding", "text_model.embeddings.token_embedding"),
@@ -236,23 +218,42 @@ def _text_transformers(module: nnx.Module) -> KeyMap:
             ("ln_final", "text_model.final_layer_norm"),
             ("text_projection", "text_projection.weight"),
         ),
-        inner=_clip_block("text_model"),
+        inner=clip_blocks("text_model"),
         transposed=r"^text_projection$",
-        stacked=_QKV,
+        stacked=QKV,
         # The text model alone is written without its prefix since transformers 5.6.
         aliases=((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),),
         ignorable=r"\.position_ids$|^vision_model\.|^visual_projection\.",
     )
 
 
-KEYMAPS |= {
-    ("AutoencoderKL", "release"): _autoencoder_compvis,
-    ("AutoencoderKL", "diffusers"): _autoencoder_diffusers,
+KEYMAPS: dict[tuple[str, str], Callable[[Any], KeyMap]] = {
+    ("UNet", "release"): unet_release,
+    ("UNet", "diffusers"): lambda module: KeyMap(),
+    ("IRAdapter", "release"): ir_adapter_release,
+    ("Modulator", "release"): lambda module: KeyMap(),
+    ("ResnetBlock", "release"): lambda module: KeyMap(prefixes=RESNET_BLOCK),
+    ("AutoencoderKL", "release"): autoencoder_release,
+    ("AutoencoderKL", "diffusers"): autoencoder_diffusers,
     # The keys of OpenCLIP's image tower alone: a whole model has them behind `visual.`.
     ("VisionTower", "open_clip"): lambda _: KeyMap(),
-    ("VisionTower", "transformers"): _vision_transformers,
+    ("VisionTower", "transformers"): vision_transformers,
     ("TextTower", "open_clip"): lambda _: KeyMap(ignorable=r"^attn_mask$|^visual\."),
-    ("TextTower", "transformers"): _text_transformers,
+    ("TextTower", "transformers"): text_transformers,
     ("DegradationPredictor", "release"): lambda _: KeyMap(),
     ("CMInversion", "release"): lambda _: KeyMap(),
 }
+"""(class name, layout) -> the map for an instance of that class."""
+
+
+def keymap(module: nnx.Module, layout: str) -> KeyMap:
+    """The map of a module's class for a layout.
+
+    Raises:
+        ValueError: no such layout for this class; the message lists those there are.
+    """
+    name = type(module).__name__
+    if (name, layout) not in KEYMAPS:
+        known = sorted(other for cls, other in KEYMAPS if cls == name)
+        raise ValueError(f"{name} has no layout {layout!r}; known: {known}")
+    return KEYMAPS[name, layout](module)

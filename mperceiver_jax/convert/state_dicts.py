@@ -26,7 +26,8 @@ def from_torch(
     names = keymap(module, layout)
     tensors = _canonical(tensors, names)
     values: dict[str, np.ndarray] = {}
-    missing, misshapen, used = [], [], set()
+    used: set[str] = set()
+    missing, misshapen = [], []
     for path, variable in parameters.declared(module).items():
         keys, kind, shape = names.keys(path), names.kind(path, variable.kind), variable.get_value().shape
         used.update(keys)

@@ -71,9 +71,7 @@ class CMInversion(nnx.Module):
         q, k, v = (h @ weight for weight in joined)
         mixed = attention(q, k, v, config.classes * config.heads)
         mixed = mixed.reshape(-1, config.tokens, config.classes, config.width)
-        weight = jnp.stack([a.to_out[0].weight[...] for a in self.attns]).astype(dtype)
-        bias = jnp.stack([a.to_out[0].bias[...] for a in self.attns]).astype(dtype)
-        return jnp.einsum("bncd,cdw->bcnw", mixed, weight) + bias[:, None]
+        return jnp.stack([attn.to_out[0](mixed[:, :, j]) for j, attn in enumerate(self.attns)], 1)
 
 
 def text_context(

@@ -123,7 +123,7 @@ class Embedding(nnx.Module):
         self.weight = parameter((entries, features), normal(std))
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch c"]:
-        return self.weight[...][ids]
+        return jnp.asarray(self.weight[...])[ids]
 
 
 def attention(
