@@ -1,0 +1,152 @@
+"""Starting JAX on one or several hosts, agreeing among processes, and stopping in time."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_MESSAGE_BYTES = 4096
+
+
+def cluster(environment: Mapping[str, str]) -> str | None:
+    """Which multi-process set-up the environment variables describe; None for a single process.
+
+    'explicit' (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), 'tpu' (a pod or several
+    slices), 'slurm' (inside srun with several tasks) or 'mpi' (Open MPI with several ranks).
+    """
+
+    def several(name: str) -> bool:
+        value = environment.get(name, "1")
+        return value.isdigit() and int(value) > 1
+
+    if any(name in environment for name in _OWN):
+        return "explicit"
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
+    if "MEGASCALE_COORDINATOR_ADDRESS" in environment or "," in hosts:
+        return "tpu"
+    if "SLURM_STEP_NODELIST" in environment and several("SLURM_NTASKS"):
+        return "slurm"
+    if "OMPI_MCA_orte_hnp_uri" in environment and several("OMPI_COMM_WORLD_SIZE"):
+        return "mpi"
+    return None
+
+
+def start_runtime(compilation_cache: str | None = None, distributed: bool | None = None) -> bool:
+    """Joins the other processes of the run, if there are any. Call it before anything touches a device.
+
+    A second call changes nothing but the compilation cache. Without other processes no backend
+    is started.
+
+    Args:
+        compilation_cache: directory of XLA's persistent cache; None leaves JAX's own setting
+            (JAX_COMPILATION_CACHE_DIR). Whoever can write there can run code here.
+        distributed: True or False overrides what `cluster` finds in the environment. True is for TPU
+            pods whose hosts carry no such variables: JAX then asks the metadata server.
+
+    Returns:
+        Whether this process is part of a distributed run.
+
+    Raises:
+        ValueError: the JAX_* variables are there only in part, or are no numbers.
+    """
+    if compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(compilation_cache)))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if jax.distributed.is_initialized():
+        return True
+    kind = cluster(os.environ)
+    if distributed is False or (distributed is None and kind is None):
+        return False
+    if kind == "explicit":
+        missing = [name for name in _OWN if not os.environ.get(name)]
+        if missing:
+            raise ValueError(f"for several processes set {', '.join(_OWN)}; missing: {', '.join(missing)}")
+        try:
+            processes, process = int(os.environ[_OWN[1]]), int(os.environ[_OWN[2]])
+        except ValueError:
+            said = ", ".join(f"{name}={os.environ[name]!r}" for name in _OWN[1:])
+            raise ValueError(f"{said}: both must be whole numbers") from None
+        jax.distributed.initialize(os.environ[_OWN[0]], processes, process)
+    else:
+        jax.distributed.initialize()
+    return True
+
+
+def on_first_process(action: Callable[[], None]) -> None:
+    """Runs `action` in process 0 while the others wait; if it fails, all of them fail with its message.
+
+    Raises:
+        Exception: the action's own in process 0; ValueError with the same text in the others.
+    """
+    if jax.process_count() == 1:
+        action()
+        return
+    failure: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    if failure is not None:
+        text = (str(failure) or type(failure).__name__).encode()[:_MESSAGE_BYTES]
+        message[: len(text)] = np.frombuffer(text, np.uint8)
+    received = bytes(np.asarray(multihost_utils.broadcast_one_to_all(message))).rstrip(b"\0")
+    if failure is not None:
+        raise failure
+    if received:
+        raise ValueError(received.decode(errors="replace"))
+
+
+class Preemption:
+    """Notices that the run should stop, so that the loop can save and leave.
+
+    In a single process: SIGTERM, or the first Ctrl-C (a second one interrupts at once). In a
+    distributed run JAX's own service catches SIGTERM in any process and settles on one step, so that
+    all processes save the same one. Signals are seen when `requested` is called, hence only
+    between steps: call it after every step, and inside long evaluations `noticed`.
+
+    Use as a context manager, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._distributed = jax.distributed.is_initialized()
+        self._noticed = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Preemption":
+        if not self._distributed:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._noticed = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @property
+    def noticed(self) -> bool:
+        """Whether a signal has come to this single process; always False in a distributed run."""
+        return self._noticed
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop after this step. Every process must ask at every step.
+
+        Args:
+            step: counts up by one from call to call.
+        """
+        if self._distributed:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noticed

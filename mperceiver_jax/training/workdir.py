@@ -1,0 +1,123 @@
+"""A run's directory belongs to one configuration, which lies in it as `config.json`."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mperceiver_jax.training.runtime import on_first_process
+
+_MARK = "mperceiver_jax"
+_ABSENT = "(absent)"
+
+
+class Difference(NamedTuple):
+    """A field whose value changed; '(absent)' stands for a field that one side does not have."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.old!r} there, {self.new!r} here"
+
+
+def compare_configs(
+    old: Mapping[str, Any], new: Mapping[str, Any], may_change: Sequence[str] = ()
+) -> list[Difference]:
+    """The fields in which two nested configurations differ, in the order of their dotted names.
+
+    Args:
+        may_change: dotted prefixes that are left out: 'log' covers 'log.every', but not 'logger'.
+    """
+    before, after = _flatten(_plain(old)), _flatten(_plain(new))
+    free = tuple(prefix + "." for prefix in may_change)
+    return [
+        Difference(field, before.get(field, _ABSENT), after.get(field, _ABSENT))
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field, _ABSENT) != after.get(field, _ABSENT) and not (field + ".").startswith(free)
+    ]
+
+
+def claim_workdir(
+    workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()
+) -> None:
+    """Makes `workdir` this configuration's, or finds that it already is.
+
+    Creates the directory and writes `config.json` at the first run. At a later run the
+    configuration there is compared with this one; where only fields under `may_change` differ, the
+    new one replaces it. In a distributed run every process calls this and process 0 does it.
+
+    Args:
+        config: nested dict; values that JSON does not know are kept as text.
+        may_change: dotted prefixes of fields that a resumed run may change.
+
+    Raises:
+        ValueError: another configuration's directory (names every field with both values), or a
+            directory or file that is no run's at all. Nothing is changed then.
+    """
+    on_first_process(lambda: _claim(Path(workdir), config, may_change))
+
+
+def _claim(workdir: Path, config: Mapping[str, Any], may_change: Sequence[str]) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir {workdir} is a file; name a directory")
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    partial = workdir / "config.json.partial"
+    if path.exists():
+        differences = compare_configs(_read(path), config, may_change)
+        if differences:
+            raise ValueError(
+                f"workdir {workdir} holds a run with another configuration. Give the same fields again, or "
+                f"another workdir:\n  " + "\n  ".join(map(str, differences))
+            )
+    elif any(entry != partial for entry in workdir.iterdir()):
+        raise ValueError(
+            f"workdir {workdir} is not empty and holds no run of ours; name a new or empty directory"
+        )
+    text = json.dumps({"written_by": _MARK, "config": _plain(config)}, indent=2, sort_keys=True)
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of the run in `workdir`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: `config.json` is not one of ours.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{workdir} holds no run: there is no config.json in it")
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); name another workdir") from None
+    if not isinstance(content, dict) or content.get("written_by") != _MARK:
+        raise ValueError(f"{path} was not written by this program; name another workdir")
+    return content["config"]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON, so that a tuple equals the list it is stored as."""
+    return json.loads(json.dumps(dict(config), default=str))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
