@@ -1,39 +1,50 @@
-"""Reading pictures: any common file to RGB pixels, with the depth it was stored in."""
+"""Reading pictures: any common file to RGB pixels and alpha, with the depth it was stored in."""
 
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 
 def decode_picture(path: str | Path) -> np.ndarray:
-    """The pixels of a picture file.
+    """The colours of a picture file.
 
     Greyscale becomes three equal channels, palettes become their colours, alpha is dropped (not blended),
-    16-bit PNG keeps its 16 bits, and the EXIF orientation is applied.
+    16-bit PNG and TIFF keep their 16 bits, and the EXIF orientation is applied.
 
     Returns:
       uint8 or uint16 (height, width, 3), RGB, contiguous.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is empty, truncated, no picture, or of a kind without a fixed range (floating
-        point).
+      ValueError: the file is empty, truncated, no picture, animated, or of a kind without a fixed range
+        (floating point).
+    """
+    return decode_with_alpha(path)[0]
+
+
+def decode_with_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `decode_picture` returns, and the opacity of every pixel.
+
+    Returns:
+      (colours, alpha): alpha has the dtype of the colours and shape (height, width); None where the file has
+      no transparency of any kind.
     """
     try:
         with Image.open(path) as picture:
-            pixels = _pixels(picture)
+            channels = _channels(picture)
     except FileNotFoundError:
         raise FileNotFoundError(f"no picture at {path}") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the picture {path}: {error}; replace it or take it out") from error
-    return np.ascontiguousarray(pixels)
+    alpha = np.ascontiguousarray(channels[..., 3]) if channels.shape[-1] == 4 else None
+    return np.ascontiguousarray(channels[..., :3]), alpha
 
 
 def as_float(pixels: np.ndarray) -> np.ndarray:
@@ -50,48 +61,66 @@ def read_picture(path: str | Path) -> np.ndarray:
     return as_float(decode_picture(path))
 
 
-def _pixels(picture: Image.Image) -> np.ndarray:
+def _channels(picture: Image.Image) -> np.ndarray:
+    """uint8 or uint16 (height, width, 3 or 4): RGB and, where the file has one, alpha."""
     if picture.mode == "F":
         raise ValueError("floating-point pictures have no fixed range; convert it to 8 or 16 bits")
-    if _is_png_with_16_bits(picture):
-        pixels = _png_16_bits(picture)
+    # MPO is what phones and stereo cameras write: a JPEG followed by a preview or a second view.
+    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+        raise ValueError(f"it has {picture.n_frames} frames")  # type: ignore[attr-defined]
+    layout = _layout(picture)
+    # TIFF turns itself upright while loading and PNG may state its orientation behind the pixels.
+    picture.load()
+    orientation = picture.getexif().get(0x0112, 1)
+    if ";16" in layout and not picture.mode.startswith("I"):
+        channels = _colour_of_16_bits(picture, layout)
     elif picture.mode.startswith("I"):
         # Greyscale of 16 bits; Pillow has held it as I;16 or, in some formats, as 32-bit integers.
-        pixels = np.asarray(picture)
-        if pixels.min() < 0 or pixels.max() > 65535:
+        grey = np.asarray(picture)
+        if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("32-bit pictures have no fixed range; convert it to 8 or 16 bits")
-        pixels = np.repeat(pixels.astype(np.uint16)[..., None], 3, axis=2)
+        channels = np.repeat(grey.astype(np.uint16)[..., None], 3, axis=2)
     else:
-        # Pillow's RGBA to RGB leaves the colours alone and drops alpha; a palette goes through its colours.
-        pixels = np.asarray(picture.convert("RGB"))
-    # After the pixels: a PNG may hold its EXIF behind them.
-    return _upright(pixels, picture.getexif().get(0x0112, 1))
+        if picture.format == "TIFF" and max(picture.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
+            raise ValueError("a TIFF of more than 8 bits in separate planes; store it interleaved or as PNG")
+        # To RGBA, Pillow leaves colours alone; a palette goes through its colours.
+        channels = np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+    if channels.dtype == np.uint16 and "transparency" in picture.info:
+        # The one colour that stands for "nothing here".
+        clear = (channels[..., :3] == picture.info["transparency"]).all(-1, keepdims=True)
+        channels = np.concatenate([channels, np.where(clear, 0, 65535).astype(np.uint16)], -1)
+    return channels if orientation == 1 else _upright(channels, orientation)
 
 
-def _is_png_with_16_bits(picture: Image.Image) -> bool:
-    # The tile of an unread PNG names its raw layout: RGB;16B, RGBA;16B, LA;16B, or I;16B for plain grey.
-    if not isinstance(picture, PngImageFile) or not picture.tile:
-        return False
-    return str(picture.tile[0].args) in ("RGB;16B", "RGBA;16B", "LA;16B")
+def _layout(picture: Image.Image) -> str:
+    """How samples lie in the file, in Pillow's terms: 'RGB', 'RGB;16B' (big-endian), 'LA;16B' ..."""
+    if not picture.tile:  # type: ignore[attr-defined]
+        return ""
+    arguments = picture.tile[0].args  # type: ignore[attr-defined]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _png_16_bits(picture: Image.Image) -> np.ndarray:
-    """All 16 bits of a colour PNG.
+def _colour_of_16_bits(picture: Image.Image, layout: str) -> np.ndarray:
+    """All 16 bits of the colours (and alpha) of a PNG or TIFF.
 
     Pillow has no 16-bit colour mode: it decodes big-endian samples and keeps the high byte. Reading the same
-    stream as little-endian samples keeps the other one, so two decodes give the whole number.
+    stream in the other byte order keeps the low one, so two decodes give the whole number.
     """
     with Image.open(picture.filename) as low:  # type: ignore[attr-defined]
-        layout = str(low.tile[0].args)
         if layout == "LA;16B":
             # Grey and alpha of 16 bits are four bytes a pixel, the same filter distance as 8-bit RGBA.
             low._mode = "RGBA"
-            low.tile = [low.tile[0]._replace(args="RGBA")]
-            bytes_ = np.asarray(low).astype(np.uint16)
-            return np.repeat(bytes_[..., :1] << 8 | bytes_[..., 1:2], 3, axis=2)
-        low.tile = [low.tile[0]._replace(args=layout.replace("16B", "16L"))]
-        high_bytes = np.asarray(picture).astype(np.uint16)[..., :3]
-        return high_bytes << 8 | np.asarray(low)[..., :3]
+            low.tile = [tile._replace(args="RGBA") for tile in low.tile]
+            grey, alpha = np.moveaxis(np.asarray(low).copy().view(">u2").astype(np.uint16), -1, 0)
+            return np.stack([grey, grey, grey, alpha], -1)
+        native = "L" if sys.byteorder == "little" else "B"
+        order = layout[-1].replace("N", native)
+        swapped = layout[:-1] + ("L" if order == "B" else "B")
+        low.tile = [
+            tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
+            for tile in low.tile
+        ]
+        return np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,0 +1,98 @@
+"""Padding, crops, flips, resizing and the CLIP view."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.transforms import (
+    CLIP_MEAN,
+    CLIP_STD,
+    centre_crop,
+    clip_view,
+    flip,
+    pad_to,
+    random_crop,
+    resize,
+)
+
+
+def image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((height, width, 3), np.float32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2), (8, 20)])
+def test_padding_reflects_small_pictures_and_keeps_them_whole(size):
+    picture = image(*size)
+    padded = pad_to(picture, 16)
+    assert padded.shape == (16, max(16, size[1]), 3)
+    top, left = (16 - size[0]) // 2, max(16 - size[1], 0) // 2
+    np.testing.assert_array_equal(padded[top : top + size[0], left : left + size[1]], picture)
+    if size[0] > 1:
+        np.testing.assert_array_equal(padded[top - 1], padded[top + 1])  # mirrored, the border not repeated
+
+
+def test_large_picture_is_not_touched():
+    picture = image(16, 17)
+    assert pad_to(picture, 16) is picture
+
+
+def test_crops_take_the_same_window_of_both():
+    lq = image(20, 30)
+    gt = lq + 1
+    seen = set()
+    for seed in range(20):
+        a, b = random_crop((lq, gt), 8, np.random.default_rng(seed))
+        assert a.shape == (8, 8, 3)
+        np.testing.assert_array_equal(a + 1, b)
+        seen.add(float(a[0, 0, 0]))
+    assert len(seen) > 10
+    a, b = centre_crop((lq, gt), 8)
+    np.testing.assert_array_equal(a, lq[6:14, 11:19])
+    np.testing.assert_array_equal(b, gt[6:14, 11:19])
+    with pytest.raises(ValueError, match="one size"):
+        random_crop((lq, gt[1:]), 8, np.random.default_rng(0))
+
+
+def test_every_window_can_be_drawn():
+    picture = np.arange(4, dtype=np.float32).reshape(1, 4, 1).repeat(2, axis=0)
+    starts = {float(random_crop((picture,), 2, np.random.default_rng(s))[0][0, 0, 0]) for s in range(40)}
+    assert starts == {0, 1, 2}
+
+
+def test_flips_are_joint_and_reach_their_group():
+    lq = image(4, 4)
+    for kind, elements in (("none", 1), ("horizontal", 2), ("dihedral", 8)):
+        seen = set()
+        for seed in range(60):
+            a, b = flip((lq, -lq), kind, np.random.default_rng(seed))
+            np.testing.assert_array_equal(a, -b)
+            np.testing.assert_array_equal(np.sort(a.ravel()), np.sort(lq.ravel()))
+            seen.add(a.tobytes())
+        assert len(seen) == elements
+    with pytest.raises(ValueError, match="flips"):
+        flip((lq,), "vertical", np.random.default_rng(0))
+
+
+def test_resize_is_antialiased_in_every_type():
+    checker = (np.indices((32, 32)).sum(axis=0) % 2).astype(np.float32)[..., None].repeat(3, axis=2)
+    for scale, dtype in ((1, np.float32), (255, np.uint8), (65535, np.uint16)):
+        small = resize((checker * scale).astype(dtype), 8, 8)
+        assert small.dtype == dtype and small.shape == (8, 8, 3)
+        # Without antialiasing a checkerboard would alias to black or white; with it, to grey.
+        assert np.abs(small[2:6, 2:6].astype(np.float64) / scale - 0.5).max() < 0.02
+    assert resize(checker, 45, 45).max() <= 1 and resize(checker, 45, 45).min() >= 0
+
+
+def test_clip_view_is_pillows_bicubic_of_the_whole_image_normalised():
+    picture = image(30, 50)
+    view = clip_view(picture, 16)
+    assert view.shape == (16, 16, 3) and view.dtype == np.float32 and view.flags.c_contiguous
+    for k in range(3):
+        plane = Image.fromarray(picture[..., k]).resize((16, 16), Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(view[..., k] * CLIP_STD[k] + CLIP_MEAN[k], np.asarray(plane), atol=1e-5)
+
+
+def test_clip_view_keeps_float_precision():
+    level = np.float32(0.123456)
+    view = clip_view(np.full((9, 9, 3), level, np.float32), 4)
+    np.testing.assert_allclose(view * CLIP_STD + CLIP_MEAN, level, atol=1e-6)  # 8 bits would be off by 1e-3
