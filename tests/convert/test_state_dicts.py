@@ -1,0 +1,115 @@
+"""Strictness and exactness of the conversion, whatever the network."""
+
+import numpy as np
+import pytest
+
+from mperceiver_jax import convert
+from mperceiver_jax.convert.keymaps import KEYMAPS
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
+from mperceiver_jax.models.cm_adapter import CMConfig, CMInversion
+from mperceiver_jax.models.predictor import DegradationPredictor, PredictorConfig
+from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig
+
+VISION = VisionConfig(image_size=8, patch_size=4, width=8, layers=2, heads=2, embed_width=6)
+TEXT = TextConfig(
+    width=8, layers=2, layers_run=1, heads=2, vocabulary=5, context_length=6, projection_width=6
+)
+MODULES = {
+    "AutoencoderKL": lambda: AutoencoderKL(VAEConfig(base_channels=8, channel_mult=(1, 2), groups=4)),
+    "VisionTower": lambda: VisionTower(VISION),
+    "TextTower": lambda: TextTower(TEXT),
+    "DegradationPredictor": lambda: DegradationPredictor(PredictorConfig(vision=VISION, hidden=5, classes=3)),
+    "CMInversion": lambda: CMInversion(CMConfig(embed_width=6, width=8, tokens=2, heads=2, classes=3)),
+}
+LAYOUTS = [(name, layout) for name, layout in KEYMAPS if name in MODULES]
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+def test_load_and_dump_are_inverse_and_one_to_one(name, layout):
+    module = parameters.initialise(MODULES[name](), seed=3)
+    tensors = convert.dump(module, layout)
+    assert sum(value.size for value in tensors.values()) == parameters.count(module)
+    again = convert.load(MODULES[name](), tensors, layout)
+    for path, value in parameters.split(module)[1].items():
+        assert np.array_equal(parameters.split(again)[1][path], value), path
+    back = convert.dump(again, layout)
+    assert list(back) == list(tensors)
+    for key, value in tensors.items():
+        assert back[key].shape == value.shape and np.array_equal(back[key], value), key
+
+
+def test_every_problem_is_named_at_once():
+    module = parameters.initialise(MODULES["CMInversion"]())
+    tensors = convert.dump(module)
+    del tensors["attns.1.to_q.weight"]
+    tensors["attns.3.to_q.weight"] = np.zeros((8, 8), np.float32)
+    tensors["proj.weight"] = tensors["proj.weight"].T
+    with pytest.raises(ValueError) as caught:
+        convert.load(module, tensors)
+    text = str(caught.value)
+    assert "1 missing: attns.1.to_q.weight" in text
+    assert "1 unexpected: attns.3.to_q.weight" in text
+    assert "proj.weight: (6, 16) given, (16, 6) expected" in text
+    assert "CMInversion in layout 'release'" in text
+
+
+def test_a_failed_load_changes_nothing():
+    module = parameters.initialise(MODULES["CMInversion"]())
+    before = parameters.split(module)[1]
+    tensors = {key: value + 1 for key, value in convert.dump(module).items()}
+    del tensors["norm.bias"]
+    with pytest.raises(ValueError, match=r"norm\.bias"):
+        convert.load(module, tensors)
+    after = parameters.split(module)[1]
+    assert all(np.array_equal(after[path], before[path]) for path in before)
+
+
+def test_parts_of_a_stack_are_named_as_the_family_names_them():
+    module = parameters.initialise(MODULES["VisionTower"]())
+    tensors = convert.dump(module, "transformers")
+    assert "vision_model.encoder.layers.1.self_attn.v_proj.weight" in tensors
+    del tensors["vision_model.encoder.layers.1.self_attn.v_proj.weight"]
+    tensors["vision_model.encoder.layers.0.self_attn.k_proj.bias"] = np.zeros(9, np.float32)
+    with pytest.raises(ValueError) as caught:
+        convert.load(module, tensors, "transformers")
+    assert "1 missing: vision_model.encoder.layers.1.self_attn.v_proj.weight" in str(caught.value)
+    assert "layers.0.self_attn.k_proj.bias: (9,) given, (8,) expected" in str(caught.value)
+
+
+def test_stacks_keep_the_order_query_key_value():
+    module = parameters.initialise(MODULES["VisionTower"]())
+    stacked = convert.dump(module, "open_clip")["transformer.resblocks.1.attn.in_proj_weight"]
+    split = convert.dump(module, "transformers")
+    name = "vision_model.encoder.layers.1.self_attn.{}_proj.weight"
+    assert np.array_equal(stacked, np.concatenate([split[name.format(part)] for part in "qkv"]))
+
+
+def test_one_by_one_convolutions_keep_their_axes():
+    module = parameters.initialise(MODULES["AutoencoderKL"]())
+    assert convert.dump(module, "release")["encoder.mid.attn_1.q.weight"].shape == (16, 16, 1, 1)
+    assert convert.dump(module, "diffusers")["encoder.mid_block.attentions.0.to_q.weight"].shape == (16, 16)
+
+
+def test_ignorable_keys_and_no_others_are_left_out():
+    module = parameters.initialise(MODULES["TextTower"]())
+    tensors = convert.dump(module, "open_clip") | {"attn_mask": np.zeros((6, 6), np.float32)}
+    assert "attn_mask" not in convert.dump(convert.load(module, tensors, "open_clip"), "open_clip")
+    with pytest.raises(ValueError, match="unexpected: attn_masks"):
+        convert.load(module, tensors | {"attn_masks": tensors["attn_mask"]}, "open_clip")
+
+
+def test_two_spellings_of_one_key_are_refused():
+    module = parameters.initialise(MODULES["TextTower"]())
+    tensors = convert.dump(module, "transformers")
+    tensors["final_layer_norm.weight"] = tensors["text_model.final_layer_norm.weight"]
+    with pytest.raises(ValueError, match=r"both mean text_model\.final_layer_norm\.weight"):
+        convert.load(module, tensors, "transformers")
+
+
+def test_unknown_layouts_and_absent_values_are_named():
+    module = MODULES["VisionTower"]()
+    with pytest.raises(ValueError, match=r"no layout 'timm'; known: \['open_clip', 'transformers'\]"):
+        convert.load(module, {}, "timm")
+    with pytest.raises(ValueError, match=r"no value for \['class_embedding'"):
+        convert.to_torch(module, {}, "open_clip")
