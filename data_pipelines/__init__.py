@@ -1,0 +1,1 @@
+"""Training data: photographs, degradations, and the stream of batches. Numpy and grain only."""
