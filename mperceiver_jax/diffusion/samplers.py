@@ -112,8 +112,7 @@ def sample(
     Raises:
         ValueError: eta > 0 without a key.
     """
-    stochastic = sampler.eta > 0
-    if stochastic and key is None:
+    if sampler.eta > 0 and key is None:
         raise ValueError(f"sample: eta = {sampler.eta} draws noise at every step and needs a key")
     a, a_prev, sigma = sampler.alphas, sampler.alphas_prev, sampler.sigmas
 
@@ -134,7 +133,7 @@ def sample(
         eps = denoise(x, t).astype(jnp.float32)
         x0 = (x - row["spread"] * eps) / row["signal"]
         x = row["signal_prev"] * x0 + row["direction"] * eps
-        if stochastic:
+        if sampler.eta > 0 and key is not None:
             # By timestep, so that a run with fewer steps from `start` repeats the same draws.
             x = x + row["sigma"] * jax.random.normal(jax.random.fold_in(key, row["t"]), x.shape)
         return x, ({"x": x, "x0": x0} if return_trajectory else None)
