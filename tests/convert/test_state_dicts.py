@@ -113,3 +113,37 @@ def test_unknown_layouts_and_absent_values_are_named():
         convert.load(module, {}, "timm")
     with pytest.raises(ValueError, match=r"no value for \['class_embedding'"):
         convert.to_torch(module, {}, "open_clip")
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vision", "text"])
+def test_published_sizes_are_consumed_whole(name):
+    """Names and shapes of the full-size models as their libraries build them, without any values."""
+    torch = pytest.importorskip("torch")
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    with torch.device("meta"):
+        if name == "autoencoder":
+            module, layout = AutoencoderKL(VAEConfig.sd()), "diffusers"
+            theirs = diffusers.AutoencoderKL(
+                down_block_types=["DownEncoderBlock2D"] * 4,
+                up_block_types=["UpDecoderBlock2D"] * 4,
+                block_out_channels=(128, 256, 512, 512),
+                layers_per_block=2,
+            )
+        elif name == "vision":
+            module, layout = VisionTower(VisionConfig.vit_h_14()), "transformers"
+            sizes = {"hidden_size": 1280, "intermediate_size": 5120, "patch_size": 14, "image_size": 224}
+            theirs = transformers.CLIPVisionModelWithProjection(
+                transformers.CLIPVisionConfig(
+                    **sizes, projection_dim=1024, num_hidden_layers=32, num_attention_heads=16
+                )
+            )
+        else:
+            module, layout = TextTower(TextConfig.sd21()), "transformers"
+            sizes = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 49408}
+            theirs = transformers.CLIPTextModel(
+                transformers.CLIPTextConfig(**sizes, num_hidden_layers=23, num_attention_heads=16)
+            )
+    state = {key: np.broadcast_to(np.False_, value.shape) for key, value in theirs.state_dict().items()}
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    values = convert.from_torch(module, state, layout)
+    assert sum(value.size for value in values.values()) == sum(value.size for value in state.values())
