@@ -1,0 +1,457 @@
+"""Checkpoints of a training run. All of Orbax is behind this file.
+
+A checkpoint is a directory `<directory>/<step>` with one Orbax item per entry of the
+state (`trainable`, `opt_state`, `ema`: written by all processes, each its own shards)
+and one JSON item, `record`: what the leaves are, the caller's metadata, and the state of
+every process's data iterator. Leaves are stored under their dotted paths, so that what
+reads a checkpoint needs neither the optimizer's classes nor the mesh it was written on,
+and `ema` alone can be read for restoring pictures.
+
+A checkpoint is written under a temporary name and renamed when every process is done.
+Directories without everything that belongs in them are never chosen.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+_RECORD = "record"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read, or does not fit. The message says which and why."""
+
+
+class DataIterator(Protocol):
+    """What a grain DatasetIterator offers: a position as something JSON can hold."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` gives back.
+
+    Attributes:
+        state: the tree of the abstract state, arrays under its shardings, free to be donated.
+        metadata: the caller's, as saved.
+        note: None where the data continues exactly; otherwise a sentence that says how it does.
+    """
+
+    state: dict[str, Any]
+    metadata: dict[str, Any]
+    note: str | None
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to the training loop: Orbax would otherwise ask JAX's service too, from its own
+    threads and with older steps, while the service expects one rising count."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class Checkpoints:
+    """The checkpoints in one directory. In a distributed run every process makes the same calls.
+
+    Args:
+        directory: created if need be; all processes must see the same one (`gs://` works).
+        keep: how many of the newest are kept.
+        keep_best: how many of the best by `best_metric` are kept besides.
+        best_metric: name in the `metrics` of `save`; higher is better. None tracks no best.
+        asynchronous: write in the background. The arrays are copied before `save` returns, so that
+            they may be donated at once.
+        read_only: change nothing, not even leftovers of an interrupted save.
+
+    Raises:
+        CheckpointError: the directory cannot be used.
+        FileNotFoundError: `read_only`, and it does not exist.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int = 3,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        asynchronous: bool = True,
+        read_only: bool = False,
+    ):
+        if keep < 1:
+            raise ValueError(f"checkpoints: keep={keep}, but at least one must stay to resume from")
+        path = epath.Path(directory).expanduser()
+        self.directory = path if "://" in os.fspath(directory) else path.absolute()
+        self._best_metric = best_metric
+        self._pending: int | None = None
+        if read_only and not self.directory.is_dir():
+            raise FileNotFoundError(f"there are no checkpoints at {self.directory}: no such directory")
+        keepers: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        if best_metric is not None and keep_best:
+            keepers.append(
+                policies.BestN(
+                    get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keepers),
+            best_fn=None if best_metric is None else self._score,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=asynchronous,
+            # Created in the background, a directory that cannot be shows only after minutes of waiting.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            read_only=read_only,
+        )
+        try:
+            if not read_only:
+                self._prepare()
+            self._manager = _Manager(self.directory, options=self._options)
+        except Exception as error:
+            raise CheckpointError(f"cannot keep checkpoints in {self.directory}: {_reason(error)}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+
+    # Saving.
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        data_iterator: DataIterator | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Saves after waiting for the save before this one.
+
+        Args:
+            step: the checkpoint's number.
+            state: {name: pytree of arrays}; entries without leaves are left out. In a distributed run
+                arrays are global (or numpy, the same in every process).
+            data_iterator: this process's; its position after the batch of `step`.
+            metadata: anything JSON holds.
+            metrics: numbers by which the best is chosen.
+            force: write a step that exists already a second time (with metrics, for example). The first
+                is deleted before.
+
+        Returns:
+            False if a complete checkpoint of this step existed and `force` was not given.
+
+        Raises:
+            CheckpointError: this save, or the one before in the background, failed. Names the step, the
+                directory and the reason. Complete checkpoints stay as they are.
+        """
+        self.wait()
+        if step in self.steps():
+            if not force:
+                return False
+            _synchronise("all processes have seen the checkpoint that will be replaced")
+            self._attempt(step, lambda: self._manager.delete(step))
+        items = {name: dict(_named_leaves(tree)) for name, tree in state.items()}
+        record = {
+            "metadata": dict(metadata or {}),
+            "iterators": _gather(None if data_iterator is None else _json_state(data_iterator)),
+            "leaves": {
+                name: {leaf: [str(value.dtype), list(np.shape(value))] for leaf, value in leaves.items()}
+                for name, leaves in items.items()
+            },
+        }
+        args = {name: ocp.args.PyTreeSave(leaves) for name, leaves in items.items() if leaves}
+        args[_RECORD] = ocp.args.JsonSave(record)
+        numbers = None if metrics is None else {name: float(value) for name, value in metrics.items()}
+        self._pending = step
+        composite = ocp.args.Composite(**args)
+        self._attempt(step, lambda: self._manager.save(step, args=composite, metrics=numbers, force=True))
+        return True
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more.
+
+        Raises:
+            CheckpointError: what was being written could not be.
+        """
+        if self._pending is not None:
+            self._attempt(self._pending, self._manager.wait_until_finished)
+            self._pending = None
+
+    def close(self) -> None:
+        """Waits, then releases Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    # What there is.
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, rising."""
+        if not self.directory.is_dir():
+            return []
+        numbers = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        return [step for step in numbers if self._complete(step)]
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def best(self) -> int | None:
+        """The step with the highest `best_metric`, the later of equals; None if none has the metric."""
+        scores = [(self._score(metrics), step) for step in self.steps() if (metrics := self.metrics(step))]
+        return max(scores)[1] if scores and self._best_metric else None
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The caller's metadata of a checkpoint, without reading arrays."""
+        return self._record(step)["metadata"]
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        return self._manager.metrics(step) if self._best_metric else None
+
+    # Restoring.
+
+    def restore(
+        self, step: int, abstract: Mapping[str, Any], data_iterator: DataIterator | None = None
+    ) -> Restored:
+        """The state of a checkpoint, on whatever mesh `abstract` names.
+
+        The data iterator takes the position it had. With another number of processes each
+        continues at the same batch of its new share of the data, if all processes were at the same
+        position: the mix and the count of examples go on, but the current pass over the data meets
+        some examples twice and misses others.
+
+        Args:
+            abstract: {name: pytree} of ShapeDtypeStructs (or arrays) with shardings; leaves without a
+                sharding come back as numpy arrays. Entries of the checkpoint not named here are not read.
+
+        Raises:
+            CheckpointError: no such checkpoint; leaves missing, unexpected, or of another shape or dtype;
+                a data position that does not fit.
+        """
+        record = self._record(step)
+        structures = {name: jax.tree.structure(tree) for name, tree in abstract.items()}
+        wanted = {name: dict(_named_leaves(tree)) for name, tree in abstract.items()}
+        for name, leaves in wanted.items():
+            self._compare(step, name, record["leaves"].get(name, {}), leaves)
+        state: dict[str, Any] = {}
+        for name, leaves in wanted.items():
+            values = self._read(step, name, {leaf: _restore_args(value) for leaf, value in leaves.items()})
+            owned = _own({leaf: value for leaf, value in values.items() if isinstance(value, jax.Array)})
+            state[name] = jax.tree.unflatten(structures[name], [(values | owned)[leaf] for leaf in leaves])
+        note = None
+        if data_iterator is not None:
+            note = self._restore_iterator(step, record["iterators"], data_iterator)
+        return Restored(state, record["metadata"], note)
+
+    def restore_params_only(self, step: int, name: str) -> dict[str, np.ndarray]:
+        """One entry of the state, whole, as {path: numpy array}: 'ema' or 'trainable' for using a model.
+
+        Needs no mesh and reads nothing else.
+
+        Raises:
+            CheckpointError: no such checkpoint, or no such entry in it.
+        """
+        leaves = self._record(step)["leaves"]
+        if not leaves.get(name):
+            there = sorted(entry for entry in leaves if leaves[entry])
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} has no {name!r}; it has {', '.join(there)}"
+            )
+        as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+        return self._read(step, name, dict.fromkeys(leaves[name], as_numpy))
+
+    # Inside.
+
+    def _attempt(self, step: int, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._pending = None
+            if jax.process_count() == 1:
+                # The manager still counts the failed step as there; a new one looks at the disk.
+                self._manager = self._reopened()
+            raise CheckpointError(
+                f"cannot save checkpoint {step} in {self.directory}: {_reason(error)}. "
+                f"Complete checkpoints there: {self.steps() or 'none'}"
+            ) from error
+
+    def _reopened(self) -> _Manager:
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        try:
+            return _Manager(self.directory, options=self._options)
+        except Exception:
+            return self._manager
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        value = metrics.get(self._best_metric or "", -math.inf)
+        return -math.inf if math.isnan(value) else value
+
+    def _complete(self, step: int) -> bool:
+        path = self.directory / str(step)
+        try:
+            leaves = json.loads((path / _RECORD / "metadata").read_text())["leaves"]
+        except (OSError, ValueError, KeyError):
+            return False
+        items = [name for name, named in leaves.items() if named]
+        needed = [path / "_CHECKPOINT_METADATA"]
+        needed += [path / name / file for name in items for file in ("_METADATA", "manifest.ocdbt")]
+        return all(file.exists() for file in needed)
+
+    def _prepare(self) -> None:
+        """Finds out now, and not hours later, whether one can write here, and sets incomplete steps aside.
+
+        Orbax trusts names: a step's directory that was copied only in part must not bear one.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            probe = _unused(self.directory, "probe")
+            probe.write_text("")
+            probe.unlink()
+            for path in list(self.directory.iterdir()):
+                if path.name.isdigit() and path.is_dir() and not self._complete(int(path.name)):
+                    path.rename(_unused(self.directory, f"{path.name}.incomplete"))
+        _synchronise("incomplete checkpoints set aside")
+
+    def _record(self, step: int) -> dict[str, Any]:
+        if not self._complete(step):
+            raise CheckpointError(
+                f"{self.directory} has no complete checkpoint {step}; it has {self.steps() or 'none'}"
+            )
+        return json.loads((self.directory / str(step) / _RECORD / "metadata").read_text())
+
+    def _read(self, step: int, name: str, leaves: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
+        if not leaves:
+            return {}
+        try:
+            args = ocp.args.Composite(**{name: ocp.args.PyTreeRestore(restore_args=dict(leaves))})
+            return self._manager.restore(step, args=args)[name]
+        except Exception as error:
+            where = self.directory / str(step) / name
+            raise CheckpointError(
+                f"cannot read {where}: {_reason(error)}. Checkpoints there: {self.steps()}"
+            ) from error
+
+    def _compare(self, step: int, name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Orbax would pad or cut arrays of another shape in silence."""
+        expected = {leaf: [str(value.dtype), list(np.shape(value))] for leaf, value in wanted.items()}
+        problems = [f"{leaf} is missing" for leaf in sorted(expected.keys() - stored.keys())]
+        problems += [f"{leaf} is unexpected" for leaf in sorted(stored.keys() - expected.keys())]
+        problems += [
+            f"{leaf} is {stored[leaf][0]}{tuple(stored[leaf][1])}, expected {dtype}{tuple(shape)}"
+            for leaf, (dtype, shape) in sorted(expected.items())
+            if leaf in stored and list(stored[leaf]) != [dtype, shape]
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{name!r} of checkpoint {self.directory / str(step)} does not fit this run: "
+                + "; ".join(problems[:10])
+                + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+            )
+
+    def _restore_iterator(self, step: int, states: list[Any], iterator: DataIterator) -> str | None:
+        here, there = jax.process_count(), len(states)
+        where = f"checkpoint {self.directory / str(step)}"
+        if not there or states[0] is None:
+            raise CheckpointError(f"{where} holds no position in the data")
+        if here == there:
+            iterator.set_state(_from_json(states[jax.process_index()]))
+            return None
+        if any(state != states[0] for state in states):
+            raise CheckpointError(
+                f"{where} was written by {there} processes at different positions in their data, which do "
+                f"not carry over to {here}; resume with {there} processes"
+            )
+        iterator.set_state(_from_json(states[0]))
+        return (
+            f"{where} was written by {there} processes, now there are {here}: the data goes on at the same "
+            "batch, but differently divided, so that this pass over it repeats some examples and misses some"
+        )
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """(dotted path, leaf) of a pytree, in the order of its leaves. Numbers become numpy arrays."""
+    named = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        named.append((name, leaf if hasattr(leaf, "dtype") else np.asarray(leaf)))
+    if len({name for name, _ in named}) != len(named):
+        raise ValueError("checkpoints: two leaves of the state have the same dotted path")
+    return named
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype)
+
+
+def _own(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Copies made by XLA itself: buffers that came from Orbax may refuse donation, which shows only as a
+    lack of memory after a resume."""
+    if not values:
+        return {}
+    shardings = {name: value.sharding for name, value in values.items()}
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(values)
+
+
+def _json_state(iterator: DataIterator) -> Any:
+    """grain's dataset iterators give dicts, its data loaders bytes."""
+    state = iterator.get_state()
+    return {"bytes": state.decode()} if isinstance(state, bytes) else {"json": state}
+
+
+def _from_json(state: dict[str, Any]) -> Any:
+    return state["bytes"].encode() if "bytes" in state else state["json"]
+
+
+def _gather(value: Any) -> list[Any]:
+    """One JSON value from each process, in their order, in every process."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(text.size, np.int32))).reshape(-1)
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: text.size] = text
+    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    return [json.loads(bytes(row[:length])) for row, length in zip(gathered, lengths, strict=True)]
+
+
+def _synchronise(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _unused(directory: epath.Path, name: str) -> epath.Path:
+    """The first of name, name-1, name-2, ... that does not exist."""
+    path, count = directory / name, 0
+    while path.exists():
+        count += 1
+        path = directory / f"{name}-{count}"
+    return path
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line. Tensorstore buries the system's error number under file names."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if number := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(number[1]))
+    return text if len(text) <= 300 else text[:300] + "..."
