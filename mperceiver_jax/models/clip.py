@@ -154,11 +154,6 @@ class TextTower(nnx.Module):
         """Contextual vectors of plain token ids."""
         return self(self.token_embedding(token_ids).astype(dtype))
 
-    def empty_caption(self, batch: int = 1, dtype: jnp.dtype = jnp.float32) -> Float[Array, "b n w"]:
-        """Contextual vectors of the caption without words."""
-        vectors = self.encode(jnp.asarray(self.config.empty_caption())[None], dtype)
-        return jnp.broadcast_to(vectors, (batch, *vectors.shape[1:]))
-
     def __call__(self, embeddings: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         """Contextual vectors of token embeddings (without positions, which are added here)."""
         return self.begin(embeddings).outputs
