@@ -58,6 +58,18 @@ def test_full_size_counts_and_shapes():
     assert eps == struct(1, 64, 72, 4)
 
 
+def test_full_size_names_and_sizes_are_those_of_diffusers():
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = diffusers.UNet2DConditionModel(
+            attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True
+        )
+    plain = UNet(replace(UNetConfig.sd21(), modulated=False))
+    sizes = {path: np.prod(leaf.get_value().shape) for path, leaf in parameters.declared(plain).items()}
+    assert sizes == {key: value.numel() for key, value in theirs.state_dict().items()}
+
+
 def test_full_size_release_keys():
     names = convert.keymaps.keymap(UNet(UNetConfig.sd21()), "release")
     keys = {names.key(path) for path in parameters.declared(UNet(UNetConfig.sd21()))}
