@@ -12,12 +12,11 @@ Directories without everything that belongs in them are never chosen.
 """
 
 import contextlib
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +26,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-_RECORD = "record"
+from mperceiver_jax.training import checkpoint_files as files
+from mperceiver_jax.training.data_position import DataIterator, gather_positions, set_position
+from mperceiver_jax.training.runtime import on_first_process
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read, or does not fit. The message says which and why."""
-
-
-class DataIterator(Protocol):
-    """What a grain DatasetIterator offers: a position as something JSON can hold."""
-
-    def get_state(self) -> Any: ...
-
-    def set_state(self, state: Any) -> None: ...
 
 
 class Restored(NamedTuple):
@@ -116,7 +109,7 @@ class Checkpoints:
         )
         try:
             if not read_only:
-                self._prepare()
+                on_first_process(lambda: files.prepare(self.directory))
             self._manager = _Manager(self.directory, options=self._options)
         except Exception as error:
             raise CheckpointError(f"cannot keep checkpoints in {self.directory}: {_reason(error)}") from error
@@ -147,8 +140,8 @@ class Checkpoints:
             data_iterator: this process's; its position after the batch of `step`.
             metadata: anything JSON holds.
             metrics: numbers by which the best is chosen.
-            force: write a step that exists already a second time (with metrics, for example). The first
-                is deleted before.
+            force: replace a checkpoint of this step that exists (to give it metrics, for example). This
+                waits until the new one is there; the old one is lost only then.
 
         Returns:
             False if a complete checkpoint of this step existed and `force` was not given.
@@ -158,26 +151,32 @@ class Checkpoints:
                 directory and the reason. Complete checkpoints stay as they are.
         """
         self.wait()
-        if step in self.steps():
+        replace = step in self.steps()
+        if replace:
             if not force:
                 return False
-            _synchronise("all processes have seen the checkpoint that will be replaced")
-            self._attempt(step, lambda: self._manager.delete(step))
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("all processes have seen what will be replaced")
+            on_first_process(lambda: files.move_away(self.directory, step))
+            self._manager.reload()
         items = {name: dict(_named_leaves(tree)) for name, tree in state.items()}
         record = {
             "metadata": dict(metadata or {}),
-            "iterators": _gather(None if data_iterator is None else _json_state(data_iterator)),
+            "iterators": gather_positions(data_iterator),
             "leaves": {
                 name: {leaf: [str(value.dtype), list(np.shape(value))] for leaf, value in leaves.items()}
                 for name, leaves in items.items()
             },
         }
         args = {name: ocp.args.PyTreeSave(leaves) for name, leaves in items.items() if leaves}
-        args[_RECORD] = ocp.args.JsonSave(record)
+        args[files.RECORD] = ocp.args.JsonSave(record)
         numbers = None if metrics is None else {name: float(value) for name, value in metrics.items()}
         self._pending = step
         composite = ocp.args.Composite(**args)
         self._attempt(step, lambda: self._manager.save(step, args=composite, metrics=numbers, force=True))
+        if replace:
+            self.wait()
+            on_first_process(lambda: files.remove_replaced(self.directory))
         return True
 
     def wait(self) -> None:
@@ -201,10 +200,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, rising."""
-        if not self.directory.is_dir():
-            return []
-        numbers = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
-        return [step for step in numbers if self._complete(step)]
+        return files.complete_steps(self.directory)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -215,6 +211,10 @@ class Checkpoints:
         """The step with the highest `best_metric`, the later of equals; None if none has the metric."""
         scores = [(self._score(metrics), step) for step in self.steps() if (metrics := self.metrics(step))]
         return max(scores)[1] if scores and self._best_metric else None
+
+    def entries(self, step: int) -> list[str]:
+        """Names of the entries of the state that a checkpoint holds."""
+        return sorted(name for name, leaves in self._record(step)["leaves"].items() if leaves)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The caller's metadata of a checkpoint, without reading arrays."""
@@ -230,10 +230,8 @@ class Checkpoints:
     ) -> Restored:
         """The state of a checkpoint, on whatever mesh `abstract` names.
 
-        The data iterator takes the position it had. With another number of processes each
-        continues at the same batch of its new share of the data, if all processes were at the same
-        position: the mix and the count of examples go on, but the current pass over the data meets
-        some examples twice and misses others.
+        The data iterator takes the position it had; what happens with another number of processes
+        is described at `set_position` and told in the note.
 
         Args:
             abstract: {name: pytree} of ShapeDtypeStructs (or arrays) with shardings; leaves without a
@@ -255,7 +253,12 @@ class Checkpoints:
             state[name] = jax.tree.unflatten(structures[name], [(values | owned)[leaf] for leaf in leaves])
         note = None
         if data_iterator is not None:
-            note = self._restore_iterator(step, record["iterators"], data_iterator)
+            where = f"checkpoint {self.directory / str(step)}"
+            try:
+                note = set_position(data_iterator, record["iterators"])
+            except ValueError as error:
+                raise CheckpointError(f"{where} {error}") from None
+            note = note and f"{where} {note}"
         return Restored(state, record["metadata"], note)
 
     def restore_params_only(self, step: int, name: str) -> dict[str, np.ndarray]:
@@ -268,9 +271,9 @@ class Checkpoints:
         """
         leaves = self._record(step)["leaves"]
         if not leaves.get(name):
-            there = sorted(entry for entry in leaves if leaves[entry])
+            where = self.directory / str(step)
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} has no {name!r}; it has {', '.join(there)}"
+                f"checkpoint {where} has no {name!r}; it has {', '.join(self.entries(step))}"
             )
         as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         return self._read(step, name, dict.fromkeys(leaves[name], as_numpy))
@@ -294,6 +297,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
         try:
+            files.prepare(self.directory)
             return _Manager(self.directory, options=self._options)
         except Exception:
             return self._manager
@@ -302,38 +306,13 @@ class Checkpoints:
         value = metrics.get(self._best_metric or "", -math.inf)
         return -math.inf if math.isnan(value) else value
 
-    def _complete(self, step: int) -> bool:
-        path = self.directory / str(step)
-        try:
-            leaves = json.loads((path / _RECORD / "metadata").read_text())["leaves"]
-        except (OSError, ValueError, KeyError):
-            return False
-        items = [name for name, named in leaves.items() if named]
-        needed = [path / "_CHECKPOINT_METADATA"]
-        needed += [path / name / file for name in items for file in ("_METADATA", "manifest.ocdbt")]
-        return all(file.exists() for file in needed)
-
-    def _prepare(self) -> None:
-        """Finds out now, and not hours later, whether one can write here, and sets incomplete steps aside.
-
-        Orbax trusts names: a step's directory that was copied only in part must not bear one.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            probe = _unused(self.directory, "probe")
-            probe.write_text("")
-            probe.unlink()
-            for path in list(self.directory.iterdir()):
-                if path.name.isdigit() and path.is_dir() and not self._complete(int(path.name)):
-                    path.rename(_unused(self.directory, f"{path.name}.incomplete"))
-        _synchronise("incomplete checkpoints set aside")
-
     def _record(self, step: int) -> dict[str, Any]:
-        if not self._complete(step):
+        record = files.read_record(self.directory, step)
+        if record is None:
             raise CheckpointError(
                 f"{self.directory} has no complete checkpoint {step}; it has {self.steps() or 'none'}"
             )
-        return json.loads((self.directory / str(step) / _RECORD / "metadata").read_text())
+        return record
 
     def _read(self, step: int, name: str, leaves: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
         if not leaves:
@@ -364,25 +343,6 @@ class Checkpoints:
                 + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
             )
 
-    def _restore_iterator(self, step: int, states: list[Any], iterator: DataIterator) -> str | None:
-        here, there = jax.process_count(), len(states)
-        where = f"checkpoint {self.directory / str(step)}"
-        if not there or states[0] is None:
-            raise CheckpointError(f"{where} holds no position in the data")
-        if here == there:
-            iterator.set_state(_from_json(states[jax.process_index()]))
-            return None
-        if any(state != states[0] for state in states):
-            raise CheckpointError(
-                f"{where} was written by {there} processes at different positions in their data, which do "
-                f"not carry over to {here}; resume with {there} processes"
-            )
-        iterator.set_state(_from_json(states[0]))
-        return (
-            f"{where} was written by {there} processes, now there are {here}: the data goes on at the same "
-            "batch, but differently divided, so that this pass over it repeats some examples and misses some"
-        )
-
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """(dotted path, leaf) of a pytree, in the order of its leaves. Numbers become numpy arrays."""
@@ -409,42 +369,6 @@ def _own(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {}
     shardings = {name: value.sharding for name, value in values.items()}
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(values)
-
-
-def _json_state(iterator: DataIterator) -> Any:
-    """grain's dataset iterators give dicts, its data loaders bytes."""
-    state = iterator.get_state()
-    return {"bytes": state.decode()} if isinstance(state, bytes) else {"json": state}
-
-
-def _from_json(state: dict[str, Any]) -> Any:
-    return state["bytes"].encode() if "bytes" in state else state["json"]
-
-
-def _gather(value: Any) -> list[Any]:
-    """One JSON value from each process, in their order, in every process."""
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(text.size, np.int32))).reshape(-1)
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: text.size] = text
-    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
-    return [json.loads(bytes(row[:length])) for row, length in zip(gathered, lengths, strict=True)]
-
-
-def _synchronise(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _unused(directory: epath.Path, name: str) -> epath.Path:
-    """The first of name, name-1, name-2, ... that does not exist."""
-    path, count = directory / name, 0
-    while path.exists():
-        count += 1
-        path = directory / f"{name}-{count}"
-    return path
 
 
 def _reason(error: BaseException) -> str:

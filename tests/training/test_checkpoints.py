@@ -159,6 +159,19 @@ def test_half_written_directories_are_never_chosen(tmp_path):
     assert (tmp_path / "3.incomplete").exists()
 
 
+def test_a_replacement_that_was_interrupted_loses_nothing(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"trainable": {"w": jnp.full(2, step)}})
+    (tmp_path / "2").rename(tmp_path / "2.replaced")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 2
+        np.testing.assert_array_equal(checkpoints.restore_params_only(2, "trainable")["w"], 2)
+    shutil.copytree(tmp_path / "1", tmp_path / "2.replaced")
+    Checkpoints(tmp_path).close()
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
 def test_a_killed_run_leaves_complete_checkpoints(tmp_path):
     code = """
         import sys

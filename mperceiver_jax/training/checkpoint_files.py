@@ -1,0 +1,77 @@
+"""Which directories on disk are complete checkpoints, without any help from Orbax.
+
+A step's directory is complete when its record can be read and every item that the
+record names has its index. Orbax commits by renaming, so its own interrupted saves bear
+other names; this guards against the rest: a copy broken off, a deletion interrupted.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+RECORD = "record"
+_REPLACED = ".replaced"
+
+
+def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
+    """The record of a complete checkpoint (its `leaves`, `metadata`, `iterators`), otherwise None."""
+    path = directory / str(step)
+    try:
+        record = json.loads((path / RECORD / "metadata").read_text())
+        items = [name for name, leaves in record["leaves"].items() if leaves]
+    except (OSError, ValueError, KeyError):
+        return None
+    needed = [path / "_CHECKPOINT_METADATA"]
+    needed += [path / name / file for name in items for file in ("_METADATA", "manifest.ocdbt")]
+    return record if all(file.exists() for file in needed) else None
+
+
+def complete_steps(directory: epath.Path) -> list[int]:
+    """Steps of the complete checkpoints, rising."""
+    if not directory.is_dir():
+        return []
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    return [step for step in steps if read_record(directory, step) is not None]
+
+
+def prepare(directory: epath.Path) -> None:
+    """Makes a directory fit for saving, and finds out now, not hours later, whether one can write in it.
+
+    Incomplete steps get other names, since Orbax takes every number for a checkpoint. A
+    checkpoint whose replacement was never finished gets its name back. To be called by one process.
+
+    Raises:
+        OSError: it cannot be created or written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = unused(directory, "probe")
+    probe.write_text("")
+    probe.unlink()
+    for path in list(directory.iterdir()):
+        if path.name.isdigit() and path.is_dir() and read_record(directory, int(path.name)) is None:
+            path.rename(unused(directory, f"{path.name}.incomplete"))
+    remove_replaced(directory)
+    for path in directory.glob(f"*{_REPLACED}"):
+        path.rename(directory / path.name.removesuffix(_REPLACED))
+
+
+def move_away(directory: epath.Path, step: int) -> None:
+    """Renames a checkpoint that is about to be replaced; `prepare` brings it back if that fails."""
+    (directory / str(step)).rename(directory / f"{step}{_REPLACED}")
+
+
+def remove_replaced(directory: epath.Path) -> None:
+    """Deletes what was moved away and has a successor."""
+    for path in directory.glob(f"*{_REPLACED}"):
+        if (directory / path.name.removesuffix(_REPLACED)).exists():
+            path.rmtree()
+
+
+def unused(directory: epath.Path, name: str) -> epath.Path:
+    """The first of name, name-1, name-2, ... that does not exist."""
+    path, count = directory / name, 0
+    while path.exists():
+        count += 1
+        path = directory / f"{name}-{count}"
+    return path
