@@ -1,10 +1,32 @@
 """From a degraded picture to a restored one: condition once, sample a latent, decode."""
 
+from typing import Protocol
+
 import jax
 from jaxtyping import Array, Float
 
 from mperceiver_jax.diffusion.samplers import DDIM, sample
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.diffusion.schedule import Schedule
+from mperceiver_jax.models.mperceiver import Condition, MPerceiver
+
+
+class SamplerChoice(Protocol):
+    """What a configuration says of a sampler: `ddim` or `reference`, number of steps, eta."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def eta(self) -> float: ...
+
+
+def sampler_of(choice: SamplerChoice, schedule: Schedule | None = None) -> DDIM:
+    """The sampler that a configuration names."""
+    mode = "reference" if choice.name == "reference" else "ddim"
+    return DDIM(schedule or Schedule(), steps=choice.steps, eta=choice.eta, mode=mode)
 
 
 def sample_latent(
@@ -13,15 +35,18 @@ def sample_latent(
     lq: Float[Array, "b h w 3"],
     lq_clip: Float[Array, "b s s 3"],
     key: jax.Array,
-):
+) -> tuple[Float[Array, "b hh ww c"], Condition]:
     """(restored latent, scaled; the condition it was sampled under)."""
     shape = model.latent_shape(lq.shape)
     key_z, key_x, key_s = jax.random.split(key, 3)
     condition = model.condition(lq, lq_clip, jax.random.normal(key_z, shape, lq.dtype))
-    prompts = model.ir_adapter.prompts()
-    x_T = jax.random.normal(key_x, shape, lq.dtype)
-    latent = sample(sampler, lambda x, t: model.predict_noise(x, t, condition, prompts), x_T, key_s)
-    return latent, condition
+    prompts = model.ir_adapter.prompts(lq.dtype)
+
+    def denoise(x, t):
+        return model.predict_noise(x.astype(lq.dtype), t, condition, prompts)
+
+    latent = sample(sampler, denoise, jax.random.normal(key_x, shape), key_s)
+    return latent.astype(lq.dtype), condition
 
 
 def restore_batch(

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mperceiver_jax.models.clip import TextConfig, TextTower
-from mperceiver_jax.models.cm_adapter import CMConfig, CMInversion, text_context
+from mperceiver_jax.models.cm_adapter import CMConfig, CMInversion, TokenOrder, text_context
 from mperceiver_jax.models.drm import DetailRefinement, DRMConfig
 from mperceiver_jax.models.ir_adapter import IRAdapter, IRAdapterConfig
 from mperceiver_jax.models.parameters import normal, parameter
@@ -41,7 +41,7 @@ class MPerceiverConfig:
     adapter: IRAdapterConfig
     cm: CMConfig
     drm: DRMConfig
-    token_order: str = "t_cm"
+    token_order: TokenOrder = "t_cm"
 
     def __post_init__(self) -> None:
         agreements = {

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from mperceiver_jax.models.parameters import Params
 
 Metrics = dict[str, jax.Array]
-Loss = Callable[[Params, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
+Loss = Callable[[Params, dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -56,7 +56,7 @@ def make_step(
     """Builds `step(state, frozen, batch, root_key) -> (state, metrics)`.
 
     Args:
-        loss: `loss(all parameters, micro-batch, key) -> (scalar, metrics)`, a mean over the micro-batch.
+        loss: `loss(all parameters, micro-batch, key, step) -> (scalar, metrics)`, a mean over the micro-batch.
         accumulation: micro-batches per update, run one after another by a scan inside the step.
         ema_decay: 0 switches the moving average off.
         mesh: where the batch is spread; None on one device.
@@ -65,19 +65,19 @@ def make_step(
     they were; `metrics['finite']` is then 0 and the step still counts.
     """
 
-    def gradients(trainable, frozen, batch, key):
-        scalar = lambda trained: loss({**frozen, **trained}, batch, key)
+    def gradients(trainable, frozen, batch, key, step):
+        scalar = lambda trained: loss({**frozen, **trained}, batch, key, step)
         (value, metrics), grads = jax.value_and_grad(scalar, has_aux=True)(trainable)
         return grads, {"loss": value, **metrics}
 
-    def accumulated(trainable, frozen, batch, key):
+    def accumulated(trainable, frozen, batch, key, step):
         if accumulation == 1:
-            return gradients(trainable, frozen, batch, jax.random.fold_in(key, 0))
+            return gradients(trainable, frozen, batch, jax.random.fold_in(key, 0), step)
         micro = jax.tree.map(lambda x: _micro_batches(x, accumulation, mesh), batch)
 
         def body(total, indexed):
             index, part = indexed
-            grads, metrics = gradients(trainable, frozen, part, jax.random.fold_in(key, index))
+            grads, metrics = gradients(trainable, frozen, part, jax.random.fold_in(key, index), step)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, trainable)
@@ -86,7 +86,7 @@ def make_step(
 
     def step(state, frozen, batch, root_key):
         key = jax.random.fold_in(root_key, state.step)
-        grads, metrics = accumulated(state.trainable, frozen, batch, key)
+        grads, metrics = accumulated(state.trainable, frozen, batch, key, state.step)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)

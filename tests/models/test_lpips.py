@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import data_pipelines
-from mperceiver_jax.evaluate import lpips as module
-from mperceiver_jax.evaluate.lpips import available, load_lpips, lpips
+from mperceiver_jax.models import lpips as module
+from mperceiver_jax.models.lpips import available, load_lpips, lpips
 
 needs_weights = pytest.mark.skipif(not available(), reason="needs the extra [lpips]")
 

@@ -1,0 +1,268 @@
+"""An experiment's configuration: mappings at the edge, frozen dataclasses inside.
+
+Config files (`configs/*.py`) return an `ml_collections.ConfigDict` built by
+`to_mapping`; `from_mapping` turns it into the dataclasses below. Every error names the
+field by its full dotted path.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipelines.pipeline import PipelineConfig
+from mperceiver_jax.models.mperceiver import MPerceiverConfig
+from mperceiver_jax.training.optimizer import OptimizerConfig
+from mperceiver_jax.training.sharding import MeshConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training.
+
+    Attributes:
+        steps: updates; 0 leaves the stage out.
+        batch_size: examples per update over all devices.
+        crop: side of the square crops; 0 takes the data's own.
+        accumulation: micro-batches per update.
+        ema_decay: moving average of the trained parameters, used for everything after training; 0 is off.
+        optimizer: see `OptimizerConfig`.
+    """
+
+    steps: int
+    batch_size: int = 8
+    crop: int = 0
+    accumulation: int = 1
+    ema_decay: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 1 or self.accumulation < 1:
+            raise ValueError("steps must be 0 or more, batch_size and accumulation 1 or more")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The choices among losses that the specification leaves open.
+
+    Attributes:
+        predictor: `focal` or `cross_entropy`.
+        focal_gamma: exponent of the focal loss.
+        train_tower: the predictor stage also trains the image tower (where none is published at that size).
+        train_cm_inv: the dual-branch stage trains the CM inversion.
+        kl_weight: weight of the autoencoder's KL term, per latent element.
+        lpips_weight, lpips_net: perceptual term of the DRM stage; left out, and said so, without its weights.
+        gan_weight: factor on the adaptive weight of the DRM's adversarial term; 0 leaves it out.
+        gan_start: DRM step at which the adversarial term starts.
+        drm_latents: `perturbed_gt`, or `sampled` by the finished dual branch and stored in the workdir.
+        drm_perturbation: largest standard deviation of the noise of `perturbed_gt`.
+        drm_examples: training examples to sample latents for (`sampled`).
+    """
+
+    predictor: str = "focal"
+    focal_gamma: float = 2.0
+    train_tower: bool = False
+    train_cm_inv: bool = True
+    kl_weight: float = 1e-6
+    lpips_weight: float = 0.1
+    lpips_net: str = "vgg"
+    gan_weight: float = 0.0
+    gan_start: int = 0
+    drm_latents: str = "perturbed_gt"
+    drm_perturbation: float = 0.2
+    drm_examples: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "predictor": ("focal", "cross_entropy"),
+            "lpips_net": ("vgg", "alex"),
+            "drm_latents": ("perturbed_gt", "sampled"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: one of {allowed}, not {getattr(self, name)!r}")
+        if self.drm_latents == "sampled" and self.drm_examples < 1:
+            raise ValueError("drm_examples: a positive number is needed with drm_latents='sampled'")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How restored latents are sampled: `ddim` (the correct schedule) or `reference` (the release's)."""
+
+    name: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("ddim", "reference"):
+            raise ValueError(f"name: 'ddim' or 'reference', not {self.name!r}")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps: between 1 and 1000, not {self.steps}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save: every `every` updates and at a stage's end; the newest `keep` stay, and the `keep_best` best."""
+
+    every: int = 1000
+    keep: int = 3
+    keep_best: int = 1
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation.
+
+    Attributes:
+        every: also evaluate every so many updates within a stage; 0 only at its end.
+        per_task: held-out pictures for each task.
+        batch_size: pictures at a time.
+        samples: rows of the before/after sheets per task.
+    """
+
+    every: int = 0
+    per_task: int = 8
+    batch_size: int = 8
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """Pictures to restore are padded by reflection to at least `minimum` pixels a side."""
+
+    minimum: int = 512
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run is determined by, apart from the machine it runs on.
+
+    Attributes:
+        variant: name of the variant, for messages and the workdir.
+        note: what the first line says about how the variant was chosen.
+        priors: published weights to start from (see README); required unless `from_scratch`.
+        from_scratch: the variant trains its own priors.
+        compute_dtype: `float32` or `bfloat16`; trained parameters stay float32, frozen ones are stored in this dtype.
+        stages: by name, in the order they run.
+        on_nonfinite: `stop` at the first non-finite loss, or `skip` up to `max_skipped` such steps per stage.
+        log_every: updates between two log lines.
+    """
+
+    variant: str
+    model: MPerceiverConfig
+    data: PipelineConfig
+    stages: Mapping[str, StageConfig]
+    losses: LossConfig
+    sampler: SamplerConfig
+    checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
+    restore: RestoreConfig
+    mesh: MeshConfig
+    note: str = ""
+    priors: str = ""
+    from_scratch: bool = False
+    compute_dtype: str = "float32"
+    seed: int = 23
+    on_nonfinite: str = "stop"
+    max_skipped: int = 10
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype: 'float32' or 'bfloat16', not {self.compute_dtype!r}")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite: 'stop' or 'skip', not {self.on_nonfinite!r}")
+        if not self.from_scratch and not self.priors:
+            raise ValueError(
+                f"priors: the variant {self.variant!r} starts from published weights; give them with "
+                "--config.priors=PATH (README, 'Published weights'), or take the variant that needs none: "
+                "--config=configs/allinone.py:small"
+            )
+
+
+def to_mapping(value: Any) -> Any:
+    """A dataclass as nested dicts of plain values, ready for `ml_collections.ConfigDict`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_mapping(item) for key, item in value.items()}
+    return value
+
+
+def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -> Any:
+    """Builds a (nested) dataclass, strictly.
+
+    Raises:
+        ConfigError: an unknown, missing, mistyped or unusable field, by its dotted path.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(mapping) - set(fields))
+    if unknown:
+        raise ConfigError(f"{where}.{unknown[0]}: no such field; {where} has {', '.join(fields)}")
+    values = {}
+    for name, declared in fields.items():
+        if name in mapping:
+            values[name] = _value(hints[name], mapping[name], f"{where}.{name}")
+        elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}.{name}: missing")
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{where}: one of {arguments}, not {value!r}")
+    if origin in (typing.Union, types.UnionType):
+        problems = []
+        for option in arguments:
+            if option is type(None):
+                if value is None:
+                    return None
+                continue
+            try:
+                return _value(option, value, where)
+            except ConfigError as error:
+                problems.append(error)
+        raise problems[0]
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value):
+            value = to_mapping(value)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: a group of fields is expected, not {value!r}")
+        return from_mapping(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{where}: a list is expected, not {value!r}")
+        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(each) != len(value):
+            raise ConfigError(f"{where}: {len(each)} values are expected, not {len(value)}")
+        return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, value, strict=True)))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: a group of fields is expected, not {value!r}")
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type):
+        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return value
+        raise ConfigError(f"{where}: {hint.__name__} is expected, not {value!r}")
+    raise ConfigError(f"{where}: fields of type {hint} are not supported")

@@ -1,0 +1,210 @@
+"""Evaluation on held-out photographs: what each stage has learned, and the report of the run.
+
+`HeldOut` is handed to the training loop. It never sees a photograph that trained, and its
+degradations are fixed by the seed, so that figures of different runs are comparable.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.pipeline import HeldoutExamples, heldout_examples
+from data_pipelines.tasks import TASKS
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.diffusion.restoration import restore_batch, sampler_of
+from mperceiver_jax.evaluate.metrics import psnr, ssim
+from mperceiver_jax.evaluate.report import sample_sheet, to_json
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.restore.picture_files import write_atomically
+from mperceiver_jax.training import losses
+from mperceiver_jax.training.progress import progress_bar
+from mperceiver_jax.training.stages import SCHEDULE, to_model_range
+
+Results = dict[str, Any]
+
+
+class HeldOut:
+    """Evaluates any stage on the held-out examples of an experiment.
+
+    Args:
+        experiment: data, sampler and sizes.
+        model: built abstractly.
+        mesh: where parameters lie; every process evaluates the same examples.
+        workdir: pictures go to `samples/`, figures to `evaluations/<stage>.json`; None writes nothing.
+    """
+
+    def __init__(self, experiment: Experiment, model: MPerceiver, workdir: Path | None):
+        self._experiment, self._workdir = experiment, workdir
+        self._structure, _ = parameters.split(model)
+        self._model = model
+        self._dtype = jnp.dtype(experiment.compute_dtype)
+        self._compiled: dict[str, Callable] = {}
+
+    def __call__(self, stage: str, params: Params, step: int) -> dict[str, float]:
+        """Scalars for the log and for choosing the best checkpoint (`score`, higher is better)."""
+        return self.evaluate(stage, params)["scalars"]
+
+    def evaluate(self, stage: str, params: Params, final: bool = False) -> Results:
+        """Everything measured after (or within) a stage. `final` also writes pictures and figures."""
+        measure = {
+            "vae": self._autoencoder,
+            "prior": self._prior,
+            "predictor": self._predictor,
+            "dual_branch": lambda params, final: self._restoration(stage, params, final, refine=False),
+            "drm": lambda params, final: self._restoration(stage, params, final, refine=True),
+        }[stage]
+        results = measure(params, final)
+        if final and self._workdir and jax.process_index() == 0:
+            write_atomically(self._workdir / "evaluations" / f"{stage}.json", to_json(results).encode())
+        return results
+
+    def _examples(self) -> HeldoutExamples:
+        return heldout_examples(self._experiment.data, self._experiment.evaluation.per_task)
+
+    def _run(self, stage: str, function: Callable, params: Params, examples: Sequence) -> list[Any]:
+        """`function(model, batch, key) -> pytree` over all examples; one numpy result per example."""
+        if stage not in self._compiled:
+
+            def compute(values, batch, key):
+                return function(parameters.merge(self._structure, values), batch, key)
+
+            self._compiled[stage] = jax.jit(compute)
+        size = min(self._experiment.evaluation.batch_size, len(examples))
+        found: list[Any] = []
+        with progress_bar(f"{stage}: held-out evaluation", len(examples)) as bar:
+            for first in range(0, len(examples), size):
+                # The last batch is moved back rather than cut: one shape, one compilation.
+                start = min(first, len(examples) - size)
+                rows = [examples[k] for k in range(start, start + size)]
+                batch = {name: np.stack([row[name] for row in rows]) for name in ("lq", "gt", "lq_clip", "task")}
+                batch["task"] = batch["task"].astype(np.int32)
+                key = jax.random.fold_in(jax.random.key(self._experiment.seed), start)
+                out = jax.device_get(self._compiled[stage](params, batch, key))
+                new = slice(first - start, size)
+                found += [jax.tree.map(lambda x, i=i: x[i], out) for i in range(size)][new]
+                bar.update(len(rows[new]))
+        return found
+
+    def _autoencoder(self, params: Params, final: bool) -> Results:
+        """PSNR of clean pictures through encoder (mean) and decoder: the ceiling without refinement."""
+
+        def reconstruct(model, batch, key):
+            z, _ = model.encode(to_model_range(batch["gt"], self._dtype))
+            return _to_picture(model.decode(z)), z.astype(jnp.float32)
+
+        examples = self._examples()[: self._experiment.evaluation.per_task]
+        out = self._run("vae", reconstruct, params, examples)
+        quality = float(np.mean([psnr(picture, row["gt"]) for (picture, _), row in zip(out, examples, strict=True)]))
+        spread = float(np.std([z for _, z in out]))
+        if final:
+            rows = [
+                (row["name"], row["gt"], picture, None)
+                for (picture, _), row in zip(out, examples, strict=True)
+            ]
+            self._sheet("vae", rows[:6], ("truth", "autoencoder", ""))
+        return {"scalars": {"score": quality, "psnr": quality, "latent_std": spread}}
+
+    def _prior(self, params: Params, final: bool) -> Results:
+        """Error of the predicted noise, at fixed timesteps and noise; 1 is what a zero prediction gives."""
+
+        def error(model, batch, key):
+            z, _ = model.encode(to_model_range(batch["gt"], self._dtype))
+            t = jnp.linspace(50, SCHEDULE.steps - 50, z.shape[0]).astype(jnp.int32)
+            noise = jax.random.normal(key, z.shape, z.dtype)
+            caption = model.text_encoder.encode(self._experiment.model.text.empty_caption()[None])
+            context = jnp.broadcast_to(caption, (z.shape[0], *caption.shape[1:])).astype(z.dtype)
+            eps = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
+            return jax.vmap(losses.mean_squared_error)(eps, noise)
+
+        examples = self._examples()[: self._experiment.evaluation.per_task]
+        value = float(np.mean(self._run("prior", error, params, examples)))
+        return {"scalars": {"score": -value, "noise_error": value}}
+
+    def _predictor(self, params: Params, final: bool) -> Results:
+        def logits(model, batch, key):
+            return model.perceive(batch["lq_clip"].astype(self._dtype))[1].astype(jnp.float32)
+
+        examples = self._examples()
+        guesses = [int(row.argmax()) for row in self._run("predictor", logits, params, examples)]
+        labels = [int(examples[k]["task"]) for k in range(len(examples))]
+        return _confusion(labels, guesses)
+
+    def _restoration(self, stage: str, params: Params, final: bool, refine: bool) -> Results:
+        """PSNR and SSIM of degraded and restored pictures for each task, and the predictor's confusion."""
+        sampler = sampler_of(self._experiment.sampler)
+
+        def restore(model, batch, key):
+            lq = to_model_range(batch["lq"], self._dtype)
+            out, logits = restore_batch(model, sampler, lq, batch["lq_clip"].astype(self._dtype), key, refine=refine)
+            return _to_picture(out), logits.astype(jnp.float32)
+
+        examples = self._examples()
+        out = self._run(stage, restore, params, examples)
+        figures: dict[str, list[dict[str, float]]] = {}
+        sheets: dict[str, list] = {}
+        labels, guesses = [], []
+        for (picture, logits), row in zip(out, (examples[k] for k in range(len(examples))), strict=True):
+            task = TASKS[row["task"]]
+            figures.setdefault(task.name, []).append(
+                {
+                    "degraded_psnr": psnr(row["lq"], row["gt"]),
+                    "restored_psnr": psnr(picture, row["gt"]),
+                    "degraded_ssim": ssim(row["lq"], row["gt"]),
+                    "restored_ssim": ssim(picture, row["gt"]),
+                }
+            )
+            sheets.setdefault(task.name, []).append((f"{task.title}: {row['name']}", row["lq"], picture, row["gt"]))
+            labels.append(task.label)
+            guesses.append(int(np.argmax(logits)))
+        tasks = {name: _averages(rows) for name, rows in figures.items()}
+        if final:
+            shown = self._experiment.evaluation.samples
+            self._sheet(stage, [row for rows in sheets.values() for row in rows[:shown]])
+            for name, rows in sheets.items():
+                self._sheet(f"{stage}_{name}", rows[:8])
+        mean = {
+            f"{side}_{metric}": float(np.mean([task[side][metric] for task in tasks.values()]))
+            for side in ("degraded", "restored")
+            for metric in ("psnr", "ssim")
+        }
+        confusion = _confusion(labels, guesses)
+        scalars = {"score": mean["restored_psnr"], **mean, "accuracy": confusion["scalars"]["accuracy"]}
+        return {"scalars": scalars, "tasks": tasks, "predictor": confusion["predictor"]}
+
+    def _sheet(self, name: str, rows: Sequence, titles: Sequence[str] = ("degraded", "restored", "truth")) -> None:
+        if self._workdir and rows and jax.process_index() == 0:
+            sample_sheet(rows, self._workdir / "samples" / f"{name}.png", titles)
+
+
+def read_evaluation(workdir: Path, stage: str) -> Results | None:
+    """The figures written after a stage; None where there are none."""
+    path = Path(workdir) / "evaluations" / f"{stage}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _to_picture(out: jax.Array) -> jax.Array:
+    return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1)
+
+
+def _averages(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    mean = lambda name: float(np.mean([row[name] for row in rows]))
+    return {
+        "images": len(rows),
+        "degraded": {"psnr": mean("degraded_psnr"), "ssim": mean("degraded_ssim")},
+        "restored": {"psnr": mean("restored_psnr"), "ssim": mean("restored_ssim")},
+    }
+
+
+def _confusion(labels: Sequence[int], guesses: Sequence[int]) -> Results:
+    counts = np.zeros((len(TASKS), len(TASKS)), int)
+    np.add.at(counts, (list(labels), list(guesses)), 1)
+    accuracy = float(np.trace(counts) / max(counts.sum(), 1))
+    predictor = {"accuracy": accuracy, "classes": [task.name for task in TASKS], "confusion": counts.tolist()}
+    return {"scalars": {"score": accuracy, "accuracy": accuracy}, "predictor": predictor}

@@ -1,0 +1,292 @@
+"""The training loop: the stages in order, each resumable at any step.
+
+Metrics of an update are read after the next one was dispatched, so that the host never
+waits for the device. Whatever happens between two updates happens in one fixed order:
+preemption? -> evaluate -> save -> next batch.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.pipeline import PipelineConfig, TrainBatches, train_batches
+from data_pipelines.stored import stored_batches
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.training import latents, sharding, weights
+from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
+from mperceiver_jax.training.fingerprint import fingerprint
+from mperceiver_jax.training.metric_log import MetricWriter
+from mperceiver_jax.training.optimizer import learning_rate_at, make_optimizer
+from mperceiver_jax.training.progress import Progress
+from mperceiver_jax.training.runtime import Preemption
+from mperceiver_jax.training.stages import ORDER, Stage, build_stage
+from mperceiver_jax.training.step import TrainState, initial_state, make_step
+
+Evaluate = Callable[[str, Params, int], Mapping[str, float]]
+
+
+class Preempted(Exception):
+    """The run was asked to stop, has saved, and can be continued by the same command."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient was not finite; the message says where, and what is safe."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share.
+
+    Attributes:
+        evaluate: `evaluate(stage, parameters, step) -> scalars`; called within a stage where the
+            configuration asks for it. `score`, if there, decides which checkpoint is best.
+        say: prints a line, in process 0 only.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    model: MPerceiver
+    writer: MetricWriter
+    evaluate: Evaluate
+    say: Callable[[str], None]
+    preemption: Preemption
+
+    def place(self, path: str, value: np.ndarray) -> jax.Array:
+        """A parameter on the mesh, in the dtype frozen parameters are stored in."""
+        dtype = jnp.dtype(self.experiment.compute_dtype)
+        where = sharding.parameter_sharding(self.mesh, path, value.shape, dtype.itemsize)
+        return sharding.place(value, where, dtype)
+
+
+def stages_of(experiment: Experiment) -> list[str]:
+    """The stages that will run, in order.
+
+    Raises:
+        ValueError: a stage that does not exist.
+    """
+    unknown = sorted(set(experiment.stages) - set(ORDER))
+    if unknown:
+        raise ValueError(f"config.stages.{unknown[0]}: no such stage; the stages are {', '.join(ORDER)}")
+    return [name for name in ORDER if name in experiment.stages and experiment.stages[name].steps]
+
+
+def data_config(experiment: Experiment, name: str) -> PipelineConfig:
+    """The data of a stage: its own batch size, crop and seed, all else as configured."""
+    stage = experiment.stages[name]
+    crop = stage.crop or experiment.data.crop
+    seed = experiment.seed + 1000 * ORDER.index(name)
+    return replace(experiment.data, batch_size=stage.batch_size, crop=crop, seed=seed)
+
+
+def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, Any]]:
+    """Trains one stage from its last checkpoint, or from the beginning.
+
+    Args:
+        params: every parameter of the model, as the stages before left them.
+
+    Returns:
+        (parameters with those of this stage in place, a summary for the report).
+
+    Raises:
+        Preempted, NonFiniteLoss: see there.
+        CheckpointError: a checkpoint does not fit, or could not be written.
+    """
+    experiment, config = run.experiment, run.experiment.stages[name]
+    stage = build_stage(name, experiment, run.model)
+    trained, frozen = _split(run, stage, params)
+    identity = fingerprint({path: value for path, value in frozen.items() if path in params})
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    begin = lambda values: initial_state(values, optimizer, config.ema_decay > 0)
+    abstract = sharding.abstract(run.mesh, jax.eval_shape(begin, trained))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step_function = jax.jit(
+        make_step(
+            stage.loss, optimizer, accumulation=config.accumulation, ema_decay=config.ema_decay, mesh=run.mesh
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(run.mesh)),
+    )
+    root_key = jax.random.key(experiment.seed + ORDER.index(name))
+    started = time.monotonic()
+    with (
+        Checkpoints(
+            weights.checkpoint_folder(run.workdir, name),
+            keep=experiment.checkpoint.keep,
+            keep_best=experiment.checkpoint.keep_best,
+            best_metric="score" if experiment.evaluation.every else None,
+        ) as checkpoints,
+        closing(_batches(run, name, params)) as batches,
+    ):
+        latest = checkpoints.latest()
+        if latest is None:
+            state, history = jax.jit(begin, out_shardings=shardings)(trained), _History()
+        else:
+            restored = checkpoints.restore(latest, abstract._asdict(), batches)
+            _refuse_other_priors(identity, restored.metadata, checkpoints.directory / str(latest))
+            state, history = TrainState(**restored.state), _History(**restored.metadata["history"])
+            run.say(f"{name}: continuing at update {latest} of {config.steps}")
+            if restored.note:
+                run.say(f"{name}: {restored.note}")
+        del trained
+
+        def save(metrics: Mapping[str, float] | None = None) -> None:
+            step = int(state.step)
+            metadata = {
+                "stage": name,
+                "priors": identity,
+                "ema": config.ema_decay > 0,
+                "modulator_form": experiment.model.unet.modulator_form,
+                "history": history.updated(time.monotonic() - started),
+            }
+            checkpoints.save(step, state._asdict(), batches, metadata, metrics)
+
+        first = latest or 0
+        progress = Progress(name, config.steps, first, config.batch_size, experiment.log_every)
+        with closing(progress):
+            reader = _MetricReader(run, name, progress, history, checkpoints)
+            for step in range(first, config.steps):
+                if run.preemption.requested(step):
+                    reader.flush()
+                    save()
+                    checkpoints.wait()
+                    raise Preempted(f"{name}: stopped at update {step} of {config.steps}, saved in {checkpoints.directory}")
+                due = experiment.evaluation.every and step > first and step % experiment.evaluation.every == 0
+                scores = run.evaluate(name, _with(params, state), step) if due else None
+                if step > first and (due or step % experiment.checkpoint.every == 0):
+                    reader.flush()
+                    save(scores)
+                batch = sharding.to_global(run.mesh, next(batches))
+                state, metrics = step_function(state, frozen, batch, root_key)
+                reader.push(step + 1, metrics)
+            reader.flush()
+        save()
+        checkpoints.wait()
+        params = {path: run_value for path, run_value in _with(params, state).items()}
+    summary = {
+        "name": name,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "trained_parameters": sum(v.size for p, v in state.trainable.items() if p in params),
+        **history.summary(time.monotonic() - started),
+    }
+    return {path: _stored(run, path, value) for path, value in params.items()}, summary
+
+
+@dataclass
+class _History:
+    """What a stage remembers across interruptions: seconds, skipped updates, first and last loss."""
+
+    seconds: float = 0.0
+    skipped: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+    def updated(self, seconds: float) -> dict[str, Any]:
+        return {**vars(self), "seconds": self.seconds + seconds}
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        return self.updated(seconds)
+
+
+class _MetricReader:
+    """Reads the metrics of an update after the next was dispatched; logs them and guards against NaN."""
+
+    def __init__(self, run: Run, name: str, progress: Progress, history: _History, checkpoints: Checkpoints):
+        self._run, self._name, self._progress = run, name, progress
+        self._history, self._checkpoints = history, checkpoints
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+
+    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {key: float(value) for key, value in metrics.items()}
+        if not values.pop("finite"):
+            self._not_finite(step, values["loss"])
+            return
+        history, config = self._history, self._run.experiment.stages[self._name]
+        history.last_loss = values["loss"]
+        if history.first_loss is None:
+            history.first_loss = values["loss"]
+        values["learning_rate"] = learning_rate_at(config.optimizer, config.steps, step - 1)
+        self._progress.update(step, values)
+        if step % self._run.experiment.log_every == 0 or step in (1, config.steps):
+            scalars = {f"{self._name}/{key}": value for key, value in values.items()}
+            self._run.writer.write_scalars(step, scalars)
+
+    def _not_finite(self, step: int, loss: float) -> None:
+        experiment = self._run.experiment
+        latest = self._checkpoints.latest()
+        safe = f"the last good checkpoint is {self._checkpoints.directory / str(latest)}" if latest else "no checkpoint yet"
+        what = f"{self._name}: loss {loss} or its gradient is not finite at update {step}"
+        if experiment.on_nonfinite == "stop":
+            raise NonFiniteLoss(
+                f"{what}; {safe}. Lower config.stages.{self._name}.optimizer.learning_rate, or pass over such "
+                "updates with --config.on_nonfinite=skip"
+            )
+        self._history.skipped += 1
+        if self._history.skipped > experiment.max_skipped:
+            raise NonFiniteLoss(f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {safe}")
+        self._run.say(f"{what}; skipped ({self._history.skipped} of at most {experiment.max_skipped})")
+
+
+def _split(run: Run, stage: Stage, params: Params) -> tuple[Params, Params]:
+    """(trained, float32; frozen) among the model's parameters and the stage's helpers."""
+    trained, frozen = {}, {}
+    for path, value in (params | stage.extras()).items():
+        if stage.is_trained(path):
+            where = sharding.parameter_sharding(run.mesh, path, value.shape)
+            trained[path] = sharding.place(value, where, jnp.float32)
+        else:
+            frozen[path] = value if isinstance(value, jax.Array) else run.place(path, value)
+    if not trained:
+        raise ValueError(f"stage {stage.name}: no parameter matches {stage.trains!r}")
+    return trained, frozen
+
+
+def _with(params: Params, state: TrainState) -> Params:
+    """The model's parameters, those being trained as of `state` (their average where there is one)."""
+    current = state.ema or state.trainable
+    return {path: current.get(path, value) for path, value in params.items()}
+
+
+def _stored(run: Run, path: str, value: jax.Array) -> jax.Array:
+    """In the dtype of frozen parameters, sharded for it. Copied: the state's buffers belong to the step."""
+    dtype = jnp.dtype(run.experiment.compute_dtype)
+    if value.dtype == dtype:
+        return value
+    return sharding.place(value, sharding.parameter_sharding(run.mesh, path, value.shape, dtype.itemsize), dtype)
+
+
+def _batches(run: Run, name: str, params: Params) -> TrainBatches:
+    config = data_config(run.experiment, name)
+    index, count = sharding.data_share(run.mesh)
+    if name == "drm" and run.experiment.losses.drm_latents == "sampled":
+        folder = latents.sample_latents(run, params, config)
+        return stored_batches(str(folder), run.experiment.losses.drm_examples, config, index, count)
+    return train_batches(config, index, count)
+
+
+def _refuse_other_priors(identity: str, metadata: Mapping[str, Any], where: Any) -> None:
+    if metadata["priors"] != identity:
+        raise CheckpointError(
+            f"{where} was trained next to other frozen parameters than those given now (fingerprint "
+            f"{metadata['priors'][:12]}, now {identity[:12]}). Give the priors it was trained with "
+            "(config.priors), or another --workdir"
+        )

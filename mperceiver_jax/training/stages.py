@@ -1,0 +1,241 @@
+"""The five stages: what each trains, and the loss that trains it.
+
+    vae          the autoencoder (only where none is published at that size)
+    prior        the latent-diffusion prior on clean pictures (likewise)
+    predictor    which degradation is it?
+    dual_branch  modulators, IR-Adapter, textual prompts and CM inversion; all else frozen
+    drm          the detail refinement module; encoder and decoder frozen
+
+A loss is `loss(parameters, batch, key, step) -> (scalar, metrics)`, pure, a mean over
+the batch. Pictures in a batch are in [0, 1]; models see [-1, 1].
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.diffusion.schedule import Schedule
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.lpips import load_lpips, lpips
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.patchgan import PatchGAN, PatchGANConfig
+from mperceiver_jax.training import losses
+from mperceiver_jax.training.step import Loss
+
+ORDER = ("vae", "prior", "predictor", "dual_branch", "drm")
+SCHEDULE = Schedule()
+PERCEPTUAL = "lpips."
+DISCRIMINATOR = "discriminator."
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to be stepped.
+
+    Attributes:
+        trains: regular expression of the parameter paths it trains.
+        loss: see the module's docstring.
+        extras: parameters of helpers that are no part of the model (discriminator, perceptual
+            network), as numpy arrays; `discriminator.*` are trained, the others frozen.
+    """
+
+    name: str
+    title: str
+    trains: str
+    loss: Loss
+    extras: Callable[[], dict[str, np.ndarray]] = field(default=dict)
+
+    def is_trained(self, path: str) -> bool:
+        return re.match(self.trains, path) is not None
+
+
+def build_stage(name: str, experiment: Experiment, model: MPerceiver) -> Stage:
+    """The stage of that name for a model (built abstractly).
+
+    Raises:
+        ValueError: no such stage.
+    """
+    builders = {
+        "vae": _vae,
+        "prior": _prior,
+        "predictor": _predictor,
+        "dual_branch": _dual_branch,
+        "drm": _drm,
+    }
+    if name not in builders:
+        raise ValueError(f"stages.{name}: no such stage; the stages are {', '.join(ORDER)}")
+    structure, _ = parameters.split(model)
+    dtype = jnp.dtype(experiment.compute_dtype)
+
+    def assembled(params: Params) -> MPerceiver:
+        own = {k: v for k, v in params.items() if not k.startswith((PERCEPTUAL, DISCRIMINATOR))}
+        return parameters.merge(structure, own)
+
+    return builders[name](experiment, assembled, dtype)
+
+
+def to_model_range(picture: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """[0, 1] -> [-1, 1] in the compute dtype."""
+    return (picture * 2 - 1).astype(dtype)
+
+
+def _vae(experiment: Experiment, assembled, dtype) -> Stage:
+    """L1 and a light KL term, and a pull of the latent's second moment to one.
+
+    The pull makes `scaling_factor = 1` right for an autoencoder trained here, where the
+    published one has measured its factor afterwards.
+    """
+    weight = experiment.losses.kl_weight
+
+    def loss(params, batch, key, step):
+        model = assembled(params)
+        key_pick, key_noise = jax.random.split(key)
+        # Degraded pictures pass through the same encoder later: it must represent both kinds.
+        clean = jax.random.bernoulli(key_pick, 0.5, (batch["gt"].shape[0], 1, 1, 1))
+        picture = to_model_range(jnp.where(clean, batch["gt"], batch["lq"]), dtype)
+        posterior = model.vae.encode(picture)
+        noise = jax.random.normal(key_noise, posterior.mean.shape, dtype)
+        out = model.vae.decode(posterior.sample(noise))
+        reconstruction = losses.l1(out, picture)
+        kl = losses.kl_to_standard_normal(posterior.mean, posterior.logvar) / posterior.mean[0].size
+        moment = jnp.square(jnp.square(posterior.mean.astype(jnp.float32)).mean() - 1)
+        total = reconstruction + weight * kl + 0.01 * moment
+        return total, {"l1": reconstruction, "kl": kl, "latent_moment_error": moment}
+
+    return Stage("vae", "autoencoder, from scratch", r"vae\.", loss)
+
+
+def _prior(experiment: Experiment, assembled, dtype) -> Stage:
+    """Noise prediction on clean latents under the empty caption, without modulators."""
+
+    def loss(params, batch, key, step):
+        model = assembled(params)
+        key_z, key_t, key_n = jax.random.split(key, 3)
+        gt = to_model_range(batch["gt"], dtype)
+        z, _ = model.encode(gt, jax.random.normal(key_z, model.latent_shape(gt.shape), dtype))
+        z = jax.lax.stop_gradient(z)
+        t, noise = _timesteps_and_noise(key_t, key_n, z)
+        caption = model.text_encoder.encode(experiment.model.text.empty_caption()[None])
+        context = jnp.broadcast_to(caption, (z.shape[0], *caption.shape[1:])).astype(dtype)
+        eps = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
+        return losses.mean_squared_error(eps, noise), {}
+
+    return Stage("prior", "latent-diffusion prior, from scratch", r"unet\.(?!.*\.spade\.)|text_encoder\.", loss)
+
+
+def _predictor(experiment: Experiment, assembled, dtype) -> Stage:
+    choice = experiment.losses
+
+    def loss(params, batch, key, step):
+        model = assembled(params)
+        _, logits = model.predictor(batch["lq_clip"].astype(dtype))
+        if choice.predictor == "focal":
+            value = losses.focal_loss(logits, batch["task"], choice.focal_gamma)
+        else:
+            value = losses.cross_entropy(logits, batch["task"])
+        accuracy = (logits.argmax(-1) == batch["task"]).astype(jnp.float32).mean()
+        return value, {"accuracy": accuracy}
+
+    trains = r"predictor\." if choice.train_tower else r"predictor\.fc[12]\."
+    what = "with its image tower" if choice.train_tower else "head"
+    return Stage("predictor", f"degradation predictor {what}", trains, loss)
+
+
+def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
+    """Noise prediction under both branches: text context and adapter features of the degraded picture."""
+
+    def loss(params, batch, key, step):
+        model = assembled(params)
+        key_gt, key_lq, key_t, key_n = jax.random.split(key, 4)
+        gt = to_model_range(batch["gt"], dtype)
+        lq = to_model_range(batch["lq"], dtype)
+        shape = model.latent_shape(gt.shape)
+        z, _ = model.encode(gt, jax.random.normal(key_gt, shape, dtype))
+        condition = model.condition(lq, batch["lq_clip"].astype(dtype), jax.random.normal(key_lq, shape, dtype))
+        t, noise = _timesteps_and_noise(key_t, key_n, z)
+        eps = model.predict_noise(SCHEDULE.add_noise(z, noise, t), t, condition)
+        return losses.mean_squared_error(eps, noise), {}
+
+    trains = r"unet\..*\.spade\.|ir_adapter\.|tp$"
+    if experiment.losses.train_cm_inv:
+        trains += r"|cm_inv\."
+    return Stage("dual_branch", "modulators, IR-Adapter, textual prompts, CM inversion", trains, loss)
+
+
+def _drm(experiment: Experiment, assembled, dtype) -> Stage:
+    """L1 + LPIPS (+ hinge GAN) between the refined decoding and the clean picture.
+
+    Latents come with the batch (`latent`, sampled by the dual branch) or are the clean ones,
+    perturbed. The GAN's gradients for generator and discriminator are disjoint by
+    stop_gradient, so that one optimizer step serves both.
+    """
+    choice = experiment.losses
+    critic = PatchGAN(PatchGANConfig() if experiment.model.vae.base_channels >= 64 else PatchGANConfig.small())
+    critic_structure, _ = parameters.split(critic)
+    # The last trained kernel before the picture: the output convolution of the finest tap.
+    last_kernel = "drm.taps.0.out.weight"
+
+    def extras():
+        found = {}
+        if choice.lpips_weight:
+            found |= {PERCEPTUAL + k: v for k, v in load_lpips(choice.lpips_net).items()}
+        if choice.gan_weight:
+            initial = parameters.initial_values(critic, experiment.seed, lambda path, value: value)
+            found |= {DISCRIMINATOR + k: v for k, v in initial.items()}
+        return found
+
+    def loss(params, batch, key, step):
+        model = assembled(params)
+        key_z, key_s, key_n = jax.random.split(key, 3)
+        gt = to_model_range(batch["gt"], dtype)
+        _, taps = model.encode(to_model_range(batch["lq"], dtype))
+        _, logits = model.perceive(batch["lq_clip"].astype(dtype))
+        if choice.drm_latents == "sampled":
+            z = batch["latent"].astype(dtype)
+        else:
+            z, _ = model.encode(gt, jax.random.normal(key_z, model.latent_shape(gt.shape), dtype))
+            spread = jax.random.uniform(key_s, (z.shape[0], 1, 1, 1)) * choice.drm_perturbation
+            z = z + spread.astype(dtype) * jax.random.normal(key_n, z.shape, dtype)
+        perceptual = {k[len(PERCEPTUAL) :]: v for k, v in params.items() if k.startswith(PERCEPTUAL)}
+
+        def refined(kernel):
+            return assembled({**params, last_kernel: kernel}).decode(z, taps, logits)
+
+        def reconstruction(out):
+            terms = {"l1": losses.l1(out, gt)}
+            if perceptual:
+                terms["lpips"] = lpips(perceptual, out, gt).mean()
+            return terms["l1"] + choice.lpips_weight * terms.get("lpips", 0.0), terms
+
+        if not choice.gan_weight:
+            return reconstruction(refined(params[last_kernel]))
+
+        judge = parameters.merge(
+            critic_structure, {k[len(DISCRIMINATOR) :]: v for k, v in params.items() if k.startswith(DISCRIMINATOR)}
+        )
+        fixed_judge = jax.tree.map(jax.lax.stop_gradient, judge)
+        generator = lambda out: losses.hinge_generator_loss(fixed_judge(out))
+        out, pull_back = jax.vjp(refined, params[last_kernel])
+        kernel_gradient = lambda objective: pull_back(jax.grad(objective)(out))[0]
+        weight = losses.adaptive_gan_weight(
+            kernel_gradient(lambda x: reconstruction(x)[0]), kernel_gradient(generator)
+        )
+        weight = weight * choice.gan_weight * (step >= choice.gan_start)
+        total, terms = reconstruction(out)
+        discriminator = losses.hinge_discriminator_loss(judge(gt), judge(jax.lax.stop_gradient(out)))
+        terms |= {"generator": generator(out), "discriminator": discriminator, "gan_weight": weight}
+        return total + weight * terms["generator"] + discriminator * (step >= choice.gan_start), terms
+
+    return Stage("drm", "detail refinement module", r"drm\.|discriminator\.", loss, extras)
+
+
+def _timesteps_and_noise(key_t: jax.Array, key_n: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A timestep for every example and noise like `z`, drawn at the (global) batch shape."""
+    t = jax.random.randint(key_t, (z.shape[0],), 0, SCHEDULE.steps)
+    return t, jax.random.normal(key_n, z.shape, z.dtype)
