@@ -1,10 +1,11 @@
-"""How far a stage is: a bar on a terminal, plain lines anywhere else."""
+"""How far a stage is: a bar on a terminal, plain lines anywhere else. Only process 0 shows anything."""
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
+import jax
 from tqdm import tqdm
 
 
@@ -19,9 +20,9 @@ class Progress:
         total: steps of the whole stage.
         start: steps done before this run.
         images_per_step: the global batch size.
+        every_steps: plain lines come at multiples of this, at the first step and at the last,
+        every_seconds: and when this much time has passed since the line before.
         stream: where to; standard error by default. A terminal gets a bar.
-        every_seconds: plain lines come at most this often, besides the first and the last step.
-        enabled: False shows nothing: in all processes but the first.
         clock: seconds, rising.
     """
 
@@ -30,25 +31,26 @@ class Progress:
         label: str,
         total: int,
         start: int = 0,
+        images_per_step: int = 1,
+        every_steps: int = 100,
         *,
-        images_per_step: int,
+        every_seconds: float = 60.0,
         stream: TextIO | None = None,
-        every_seconds: float = 10.0,
-        enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._label = label
         self._total = total
         self._images = images_per_step
         self._stream = stream or sys.stderr
-        self._every = every_seconds
-        self._enabled = enabled
+        self._every_steps = every_steps
+        self._every_seconds = every_seconds
+        self._enabled = jax.process_index() == 0
         self._clock = clock
         self._first: tuple[int, float] | None = None
         self._last_line = -float("inf")
         self._speed: float | None = None
         self._bar: tqdm | None = None
-        if enabled and self._stream.isatty():
+        if self._enabled and self._stream.isatty():
             self._bar = tqdm(
                 total=total,
                 initial=start,
@@ -64,19 +66,19 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def update(self, step: int, loss: float | None = None) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """To be called when a step is done.
 
         Args:
             step: steps done in the whole stage.
-            loss: shown if given.
+            metrics: their 'loss' is shown, if they have one.
         """
         if not self._enabled:
             return
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
-        parts = [] if loss is None else [f"loss {loss:.4g}"]
+        parts = [f"loss {metrics['loss']:.4g}"] if "loss" in metrics else []
         rate = self._rate(step, now)
         if rate is not None:
             parts.append(f"{rate * self._images:.1f} images/s")
@@ -84,7 +86,12 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
-        elif step == self._first[0] or step >= self._total or now - self._last_line >= self._every:
+        elif (
+            step == self._first[0]
+            or step >= self._total
+            or step % self._every_steps == 0
+            or now - self._last_line >= self._every_seconds
+        ):
             self._last_line = now
             self._print(", ".join([f"{self._label} {step}/{self._total}", *parts]))
 

@@ -118,6 +118,7 @@ class Preemption:
     def __init__(self) -> None:
         self._distributed = jax.distributed.is_initialized()
         self._noticed = False
+        self._calls = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
@@ -141,12 +142,13 @@ class Preemption:
         """Whether a signal has come to this single process; always False in a distributed run."""
         return self._noticed
 
-    def requested(self, step: int) -> bool:
-        """Whether to save and stop after this step. Every process must ask at every step.
+    def requested(self) -> bool:
+        """Whether to save and stop now. Every process must ask equally often, once per step.
 
-        Args:
-            step: counts up by one from call to call.
+        JAX's service settles on a call in the future by a count that must never fall back; steps do
+        when a stage ends, so the calls are counted here. One object serves a whole run.
         """
         if self._distributed:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._calls += 1
+            return multihost_utils.reached_preemption_sync_point(self._calls)
         return self._noticed

@@ -61,9 +61,9 @@ def test_sigterm_and_the_first_interrupt_ask_to_stop():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     for number in (signal.SIGTERM, signal.SIGINT):
         with Preemption() as preemption:
-            assert not preemption.requested(1)
+            assert not preemption.requested()
             signal.raise_signal(number)
-            assert preemption.noticed and preemption.requested(2)
+            assert preemption.noticed and preemption.requested()
             if number == signal.SIGINT:
                 with pytest.raises(KeyboardInterrupt):
                     signal.raise_signal(number)
@@ -94,7 +94,7 @@ def test_all_processes_stop_after_the_same_step():
                 if jax.process_index() == 1 and step == 5:
                     os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.01)
-                if preemption.requested(step):
+                if preemption.requested():
                     stopped = step
                     break
         print(stopped)
