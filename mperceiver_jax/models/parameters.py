@@ -8,9 +8,10 @@ device. Outside `models/`, parameters are a flat dict from dotted path to array
 (`{'unet.conv_in.weight': ...}`); `split` and `merge` go between the two forms.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -119,6 +120,21 @@ def initial_values(
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
         values[path] = place(path, variable.init.draw(tuple(variable.get_value().shape), rng))
     return values
+
+
+def start_variance_preserving(module: nnx.Module, zero: str, keep: str = "(?!)") -> None:
+    """Changes where the weights of a deep network start, for training it from nothing.
+
+    Convolutions and linears keep the variance of their input (PyTorch's default divides it by
+    three, layer after layer), and those whose path matches `zero` start at zero: with the last
+    layer of every residual branch among them, the network starts out nearly linear. What matches
+    `keep` stays as declared. For networks that are loaded this changes nothing.
+    """
+    for path, variable in _variables(module).items():
+        if variable.kind == "plain" or re.search(keep, path):
+            continue
+        init = ZEROS if re.search(zero, path) else replace(variable.init, scale=variable.init.scale * 3**0.5)
+        variable.set_metadata(init=init)
 
 
 def initialise(module: nnx.Module, seed: int = 0) -> nnx.Module:

@@ -23,6 +23,7 @@ from mperceiver_jax.models.layers import (
     run,
 )
 from mperceiver_jax.models.modulator import Form, Modulator, Start
+from mperceiver_jax.models.parameters import start_variance_preserving
 from mperceiver_jax.models.spatial_transformer import SpatialTransformer
 
 
@@ -221,6 +222,7 @@ class UNet(nnx.Module):
         self.up_blocks = nnx.List(UpBlock(config, level) for level in reversed(range(config.levels)))
         self.conv_norm_out = GroupNorm(config.widths[0], groups=config.groups)
         self.conv_out = Conv(config.widths[0], config.latent_channels)
+        start_variance_preserving(self, zero=r"\.conv2\.|\.proj_out\.|^conv_out\.", keep=r"\.spade\.")
 
     def __call__(
         self,

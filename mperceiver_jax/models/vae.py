@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample, attention
+from mperceiver_jax.models.parameters import start_variance_preserving
 
 EPS = 1e-6
 Refine = Callable[[int, Array], Array]
@@ -108,6 +109,7 @@ class AutoencoderKL(nnx.Module):
         self.quant_conv = Conv(2 * latent, 2 * latent, 1)
         self.post_quant_conv = Conv(latent, latent, 1)
         self.config = config
+        start_variance_preserving(self, zero=r"\.conv2\.|\.to_out\.")
 
     def encode(self, x: Float[Array, "b h w c"]) -> Posterior:
         """The posterior of pictures in [-1, 1].
