@@ -12,7 +12,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_START = "from mperceiver_jax.training.runtime import start_runtime\nstart_runtime()\n"
+# A process that fails must end at once: an ordinary exit would wait for the others to shut down too.
+_DRIVER = """
+import os, runpy, sys, traceback
+from mperceiver_jax.training.runtime import start_runtime
+start_runtime()
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except BaseException as error:
+    if not isinstance(error, SystemExit) or error.code:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
+"""
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -57,7 +70,7 @@ def run_processes(
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
-        script.write_text(_START + textwrap.dedent(code))
+        script.write_text(textwrap.dedent(code))
         outputs = [Path(folder) / f"output_{i}.txt" for i in range(processes)]
         children = []
         for i, output in enumerate(outputs):
@@ -68,7 +81,7 @@ def run_processes(
                 JAX_PROCESS_ID=str(i),
             )
             with open(output, "wb") as stdout, open(output.with_suffix(".err"), "wb") as stderr:
-                command = [sys.executable, "-u", str(script), *map(str, args)]
+                command = [sys.executable, "-u", "-c", _DRIVER, str(script), *map(str, args)]
                 child = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=stdout, stderr=stderr)
                 children.append(child)
         deadline = time.monotonic() + timeout

@@ -73,7 +73,7 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
     with batches, progress_bar("drm: sampling latents", wanted, min(done, wanted)) as bar:
         batches.set_state({"next_batch": done // config.batch_size})
         for start in range(done, wanted, config.batch_size):
-            if run.preemption.requested(start):
+            if run.preemption.requested():
                 from mperceiver_jax.training.loop import Preempted
 
                 raise Preempted(f"drm: stopped after {start} of {wanted} sampled latents, stored in {folder}")

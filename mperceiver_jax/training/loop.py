@@ -156,7 +156,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
         with closing(progress):
             reader = _MetricReader(run, name, progress, history, checkpoints)
             for step in range(first, config.steps):
-                if run.preemption.requested(step):
+                if run.preemption.requested():
                     reader.flush()
                     save()
                     checkpoints.wait()
