@@ -13,5 +13,6 @@ def test_a_failing_process_is_shown_and_ends_the_others():
             raise ValueError(f"no {sys.argv[1]}")
         time.sleep(1000)
     """
-    with pytest.raises(AssertionError, match=r"(?s)process 0, exit code None.*process 1, exit code 1.*no luck"):
+    told = r"(?s)process 0, exit code None.*process 1, exit code 1.*ValueError: no luck"
+    with pytest.raises(AssertionError, match=told):
         run_processes(code, devices=1, args=["luck"])
