@@ -1,0 +1,22 @@
+"""Restoring pictures with a trained model, from the command line or from Python.
+
+    from mperceiver_jax import restore
+    restorer = restore.Restorer.from_checkpoint("runs/allinone")
+    restored = restorer(picture)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mperceiver_jax.restore.restorer import Restoration, Restorer
+
+__all__ = ["Restoration", "Restorer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for: `picture_files` and `colour` are used where no model is.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mperceiver_jax.restore import restorer
+
+    return getattr(restorer, name)

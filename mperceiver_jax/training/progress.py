@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TextIO
 
 import jax
@@ -136,3 +137,21 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+@contextmanager
+def progress_bar(label: str, total: int, start: int = 0, stream: TextIO | None = None) -> Iterator[tqdm]:
+    """A bar for work between or after the training steps: `update(n)` when n more are done.
+
+    Only in process 0 and on a terminal; elsewhere nothing is shown. `write` prints lines above it.
+
+    Args:
+        start: how many of `total` are done already.
+        stream: where to; standard error by default.
+    """
+    stream = stream or sys.stderr
+    hidden = jax.process_index() != 0 or not stream.isatty()
+    with tqdm(
+        total=total, initial=start, desc=label, file=stream, dynamic_ncols=True, leave=False, disable=hidden
+    ) as bar:
+        yield bar

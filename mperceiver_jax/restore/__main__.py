@@ -1,0 +1,211 @@
+"""The restore command: files and folders in, PNG files out. `python -m mperceiver_jax.restore --help`."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_pipelines.tasks import task_named
+from mperceiver_jax.restore.files_to_restore import Job, plan
+from mperceiver_jax.restore.picture_files import Picture, read_picture, write_picture
+
+if TYPE_CHECKING:
+    from mperceiver_jax.restore import Restorer
+
+EXAMPLES = """\
+examples:
+  one picture, with the model that `make run` trained
+    python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/allinone --output=restored
+  a folder and its subfolders, with comparisons
+    python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
+  fewer steps: faster, less precise
+    python -m mperceiver_jax.restore photos/ --checkpoint=DIR --output=quick --steps=10
+
+Results are PNG files named like the originals, with the same size, alpha channel, bit depth and colour
+profile. Pictures that cannot be read are named at the end and do not stop the others.
+
+The first picture of every size is compiled, which takes longest; sizes are rounded up, so pictures of one
+camera share a program. JAX_COMPILATION_CACHE_DIR=DIR keeps the programs for the next call.
+
+exit status: 0 all restored; 1 some were not; 2 nothing was begun, the message says why.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m mperceiver_jax.restore",
+        description="Restore degraded pictures of any size with a trained model. What is wrong with each "
+        "picture (haze, rain, blur, noise, ...) is predicted, printed, and corrected.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("inputs", nargs="+", metavar="INPUT", help="a picture, or a folder of pictures")
+    result.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="DIR", help="workdir of the training run"
+    )
+    result.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for the results, made if need be"
+    )
+    result.add_argument("--recursive", action="store_true", help="search folders to any depth")
+    result.add_argument("--overwrite", action="store_true", help="replace results that exist already")
+    result.add_argument(
+        "--side-by-side",
+        action="store_true",
+        help="also write NAME_side_by_side.png: degraded left, restored right",
+    )
+    result.add_argument(
+        "--sampler",
+        choices=("ddim", "reference"),
+        help="ddim: the correct schedule; reference: exactly the public release's (default: as configured)",
+    )
+    result.add_argument(
+        "--steps", type=int, metavar="N", help="steps of the sampler (default: as configured)"
+    )
+    result.add_argument(
+        "--seed",
+        type=int,
+        default=42,
+        metavar="N",
+        help="of the starting noise; the same seed gives the same results (default: %(default)s)",
+    )
+    result.add_argument(
+        "--no-refine",
+        dest="refine",
+        action="store_false",
+        help="decode without the detail refinement module",
+    )
+    result.add_argument(
+        "--colour",
+        choices=("none", "adain", "wavelet"),
+        default="none",
+        help="give results the colours of the original, by its statistics or its low frequencies; not for "
+        "haze and low light, which are degradations of colour (default: %(default)s)",
+    )
+    result.add_argument(
+        "--rounding",
+        choices=("round", "truncate"),
+        default="round",
+        help="to whole levels; truncate is what the public release does (default: %(default)s)",
+    )
+    result.add_argument(
+        "--priors",
+        type=Path,
+        metavar="PATH",
+        help="the published weights that the training started from, if they have moved since",
+    )
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        jobs = plan(
+            options.inputs,
+            options.output,
+            recursive=options.recursive,
+            side_by_side=options.side_by_side,
+            overwrite=options.overwrite,
+        )
+        restorer = _load(options)
+        options.output.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"restore: {error}", file=sys.stderr)
+        return 2
+    try:
+        failures = _restore_all(restorer, jobs)
+    except KeyboardInterrupt:
+        print("restore: interrupted; what is written is complete", file=sys.stderr)
+        return 130
+    if failures:
+        print(f"restore: {len(failures)} of {len(jobs)} pictures could not be restored:", file=sys.stderr)
+        for job, reason in failures:
+            print(f"  {job.source}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _load(options: argparse.Namespace) -> "Restorer":
+    # Not before the files are known to be in order: JAX takes seconds to start.
+    from mperceiver_jax.restore import Restorer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        restorer = Restorer.from_checkpoint(
+            options.checkpoint,
+            sampler=options.sampler,
+            steps=options.steps,
+            seed=options.seed,
+            refine=options.refine,
+            colour=options.colour,
+            rounding=options.rounding,
+            priors=options.priors,
+        )
+    sampler = restorer.sampler
+    print(f"{options.checkpoint}: {sampler.mode}, {sampler.steps} steps, seed {restorer.seed}", flush=True)
+    for note in restorer.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return restorer
+
+
+def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+    """Restores what can be; returns what could not, and why."""
+    import jax
+
+    from mperceiver_jax.training.progress import progress_bar
+
+    failures: list[tuple[Job, str]] = []
+    compiled: set[tuple[int, int]] = set()
+    with progress_bar("restoring", len(jobs)) as bar:
+        for job in jobs:
+            started = time.perf_counter()
+            try:
+                picture = read_picture(job.source)
+                height, width = picture.pixels.shape[:2]
+                restored, probabilities = restorer.restore(picture)
+                assert isinstance(restored, Picture)
+                write_picture(job.target, restored, restorer.rounding)
+                if job.sheet is not None:
+                    write_picture(job.sheet, _side_by_side(picture, restored), restorer.rounding)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                failures.append((job, _memory(error)))
+            except (OSError, ValueError) as error:
+                failures.append((job, str(error)))
+            else:
+                seconds = f"{time.perf_counter() - started:.1f} s"
+                if (size := restorer.padded_size(height, width)) not in compiled:
+                    compiled.add(size)
+                    seconds += " with compiling"
+                line = f"{job.target}  {width}x{height}  {_likely(probabilities)}  {seconds}"
+                bar.write(line, file=sys.stdout)
+                sys.stdout.flush()
+            bar.update(1)
+    return failures
+
+
+def _likely(probabilities: Mapping[str, float], most: int = 3) -> str:
+    """The degradations above one per cent, most probable first: 'rain 93 %, snow 5 %'."""
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])[:most]
+    shown = [f"{task_named(name).title} {value:.0%}" for name, value in ranked if value >= 0.01]
+    return ", ".join(shown).replace("%", " %")
+
+
+def _side_by_side(degraded: Picture, restored: Picture) -> Picture:
+    """Both pictures with a white gap between them, opaque."""
+    gap = np.ones((degraded.pixels.shape[0], 8, 3), np.float32)
+    return replace(restored, pixels=np.concatenate([degraded.pixels, gap, restored.pixels], 1), alpha=None)
+
+
+def _memory(error: Exception) -> str:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "needs more memory than the device has; reduce the picture, or cut it into parts"
+    return f"the device failed: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
