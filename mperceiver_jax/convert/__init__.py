@@ -4,7 +4,7 @@
     convert.load(module, tensors, layout="release")         # every key used, every parameter filled
     tensors = convert.dump(module, layout="release")        # the exact inverse
 
-A *layout* is a family of key names and shapes for one kind of module (`keymaps.py`).
+A *layout* is a family of key names and shapes for one kind of module (`layouts.py`).
 The transposition between PyTorch's arrays and ours is declared by each parameter.
 """
 

@@ -1,24 +1,29 @@
 """Between a module's parameters and a PyTorch state dict: names, transpositions, strictness."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from mperceiver_jax.convert.keymaps import KeyMap, keymap
+from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
+from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.models import parameters
 
 
 def from_torch(
-    module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release"
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release", optional: str = "(?!)"
 ) -> dict[str, np.ndarray]:
     """Translates a state dict into `{path: array}` for exactly the module's parameters.
 
     Args:
         module: gives the parameters to find; it is not changed.
         tensors: PyTorch names and shapes (conv OIHW, linear (out, in)).
-        layout: the family of names: `release`, `diffusers`, `open_clip`, ... as `keymaps` knows them.
+        layout: the family of names: `release`, `diffusers`, `open_clip`, ... as `layouts` lists them.
+        optional: regular expression of *our* paths that may be absent, each by itself; the result then
+            lacks them. By default none may. One parameter is never half there: of a stack that the
+            family stores in parts, all parts are given or none.
 
     Raises:
         ValueError: names every missing, unexpected and misshapen key.
@@ -31,6 +36,8 @@ def from_torch(
     for path, variable in parameters.declared(module).items():
         keys, kind, shape = names.keys(path), names.kind(path, variable.kind), variable.get_value().shape
         used.update(keys)
+        if re.match(optional, path) and not any(key in tensors for key in keys):
+            continue
         expected = (*shape[:-1], shape[-1] // len(keys)) if len(keys) > 1 else tuple(shape)
         parts = []
         for key in keys:
@@ -84,7 +91,7 @@ def dump(module: nnx.Module, layout: str = "release") -> dict[str, np.ndarray]:
     return to_torch(module, parameters.split(module)[1], layout)
 
 
-def _canonical(tensors: Mapping[str, np.ndarray], names: KeyMap) -> dict[str, np.ndarray]:
+def _canonical(tensors: Mapping[str, np.ndarray], names: KeyMap | AssemblyMap) -> dict[str, np.ndarray]:
     """The tensors under the spelling that the key map produces."""
     renamed: dict[str, np.ndarray] = {}
     for key, tensor in tensors.items():

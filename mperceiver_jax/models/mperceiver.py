@@ -67,6 +67,7 @@ class MPerceiverConfig:
             "cm.classes and predictor.classes": (self.cm.classes, self.predictor.classes),
             "adapter.classes and predictor.classes": (self.adapter.classes, self.predictor.classes),
             "drm.classes and predictor.classes": (self.drm.classes, self.predictor.classes),
+            "drm.channels and vae.tap_channels": (self.drm.channels, self.vae.tap_channels),
         }
         for names, (a, b) in agreements.items():
             if a != b:

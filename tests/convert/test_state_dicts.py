@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.keymaps import KEYMAPS
+from mperceiver_jax.convert.layouts import LAYOUTS
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
 from mperceiver_jax.models.cm_adapter import CMConfig, CMInversion
@@ -22,10 +22,10 @@ MODULES = {
     "DegradationPredictor": lambda: DegradationPredictor(PredictorConfig(vision=VISION, hidden=5, classes=3)),
     "CMInversion": lambda: CMInversion(CMConfig(embed_width=6, width=8, tokens=2, heads=2, classes=3)),
 }
-LAYOUTS = [(name, layout) for name, layout in KEYMAPS if name in MODULES]
+KNOWN = [(name, layout) for name, layout in LAYOUTS if name in MODULES]
 
 
-@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+@pytest.mark.parametrize(("name", "layout"), KNOWN)
 def test_load_and_dump_are_inverse_and_one_to_one(name, layout):
     module = parameters.initialise(MODULES[name](), seed=3)
     tensors = convert.dump(module, layout)
@@ -147,3 +147,20 @@ def test_published_sizes_are_consumed_whole(name):
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     values = convert.from_torch(module, state, layout)
     assert sum(value.size for value in values.values()) == sum(value.size for value in state.values())
+
+
+def test_optional_parameters_may_be_absent_one_by_one_but_not_in_halves():
+    module = parameters.initialise(MODULES["VisionTower"]())
+    tensors = convert.dump(module, "transformers")
+    part = "vision_model.encoder.layers.1.self_attn.{}_proj.bias"
+    some = {k: v for k, v in tensors.items() if k not in [part.format(p) for p in "qkv"]}
+    optional = r"transformer\.resblocks\.1\.attn\.in_proj_bias$"
+    values = convert.from_torch(module, some, "transformers", optional=optional)
+    absent = set(parameters.declared(module)) - set(values)
+    assert absent == {"transformer.resblocks.1.attn.in_proj_bias"}
+    del some["vision_model.post_layernorm.bias"]
+    with pytest.raises(ValueError, match=r"1 missing: vision_model\.post_layernorm\.bias"):
+        convert.from_torch(module, some, "transformers", optional=optional)
+    del tensors[part.format("q")]
+    with pytest.raises(ValueError, match=r"1 missing: .*q_proj\.bias"):
+        convert.from_torch(module, tensors, "transformers", optional=optional)

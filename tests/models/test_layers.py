@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.keymaps import KEYMAPS, RESNET_BLOCK, KeyMap
+from mperceiver_jax.convert.keymaps import KeyMap
+from mperceiver_jax.convert.latent_diffusion import RESNET_BLOCK
+from mperceiver_jax.convert.layouts import LAYOUTS
 from mperceiver_jax.models import layers, parameters
 from mperceiver_jax.models.ir_adapter import AttentionBlock
 from mperceiver_jax.models.spatial_transformer import FeedForward, SpatialTransformer
@@ -75,7 +77,7 @@ def test_every_block_equals_the_release(monkeypatch):
             ("down_unet.conv", "down_unet.op"),
         ]
     )
-    monkeypatch.setitem(KEYMAPS, ("Blocks", "release"), lambda module: names)
+    monkeypatch.setitem(LAYOUTS, ("Blocks", "release"), lambda module: names)
     blocks = fixture("00_blocks")
     structure, params = parameters.split(convert.load(Blocks(), blocks.state))
     maps, others = ("small_map", "map"), ("tokens", "context", "small_tokens", "emb")

@@ -71,7 +71,7 @@ def test_full_size_names_and_sizes_are_those_of_diffusers():
 
 
 def test_full_size_release_keys():
-    names = convert.keymaps.keymap(UNet(UNetConfig.sd21()), "release")
+    names = convert.layouts.keymap(UNet(UNetConfig.sd21()), "release")
     keys = {names.key(path) for path in parameters.declared(UNet(UNetConfig.sd21()))}
     assert len(keys) == 862
     blocks = {int(match[1]) for key in keys if (match := re.match(r"output_blocks\.(\d+)\.1\.norm\.", key))}

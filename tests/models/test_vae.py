@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.keymaps import KEYMAPS, KeyMap
+from mperceiver_jax.convert.keymaps import KeyMap
+from mperceiver_jax.convert.layouts import LAYOUTS
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.layers import ResnetBlock
 from mperceiver_jax.models.vae import EPS, AutoencoderKL, SpatialAttention, VAEConfig, posterior
@@ -30,14 +31,14 @@ def test_size_of_stable_diffusions_autoencoder():
 
 def test_blocks_equal_the_fixture(monkeypatch):
     facts = fixture("00_blocks")
-    names = KEYMAPS["AutoencoderKL", "release"](AutoencoderKL(TINY))
+    names = LAYOUTS["AutoencoderKL", "release"](AutoencoderKL(TINY))
     in_block = [
         (pattern.replace("attn_1\\.", "^"), new.replace("attn_1.", "")) for pattern, new in names.inner
     ]
     monkeypatch.setitem(
-        KEYMAPS, ("SpatialAttention", "part"), lambda _: KeyMap(inner=in_block, one_by_one=("^to_", 2))
+        LAYOUTS, ("SpatialAttention", "part"), lambda _: KeyMap(inner=in_block, one_by_one=("^to_", 2))
     )
-    monkeypatch.setitem(KEYMAPS, ("ResnetBlock", "part"), lambda _: KeyMap())
+    monkeypatch.setitem(LAYOUTS, ("ResnetBlock", "part"), lambda _: KeyMap())
     attend = convert.load(SpatialAttention(32, 32), facts.substate("vae_attn_block."), layout="part")
     facts.check("vae_attn_block", attend(nhwc(facts.inputs["map"])))
     resnet = ResnetBlock(32, 32, time_width=None, eps=EPS)

@@ -1,0 +1,55 @@
+"""The layouts there are: which family of names is known for which network."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from mperceiver_jax.convert.clip import text_open_clip, text_transformers, vision_transformers
+from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
+from mperceiver_jax.convert.latent_diffusion import (
+    RESNET_BLOCK,
+    autoencoder_diffusers,
+    autoencoder_release,
+    ir_adapter_release,
+    unet_release,
+)
+from mperceiver_jax.convert.mperceiver import mperceiver_release
+
+
+def plain(module: Any) -> KeyMap:
+    """The family's names are ours."""
+    return KeyMap()
+
+
+LAYOUTS: dict[tuple[str, str], Callable[[Any], KeyMap | AssemblyMap]] = {
+    ("UNet", "release"): unet_release,
+    ("UNet", "diffusers"): plain,
+    ("IRAdapter", "release"): ir_adapter_release,
+    ("Modulator", "release"): plain,
+    ("ResnetBlock", "release"): lambda module: KeyMap(prefixes=RESNET_BLOCK),
+    ("AutoencoderKL", "release"): autoencoder_release,
+    ("AutoencoderKL", "diffusers"): autoencoder_diffusers,
+    # The keys of OpenCLIP's image tower alone: a whole model has them behind `visual.`.
+    ("VisionTower", "open_clip"): plain,
+    ("VisionTower", "transformers"): vision_transformers,
+    ("TextTower", "open_clip"): text_open_clip,
+    ("TextTower", "transformers"): text_transformers,
+    ("DegradationPredictor", "release"): plain,
+    ("CMInversion", "release"): plain,
+    ("MPerceiver", "release"): mperceiver_release,
+}
+"""(class name, layout) -> the map for an instance of that class."""
+
+
+def keymap(module: nnx.Module, layout: str) -> KeyMap | AssemblyMap:
+    """The map of a module's class for a layout.
+
+    Raises:
+        ValueError: no such layout for this class; the message lists those there are.
+    """
+    name = type(module).__name__
+    if (name, layout) not in LAYOUTS:
+        known = sorted(other for cls, other in LAYOUTS if cls == name)
+        raise ValueError(f"{name} has no layout {layout!r}; known: {known}")
+    return LAYOUTS[name, layout](module)
