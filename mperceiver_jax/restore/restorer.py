@@ -149,6 +149,7 @@ class Restorer:
             name=sampler or experiment.sampler.name,
             steps=experiment.sampler.steps if steps is None else steps,
         )
+        chosen = sampler_of(choice)
         model = MPerceiver(experiment.model)
         trained = read_trained_model(workdir, experiment, model)
         notes = trained.notes
@@ -159,7 +160,7 @@ class Restorer:
         return cls(
             model,
             trained.params,
-            sampler_of(choice),
+            chosen,
             minimum=experiment.restore.minimum,
             dtype=experiment.compute_dtype,
             seed=seed,
@@ -254,4 +255,3 @@ def _colours(picture: np.ndarray) -> Float[np.ndarray, "h w 3"]:
 def _named(probabilities: jax.Array) -> dict[str, float]:
     values = np.asarray(probabilities[0]).tolist()
     return {task.name: value for task, value in zip(TASKS, values, strict=True)}
-
