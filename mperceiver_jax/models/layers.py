@@ -18,6 +18,10 @@ from mperceiver_jax.models.parameters import ONES, ZEROS, fan_in_uniform, normal
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
+# Logits of one example that attention may hold at once: 512 MB in float32. Pictures of 512 pixels at
+# the scale of Stable Diffusion stay below it.
+LOGITS_AT_ONCE = 2**27
+
 
 def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
@@ -144,7 +148,8 @@ def attention(
     """Multi-head attention with scale 1/sqrt(head width); heads are contiguous runs of channels.
 
     The one place where an attention kernel is chosen: cuDNN's on NVIDIA GPUs for half
-    precision, long self-attention without a mask and head widths it takes; XLA's elsewhere.
+    precision, long self-attention without a mask and head widths it takes; XLA's elsewhere,
+    which holds all logits in memory and is therefore given large pictures piece by piece.
 
     Args:
         mask: true where a query may look at a key.
@@ -162,10 +167,30 @@ def attention(
         and width % 8 == 0
         and width <= 128
     )
-    out = jax.nn.dot_product_attention(
-        split(q), split(k), split(v), mask=mask, implementation="cudnn" if fused else "xla"
-    )
+    queries, keys, values = split(q), split(k), split(v)
+    rows = max(LOGITS_AT_ONCE // (k.shape[1] * heads), 1)
+    if fused or mask is not None or rows >= q.shape[1]:
+        out = jax.nn.dot_product_attention(
+            queries, keys, values, mask=mask, implementation="cudnn" if fused else "xla"
+        )
+    else:
+        out = _by_pieces(
+            lambda piece: jax.nn.dot_product_attention(piece, keys, values, implementation="xla"),
+            queries,
+            rows,
+        )
     return out.reshape(q.shape)
+
+
+def _by_pieces(attend: Callable[[Array], Array], queries: Float[Array, "b n h w"], rows: int) -> Array:
+    """`attend(queries)`, at most `rows` queries at a time, one piece after the other."""
+    b, n, *rest = queries.shape
+    count = -(-n // rows)
+    rows = -(-n // count)
+    padded = jnp.pad(queries, ((0, 0), (0, count * rows - n), (0, 0), (0, 0)))
+    pieces = jnp.moveaxis(padded.reshape(b, count, rows, *rest), 1, 0)
+    out = jnp.moveaxis(jax.lax.map(attend, pieces), 0, 1)
+    return out.reshape(b, count * rows, *rest)[:, :n]
 
 
 class CrossAttention(nnx.Module):

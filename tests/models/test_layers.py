@@ -129,6 +129,21 @@ def test_computes_in_the_dtype_of_the_input():
     assert jax.eval_shape(block, x, temb).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("queries", [5, 12, 13])
+def test_attention_piece_by_piece_is_the_same(monkeypatch, queries):
+    shapes = ((2, queries, 8), (2, 13, 8), (2, 13, 8))
+    q, k, v = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+
+    def value(q):
+        return layers.attention(q, k, v, heads=2)
+
+    whole, slope = value(q), jax.grad(lambda q: value(q).var())(q)
+    monkeypatch.setattr(layers, "LOGITS_AT_ONCE", 4 * 13 * 2)  # four queries at a time
+    assert "scan" in str(jax.make_jaxpr(value)(q))
+    np.testing.assert_allclose(value(q), whole, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda q: value(q).var())(q), slope, atol=1e-6)
+
+
 def test_attention_mask_hides_keys():
     q, k, v = (np.random.default_rng(i).standard_normal((1, 5, 8), np.float32) for i in range(3))
     mask = np.arange(5) < 3
