@@ -1,7 +1,7 @@
 """Restoring pictures with a trained model, from the command line or from Python.
 
     from mperceiver_jax import restore
-    restorer = restore.Restorer.from_checkpoint("runs/allinone")
+    restorer = restore.Restorer.from_checkpoint("runs/small")
     restored = restorer(picture)
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from absl import logging
 
 from data_pipelines.tasks import task_named
 from mperceiver_jax.restore.files_to_restore import Job, plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   one picture, with the model that `make run` trained
-    python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/allinone --output=restored
+    python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/small --output=restored
   a folder and its subfolders, with comparisons
     python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
   fewer steps: faster, less precise
@@ -134,6 +135,8 @@ def _load(options: argparse.Namespace) -> "Restorer":
     # Not before the files are known to be in order: JAX takes seconds to start.
     from mperceiver_jax.restore import Restorer
 
+    # Orbax warns that a checkpoint opened for reading is read-only.
+    logging.set_verbosity(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         restorer = Restorer.from_checkpoint(

@@ -83,11 +83,7 @@ class Restorer:
         rounding: Rounding = "round",
         notes: tuple[str, ...] = (),
     ):
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be between 0 and 2**32 - 1, not {seed}")
-        for name, value, known in (("colour", colour, Colour), ("rounding", rounding, Rounding)):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {get_args(known)}, not {value!r}")
+        _check_settings(seed, colour, rounding)
         self.sampler, self.seed, self.refine = sampler, seed, refine
         self.colour, self.rounding, self.notes = colour, rounding, notes
         self._params = params
@@ -141,6 +137,7 @@ class Restorer:
                 stages without a checkpoint.
             CheckpointError: a checkpoint that cannot be read or does not fit.
         """
+        _check_settings(seed, colour, rounding)
         experiment = from_mapping(Experiment, read_config(workdir), f"{Path(workdir) / 'config.json'}")
         if priors is not None:
             experiment = replace(experiment, priors=str(priors))
@@ -231,6 +228,14 @@ class Restorer:
         if picture.ndim == 3 and picture.shape[2] == 4:
             return np.concatenate([pixels, picture[..., 3:]], -1)
         return pixels
+
+
+def _check_settings(seed: int, colour: str, rounding: str) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and 2**32 - 1, not {seed}")
+    for name, value, known in (("colour", colour, Colour), ("rounding", rounding, Rounding)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {get_args(known)}, not {value!r}")
 
 
 def _colours(picture: np.ndarray) -> Float[np.ndarray, "h w 3"]:
