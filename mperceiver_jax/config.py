@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines.pipeline import PipelineConfig
 from mperceiver_jax.models.mperceiver import MPerceiverConfig
@@ -46,7 +46,9 @@ class StageConfig:
         if self.steps < 0 or self.batch_size < 1 or self.accumulation < 1:
             raise ValueError("steps must be 0 or more, batch_size and accumulation 1 or more")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,28 +69,20 @@ class LossConfig:
         drm_examples: training examples to sample latents for (`sampled`).
     """
 
-    predictor: str = "focal"
+    predictor: Literal["focal", "cross_entropy"] = "focal"
     focal_gamma: float = 2.0
     train_tower: bool = False
     train_cm_inv: bool = True
     kl_weight: float = 1e-6
     lpips_weight: float = 0.1
-    lpips_net: str = "vgg"
+    lpips_net: Literal["vgg", "alex"] = "vgg"
     gan_weight: float = 0.0
     gan_start: int = 0
-    drm_latents: str = "perturbed_gt"
+    drm_latents: Literal["perturbed_gt", "sampled"] = "perturbed_gt"
     drm_perturbation: float = 0.2
     drm_examples: int = 0
 
     def __post_init__(self) -> None:
-        choices = {
-            "predictor": ("focal", "cross_entropy"),
-            "lpips_net": ("vgg", "alex"),
-            "drm_latents": ("perturbed_gt", "sampled"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: one of {allowed}, not {getattr(self, name)!r}")
         if self.drm_latents == "sampled" and self.drm_examples < 1:
             raise ValueError("drm_examples: a positive number is needed with drm_latents='sampled'")
 
@@ -97,13 +91,11 @@ class LossConfig:
 class SamplerConfig:
     """How restored latents are sampled: `ddim` (the correct schedule) or `reference` (the release's)."""
 
-    name: str = "ddim"
+    name: Literal["ddim", "reference"] = "ddim"
     steps: int = 50
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("ddim", "reference"):
-            raise ValueError(f"name: 'ddim' or 'reference', not {self.name!r}")
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps: between 1 and 1000, not {self.steps}")
 
@@ -169,17 +161,13 @@ class Experiment:
     note: str = ""
     priors: str = ""
     from_scratch: bool = False
-    compute_dtype: str = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 23
-    on_nonfinite: str = "stop"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped: int = 10
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"compute_dtype: 'float32' or 'bfloat16', not {self.compute_dtype!r}")
-        if self.on_nonfinite not in ("stop", "skip"):
-            raise ValueError(f"on_nonfinite: 'stop' or 'skip', not {self.on_nonfinite!r}")
         if not self.from_scratch and not self.priors:
             raise ValueError(
                 f"priors: the variant {self.variant!r} starts from published weights; give them with "
@@ -254,7 +242,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(each) != len(value):
             raise ConfigError(f"{where}: {len(each)} values are expected, not {len(value)}")
-        return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, value, strict=True)))
+        return tuple(
+            _value(kind, item, f"{where}[{i}]")
+            for i, (kind, item) in enumerate(zip(each, value, strict=True))
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: a group of fields is expected, not {value!r}")

@@ -1,6 +1,6 @@
 """From a degraded picture to a restored one: condition once, sample a latent, decode."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 from jaxtyping import Array, Float
@@ -14,7 +14,7 @@ class SamplerChoice(Protocol):
     """What a configuration says of a sampler: `ddim` or `reference`, number of steps, eta."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> Literal["ddim", "reference"]: ...
 
     @property
     def steps(self) -> int: ...
@@ -25,8 +25,7 @@ class SamplerChoice(Protocol):
 
 def sampler_of(choice: SamplerChoice, schedule: Schedule | None = None) -> DDIM:
     """The sampler that a configuration names."""
-    mode = "reference" if choice.name == "reference" else "ddim"
-    return DDIM(schedule or Schedule(), steps=choice.steps, eta=choice.eta, mode=mode)
+    return DDIM(schedule or Schedule(), steps=choice.steps, eta=choice.eta, mode=choice.name)
 
 
 def sample_latent(

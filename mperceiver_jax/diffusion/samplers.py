@@ -11,7 +11,7 @@ without clipping. The two modes differ in which timesteps they visit and how the
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,27 @@ class DDIM:
         a, a_prev = self.alphas, self.alphas_prev
         # Stepping from t = 1 to abar0 or from abar0 to itself can leave -1e-17 by rounding.
         return self.eta * np.sqrt(np.maximum((1 - a_prev) / (1 - a) * (1 - a / a_prev), 0.0))
+
+
+@overload
+def sample(
+    sampler: DDIM,
+    denoise: Denoiser,
+    x_T: Float[Array, "b *rest"],
+    key: jax.Array | None = None,
+    return_trajectory: Literal[False] = False,
+) -> Array: ...
+
+
+@overload
+def sample(
+    sampler: DDIM,
+    denoise: Denoiser,
+    x_T: Float[Array, "b *rest"],
+    key: jax.Array | None = None,
+    *,
+    return_trajectory: Literal[True],
+) -> tuple[Array, dict[str, Array]]: ...
 
 
 def sample(

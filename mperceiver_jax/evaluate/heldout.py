@@ -4,7 +4,6 @@
 degradations are fixed by the seed, so that figures of different runs are comparable.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ import numpy as np
 from data_pipelines.pipeline import HeldoutExamples, heldout_examples
 from data_pipelines.tasks import TASKS
 from mperceiver_jax.config import Experiment
-from mperceiver_jax.diffusion.restoration import restore_batch, sampler_of
+from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
 from mperceiver_jax.evaluate.metrics import psnr, ssim
-from mperceiver_jax.evaluate.report import sample_sheet, to_json
+from mperceiver_jax.evaluate.report import sample_sheet
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.restore.picture_files import write_atomically
-from mperceiver_jax.training import losses
+from mperceiver_jax.training import losses, sharding
 from mperceiver_jax.training.progress import progress_bar
 from mperceiver_jax.training.stages import SCHEDULE, to_model_range
 
@@ -37,11 +35,13 @@ class HeldOut:
         experiment: data, sampler and sizes.
         model: built abstractly.
         mesh: where parameters lie; every process evaluates the same examples.
-        workdir: pictures go to `samples/`, figures to `evaluations/<stage>.json`; None writes nothing.
+        workdir: pictures go to its `samples/`; None writes nothing.
     """
 
-    def __init__(self, experiment: Experiment, model: MPerceiver, workdir: Path | None):
-        self._experiment, self._workdir = experiment, workdir
+    def __init__(
+        self, experiment: Experiment, model: MPerceiver, mesh: jax.sharding.Mesh, workdir: Path | None
+    ):
+        self._experiment, self._mesh, self._workdir = experiment, mesh, workdir
         self._structure, _ = parameters.split(model)
         self._model = model
         self._dtype = jnp.dtype(experiment.compute_dtype)
@@ -52,7 +52,7 @@ class HeldOut:
         return self.evaluate(stage, params)["scalars"]
 
     def evaluate(self, stage: str, params: Params, final: bool = False) -> Results:
-        """Everything measured after (or within) a stage. `final` also writes pictures and figures."""
+        """Everything measured after (or within) a stage. `final` also writes pictures."""
         measure = {
             "vae": self._autoencoder,
             "prior": self._prior,
@@ -60,33 +60,36 @@ class HeldOut:
             "dual_branch": lambda params, final: self._restoration(stage, params, final, refine=False),
             "drm": lambda params, final: self._restoration(stage, params, final, refine=True),
         }[stage]
-        results = measure(params, final)
-        if final and self._workdir and jax.process_index() == 0:
-            write_atomically(self._workdir / "evaluations" / f"{stage}.json", to_json(results).encode())
-        return results
+        return measure(params, final)
 
     def _examples(self) -> HeldoutExamples:
         return heldout_examples(self._experiment.data, self._experiment.evaluation.per_task)
 
-    def _run(self, stage: str, function: Callable, params: Params, examples: Sequence) -> list[Any]:
-        """`function(model, batch, key) -> pytree` over all examples; one numpy result per example."""
-        if stage not in self._compiled:
+    def _jit(self, name: str, function: Callable) -> Callable:
+        """`function(model, ...)` as a compiled function of (parameters, ...); compiled once for each name."""
+        if name not in self._compiled:
 
-            def compute(values, batch, key):
-                return function(parameters.merge(self._structure, values), batch, key)
+            def compute(values, *inputs):
+                return function(parameters.merge(self._structure, values), *inputs)
 
-            self._compiled[stage] = jax.jit(compute)
+            self._compiled[name] = jax.jit(compute, out_shardings=sharding.replicated(self._mesh))
+        return self._compiled[name]
+
+    def _run(self, stage: str, compute: Callable, params: Params, examples: Sequence) -> list[Any]:
+        """`compute(parameters, batch, key) -> pytree` over all examples; one numpy result per example."""
         size = min(self._experiment.evaluation.batch_size, len(examples))
+        ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        spread = sharding.replicated(self._mesh) if size % ways else sharding.batch_sharding(self._mesh)
         found: list[Any] = []
         with progress_bar(f"{stage}: held-out evaluation", len(examples)) as bar:
             for first in range(0, len(examples), size):
                 # The last batch is moved back rather than cut: one shape, one compilation.
                 start = min(first, len(examples) - size)
                 rows = [examples[k] for k in range(start, start + size)]
-                batch = {name: np.stack([row[name] for row in rows]) for name in ("lq", "gt", "lq_clip", "task")}
-                batch["task"] = batch["task"].astype(np.int32)
+                batch = {name: np.stack([row[name] for row in rows]) for name in ("lq", "gt", "lq_clip")}
+                placed = {name: sharding.place(value, spread) for name, value in batch.items()}
                 key = jax.random.fold_in(jax.random.key(self._experiment.seed), start)
-                out = jax.device_get(self._compiled[stage](params, batch, key))
+                out = jax.device_get(compute(params, placed, key))
                 new = slice(first - start, size)
                 found += [jax.tree.map(lambda x, i=i: x[i], out) for i in range(size)][new]
                 bar.update(len(rows[new]))
@@ -100,8 +103,10 @@ class HeldOut:
             return _to_picture(model.decode(z)), z.astype(jnp.float32)
 
         examples = self._examples()[: self._experiment.evaluation.per_task]
-        out = self._run("vae", reconstruct, params, examples)
-        quality = float(np.mean([psnr(picture, row["gt"]) for (picture, _), row in zip(out, examples, strict=True)]))
+        out = self._run("vae", self._jit("vae", reconstruct), params, examples)
+        quality = float(
+            np.mean([psnr(picture, row["gt"]) for (picture, _), row in zip(out, examples, strict=True)])
+        )
         spread = float(np.std([z for _, z in out]))
         if final:
             rows = [
@@ -124,7 +129,7 @@ class HeldOut:
             return jax.vmap(losses.mean_squared_error)(eps, noise)
 
         examples = self._examples()[: self._experiment.evaluation.per_task]
-        value = float(np.mean(self._run("prior", error, params, examples)))
+        value = float(np.mean(self._run("prior", self._jit("prior", error), params, examples)))
         return {"scalars": {"score": -value, "noise_error": value}}
 
     def _predictor(self, params: Params, final: bool) -> Results:
@@ -132,7 +137,10 @@ class HeldOut:
             return model.perceive(batch["lq_clip"].astype(self._dtype))[1].astype(jnp.float32)
 
         examples = self._examples()
-        guesses = [int(row.argmax()) for row in self._run("predictor", logits, params, examples)]
+        guesses = [
+            int(row.argmax())
+            for row in self._run("predictor", self._jit("predictor", logits), params, examples)
+        ]
         labels = [int(examples[k]["task"]) for k in range(len(examples))]
         return _confusion(labels, guesses)
 
@@ -140,10 +148,20 @@ class HeldOut:
         """PSNR and SSIM of degraded and restored pictures for each task, and the predictor's confusion."""
         sampler = sampler_of(self._experiment.sampler)
 
-        def restore(model, batch, key):
+        def sampled(model, batch, key):
             lq = to_model_range(batch["lq"], self._dtype)
-            out, logits = restore_batch(model, sampler, lq, batch["lq_clip"].astype(self._dtype), key, refine=refine)
-            return _to_picture(out), logits.astype(jnp.float32)
+            return sample_latent(model, sampler, lq, batch["lq_clip"].astype(self._dtype), key)
+
+        def decoded(model, latent, condition):
+            taps = condition.taps if refine else None
+            return _to_picture(model.decode(latent, taps, condition.logits))
+
+        # Sampling, the dear part, is compiled once for both stages that restore.
+        sample, decode = self._jit("sample", sampled), self._jit(f"decode for {stage}", decoded)
+
+        def restore(params, batch, key):
+            latent, condition = sample(params, batch, key)
+            return decode(params, latent, condition), condition.logits.astype(jnp.float32)
 
         examples = self._examples()
         out = self._run(stage, restore, params, examples)
@@ -160,7 +178,9 @@ class HeldOut:
                     "restored_ssim": ssim(picture, row["gt"]),
                 }
             )
-            sheets.setdefault(task.name, []).append((f"{task.title}: {row['name']}", row["lq"], picture, row["gt"]))
+            sheets.setdefault(task.name, []).append(
+                (f"{task.title}: {row['name']}", row["lq"], picture, row["gt"])
+            )
             labels.append(task.label)
             guesses.append(int(np.argmax(logits)))
         tasks = {name: _averages(rows) for name, rows in figures.items()}
@@ -178,15 +198,11 @@ class HeldOut:
         scalars = {"score": mean["restored_psnr"], **mean, "accuracy": confusion["scalars"]["accuracy"]}
         return {"scalars": scalars, "tasks": tasks, "predictor": confusion["predictor"]}
 
-    def _sheet(self, name: str, rows: Sequence, titles: Sequence[str] = ("degraded", "restored", "truth")) -> None:
+    def _sheet(
+        self, name: str, rows: Sequence, titles: Sequence[str] = ("degraded", "restored", "truth")
+    ) -> None:
         if self._workdir and rows and jax.process_index() == 0:
             sample_sheet(rows, self._workdir / "samples" / f"{name}.png", titles)
-
-
-def read_evaluation(workdir: Path, stage: str) -> Results | None:
-    """The figures written after a stage; None where there are none."""
-    path = Path(workdir) / "evaluations" / f"{stage}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _to_picture(out: jax.Array) -> jax.Array:

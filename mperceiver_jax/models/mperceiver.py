@@ -45,7 +45,10 @@ class MPerceiverConfig:
 
     def __post_init__(self) -> None:
         agreements = {
-            "unet.latent_channels and vae.latent_channels": (self.unet.latent_channels, self.vae.latent_channels),
+            "unet.latent_channels and vae.latent_channels": (
+                self.unet.latent_channels,
+                self.vae.latent_channels,
+            ),
             "adapter.latent_channels and vae.latent_channels": (
                 self.adapter.latent_channels,
                 self.vae.latent_channels,

@@ -27,16 +27,20 @@ Params = dict[str, Any]
 class Init:
     """The distribution a parameter starts from.
 
-    `uniform` draws from [-scale, scale), `normal` has standard deviation `scale`,
-    `constant` is `scale` everywhere.
+    `uniform` draws from [-scale, scale), `normal` has standard deviation `scale`, `constant` is
+    `scale` everywhere, `second_half` is zero but `scale` in the second half of the last axis.
     """
 
-    law: Literal["uniform", "normal", "constant"]
+    law: Literal["uniform", "normal", "constant", "second_half"]
     scale: float
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         if self.law == "constant":
             return np.full(shape, self.scale, np.float32)
+        if self.law == "second_half":
+            value = np.zeros(shape, np.float32)
+            value[..., shape[-1] // 2 :] = self.scale
+            return value
         if self.law == "uniform":
             return (rng.random(shape, np.float32) * 2 - 1) * np.float32(self.scale)
         return rng.standard_normal(shape, np.float32) * np.float32(self.scale)

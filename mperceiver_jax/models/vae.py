@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample, attention
-from mperceiver_jax.models.parameters import start_variance_preserving
+from mperceiver_jax.models.parameters import Init, start_variance_preserving
 
 EPS = 1e-6
 Refine = Callable[[int, Array], Array]
@@ -53,7 +53,7 @@ class VAEConfig:
         return cls(
             latent_channels=8,
             base_channels=16,
-            channel_mult=(1, 2, 4),
+            channel_mult=(1, 2, 2),
             num_res_blocks=1,
             groups=8,
             scaling_factor=1.0,
@@ -110,6 +110,9 @@ class AutoencoderKL(nnx.Module):
         self.post_quant_conv = Conv(latent, latent, 1)
         self.config = config
         start_variance_preserving(self, zero=r"\.conv2\.|\.to_out\.")
+        # From nothing, a posterior of unit variance would drown the latent in noise for long.
+        assert self.quant_conv.bias is not None
+        self.quant_conv.bias.set_metadata(init=Init("second_half", -6.0))
 
     def encode(self, x: Float[Array, "b h w c"]) -> Posterior:
         """The posterior of pictures in [-1, 1].

@@ -21,7 +21,7 @@ from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training import sharding
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.progress import progress_bar
-from mperceiver_jax.training.runtime import on_first_process
+from mperceiver_jax.training.runtime import Preempted, on_first_process
 
 if TYPE_CHECKING:
     from mperceiver_jax.training.loop import Run
@@ -50,7 +50,9 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
     batches = train_batches(config, index, share)
     done = 0
     while done < wanted and all(
-        example_path(folder, done + index * local + k).is_file() for k in range(local) if done + index * local + k < wanted
+        example_path(folder, done + index * local + k).is_file()
+        for k in range(local)
+        if done + index * local + k < wanted
     ):
         done += config.batch_size
     if share > 1:
@@ -74,8 +76,6 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
         batches.set_state({"next_batch": done // config.batch_size})
         for start in range(done, wanted, config.batch_size):
             if run.preemption.requested():
-                from mperceiver_jax.training.loop import Preempted
-
                 raise Preempted(f"drm: stopped after {start} of {wanted} sampled latents, stored in {folder}")
             batch = next(batches)
             key = jax.random.fold_in(jax.random.key(experiment.seed), start)
@@ -84,7 +84,9 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
             for k in range(local):
                 number = start + index * local + k
                 if number < wanted:
-                    write_example(folder, number, {name: v[k] for name, v in batch.items()} | {"latent": own[k]})
+                    write_example(
+                        folder, number, {name: v[k] for name, v in batch.items()} | {"latent": own[k]}
+                    )
             bar.update(min(config.batch_size, wanted - start))
     if share > 1:
         multihost_utils.sync_global_devices("sampled latents stored")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +19,27 @@ import numpy as np
 from data_pipelines.pipeline import PipelineConfig, TrainBatches, train_batches
 from data_pipelines.stored import stored_batches
 from mperceiver_jax.config import Experiment
-from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training import latents, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
-from mperceiver_jax.training.metric_log import MetricWriter
+from mperceiver_jax.training.metric_log import MetricWriter, create_writer
 from mperceiver_jax.training.optimizer import learning_rate_at, make_optimizer
 from mperceiver_jax.training.progress import Progress
-from mperceiver_jax.training.runtime import Preemption
+from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.stages import ORDER, Stage, build_stage
 from mperceiver_jax.training.step import TrainState, initial_state, make_step
 
-Evaluate = Callable[[str, Params, int], Mapping[str, float]]
 
+class Evaluator(Protocol):
+    """Measures what a stage has learned (`evaluate.heldout.HeldOut`)."""
 
-class Preempted(Exception):
-    """The run was asked to stop, has saved, and can be continued by the same command."""
+    def __call__(self, stage: str, params: Params, step: int) -> Mapping[str, float]:
+        """Scalars within a stage. `score`, if there, decides which checkpoint is best."""
+
+    def evaluate(self, stage: str, params: Params, final: bool = False) -> dict[str, Any]:
+        """Everything for the report, after a stage (`final`): at least `scalars`."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -48,8 +51,7 @@ class Run:
     """What the stages of one run share.
 
     Attributes:
-        evaluate: `evaluate(stage, parameters, step) -> scalars`; called within a stage where the
-            configuration asks for it. `score`, if there, decides which checkpoint is best.
+        evaluator: called within a stage where the configuration asks for it, and after each.
         say: prints a line, in process 0 only.
     """
 
@@ -57,8 +59,7 @@ class Run:
     workdir: Path
     mesh: jax.sharding.Mesh
     model: MPerceiver
-    writer: MetricWriter
-    evaluate: Evaluate
+    evaluator: Evaluator
     say: Callable[[str], None]
     preemption: Preemption
 
@@ -152,17 +153,23 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             checkpoints.save(step, state._asdict(), batches, metadata, metrics)
 
         first = latest or 0
-        progress = Progress(name, config.steps, first, config.batch_size, experiment.log_every)
-        with closing(progress):
-            reader = _MetricReader(run, name, progress, history, checkpoints)
+        with (
+            closing(Progress(name, config.steps, first, config.batch_size, experiment.log_every)) as progress,
+            create_writer(run.workdir, name, first) as writer,
+        ):
+            reader = _MetricReader(run, name, progress, writer, history, checkpoints)
             for step in range(first, config.steps):
                 if run.preemption.requested():
                     reader.flush()
                     save()
                     checkpoints.wait()
-                    raise Preempted(f"{name}: stopped at update {step} of {config.steps}, saved in {checkpoints.directory}")
+                    raise Preempted(
+                        f"{name}: stopped at update {step} of {config.steps}, saved in {checkpoints.directory}"
+                    )
                 due = experiment.evaluation.every and step > first and step % experiment.evaluation.every == 0
-                scores = run.evaluate(name, _with(params, state), step) if due else None
+                scores = run.evaluator(name, _with(params, state), step) if due else None
+                if scores:
+                    writer.write_scalars(step, {f"heldout_{key}": value for key, value in scores.items()})
                 if step > first and (due or step % experiment.checkpoint.every == 0):
                     reader.flush()
                     save(scores)
@@ -172,7 +179,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             reader.flush()
         save()
         checkpoints.wait()
-        params = {path: run_value for path, run_value in _with(params, state).items()}
+        params = _with(params, state)
     summary = {
         "name": name,
         "steps": config.steps,
@@ -202,8 +209,16 @@ class _History:
 class _MetricReader:
     """Reads the metrics of an update after the next was dispatched; logs them and guards against NaN."""
 
-    def __init__(self, run: Run, name: str, progress: Progress, history: _History, checkpoints: Checkpoints):
-        self._run, self._name, self._progress = run, name, progress
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        progress: Progress,
+        writer: MetricWriter,
+        history: _History,
+        checkpoints: Checkpoints,
+    ):
+        self._run, self._name, self._progress, self._writer = run, name, progress, writer
         self._history, self._checkpoints = history, checkpoints
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
@@ -227,13 +242,16 @@ class _MetricReader:
         values["learning_rate"] = learning_rate_at(config.optimizer, config.steps, step - 1)
         self._progress.update(step, values)
         if step % self._run.experiment.log_every == 0 or step in (1, config.steps):
-            scalars = {f"{self._name}/{key}": value for key, value in values.items()}
-            self._run.writer.write_scalars(step, scalars)
+            self._writer.write_scalars(step, values)
 
     def _not_finite(self, step: int, loss: float) -> None:
         experiment = self._run.experiment
         latest = self._checkpoints.latest()
-        safe = f"the last good checkpoint is {self._checkpoints.directory / str(latest)}" if latest else "no checkpoint yet"
+        safe = (
+            f"the last good checkpoint is {self._checkpoints.directory / str(latest)}"
+            if latest
+            else "no checkpoint yet"
+        )
         what = f"{self._name}: loss {loss} or its gradient is not finite at update {step}"
         if experiment.on_nonfinite == "stop":
             raise NonFiniteLoss(
@@ -242,7 +260,9 @@ class _MetricReader:
             )
         self._history.skipped += 1
         if self._history.skipped > experiment.max_skipped:
-            raise NonFiniteLoss(f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {safe}")
+            raise NonFiniteLoss(
+                f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {safe}"
+            )
         self._run.say(f"{what}; skipped ({self._history.skipped} of at most {experiment.max_skipped})")
 
 
@@ -271,7 +291,9 @@ def _stored(run: Run, path: str, value: jax.Array) -> jax.Array:
     dtype = jnp.dtype(run.experiment.compute_dtype)
     if value.dtype == dtype:
         return value
-    return sharding.place(value, sharding.parameter_sharding(run.mesh, path, value.shape, dtype.itemsize), dtype)
+    return sharding.place(
+        value, sharding.parameter_sharding(run.mesh, path, value.shape, dtype.itemsize), dtype
+    )
 
 
 def _batches(run: Run, name: str, params: Params) -> TrainBatches:

@@ -39,7 +39,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     warmup = min(config.warmup_steps, steps)
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1), config.final_fraction)
+        after = optax.cosine_decay_schedule(
+            config.learning_rate, max(steps - warmup, 1), config.final_fraction
+        )
     else:
         after = optax.constant_schedule(config.learning_rate)
     if not warmup:

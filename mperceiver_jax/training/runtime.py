@@ -104,6 +104,10 @@ def on_first_process(action: Callable[[], None]) -> None:
         raise ValueError(received.decode(errors="replace"))
 
 
+class Preempted(Exception):
+    """The run was asked to stop, has saved, and can be continued by the same command."""
+
+
 class Preemption:
     """Notices that the run should stop, so that the loop can save and leave.
 

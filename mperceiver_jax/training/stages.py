@@ -95,12 +95,9 @@ def _vae(experiment: Experiment, assembled, dtype) -> Stage:
 
     def loss(params, batch, key, step):
         model = assembled(params)
-        key_pick, key_noise = jax.random.split(key)
-        # Degraded pictures pass through the same encoder later: it must represent both kinds.
-        clean = jax.random.bernoulli(key_pick, 0.5, (batch["gt"].shape[0], 1, 1, 1))
-        picture = to_model_range(jnp.where(clean, batch["gt"], batch["lq"]), dtype)
+        picture = to_model_range(batch["gt"], dtype)
         posterior = model.vae.encode(picture)
-        noise = jax.random.normal(key_noise, posterior.mean.shape, dtype)
+        noise = jax.random.normal(key, posterior.mean.shape, dtype)
         out = model.vae.decode(posterior.sample(noise))
         reconstruction = losses.l1(out, picture)
         kl = losses.kl_to_standard_normal(posterior.mean, posterior.logvar) / posterior.mean[0].size
@@ -126,7 +123,9 @@ def _prior(experiment: Experiment, assembled, dtype) -> Stage:
         eps = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
         return losses.mean_squared_error(eps, noise), {}
 
-    return Stage("prior", "latent-diffusion prior, from scratch", r"unet\.(?!.*\.spade\.)|text_encoder\.", loss)
+    return Stage(
+        "prior", "latent-diffusion prior, from scratch", r"unet\.(?!.*\.spade\.)|text_encoder\.", loss
+    )
 
 
 def _predictor(experiment: Experiment, assembled, dtype) -> Stage:
@@ -157,7 +156,9 @@ def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
         lq = to_model_range(batch["lq"], dtype)
         shape = model.latent_shape(gt.shape)
         z, _ = model.encode(gt, jax.random.normal(key_gt, shape, dtype))
-        condition = model.condition(lq, batch["lq_clip"].astype(dtype), jax.random.normal(key_lq, shape, dtype))
+        condition = model.condition(
+            lq, batch["lq_clip"].astype(dtype), jax.random.normal(key_lq, shape, dtype)
+        )
         t, noise = _timesteps_and_noise(key_t, key_n, z)
         eps = model.predict_noise(SCHEDULE.add_noise(z, noise, t), t, condition)
         return losses.mean_squared_error(eps, noise), {}
@@ -176,13 +177,15 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
     stop_gradient, so that one optimizer step serves both.
     """
     choice = experiment.losses
-    critic = PatchGAN(PatchGANConfig() if experiment.model.vae.base_channels >= 64 else PatchGANConfig.small())
+    critic = PatchGAN(
+        PatchGANConfig() if experiment.model.vae.base_channels >= 64 else PatchGANConfig.small()
+    )
     critic_structure, _ = parameters.split(critic)
     # The last trained kernel before the picture: the output convolution of the finest tap.
     last_kernel = "drm.taps.0.out.weight"
 
     def extras():
-        found = {}
+        found: dict[str, np.ndarray] = {}
         if choice.lpips_weight:
             found |= {PERCEPTUAL + k: v for k, v in load_lpips(choice.lpips_net).items()}
         if choice.gan_weight:
@@ -217,7 +220,8 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
             return reconstruction(refined(params[last_kernel]))
 
         judge = parameters.merge(
-            critic_structure, {k[len(DISCRIMINATOR) :]: v for k, v in params.items() if k.startswith(DISCRIMINATOR)}
+            critic_structure,
+            {k[len(DISCRIMINATOR) :]: v for k, v in params.items() if k.startswith(DISCRIMINATOR)},
         )
         fixed_judge = jax.tree.map(jax.lax.stop_gradient, judge)
         generator = lambda out: losses.hinge_generator_loss(fixed_judge(out))

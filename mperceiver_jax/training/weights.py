@@ -40,7 +40,9 @@ def starting_values(experiment: Experiment, model: MPerceiver, place: Place) -> 
         except (ValueError, OSError) as error:
             raise ConfigError(f"config.priors: {error}") from error
     return parameters.initial_values(
-        model, experiment.seed, lambda path, value: place(path, np.asarray(priors.pop(path, value), np.float32))
+        model,
+        experiment.seed,
+        lambda path, value: place(path, np.asarray(priors.pop(path, value), np.float32)),
     )
 
 

@@ -1,0 +1,95 @@
+"""The report of a training run, from the records of its stages."""
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.evaluate.report import write_report
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], workdir: str | Path) -> str:
+    """Writes `report.json` and `report.md` into the workdir; returns what to tell the user."""
+    results = run_results(experiment, records)
+    _, readable = write_report(results, workdir)
+    told = f"Report: {readable}; pictures: {Path(workdir) / 'samples'}"
+    if "tasks" in results:
+        mean = {
+            side: sum(task[side]["psnr"] for task in results["tasks"].values()) / len(results["tasks"])
+            for side in ("degraded", "restored")
+        }
+        told += (
+            f"\nMean PSNR over {len(results['tasks'])} held-out tasks: degraded {mean['degraded']:.2f} dB, "
+            f"restored {mean['restored']:.2f} dB"
+        )
+    return told
+
+
+def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `evaluate.report` lays out, taken from the records of the stages."""
+    by_name = {record["summary"]["name"]: record for record in records}
+    results: dict[str, Any] = {
+        "title": f"MPerceiver, variant {experiment.variant}",
+        "stages": [record["summary"] | {"held_out": _in_words(record["scalars"])} for record in records],
+        "held_out": {name: record["scalars"] for name, record in by_name.items()},
+        "seconds": {name: record["summary"]["seconds"] for name, record in by_name.items()},
+        "parameters": _counts(experiment),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "notes": _notes(experiment, by_name),
+    }
+    # The last stage that restored pictures is the run's result.
+    for name in ("drm", "dual_branch"):
+        if name in by_name:
+            results["tasks"] = by_name[name]["tasks"]
+            break
+    if "predictor" in by_name:
+        results["predictor"] = by_name["predictor"]["predictor"]
+    return results
+
+
+def _in_words(scalars: dict[str, float]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in scalars.items() if k != "score")
+
+
+def _counts(experiment: Experiment) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    _, declared = parameters.split(MPerceiver(experiment.model))
+    for path, leaf in declared.items():
+        part = path.split(".")[0]
+        counts[part] = counts.get(part, 0) + leaf.size
+    return counts | {"total": sum(counts.values())}
+
+
+def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
+    evaluation, sampler = experiment.evaluation, experiment.sampler
+    side = experiment.data.image_size or experiment.data.crop
+    notes = [
+        f"Held-out photographs only, {evaluation.per_task} pictures of {side} x {side} pixels for each task, the "
+        "same for every task; degradations are synthesised from a fixed seed.",
+        "PSNR and SSIM on RGB in [0, 1] without rounding to 8 bits or cropping (scikit-image's defaults); means "
+        "are over pictures, then over tasks.",
+        f"Restored with {sampler.steps} steps of the sampler {sampler.name!r}, seed {experiment.seed}.",
+    ]
+    if "vae" in by_name:
+        ceiling = by_name["vae"]["scalars"]["psnr"]
+        notes.append(
+            f"The autoencoder trained here gives clean held-out pictures back with {ceiling:.2f} dB: without the "
+            "detail refinement no restored picture can be much closer to the truth than that."
+        )
+    if "dual_branch" in by_name and "drm" in by_name:
+        before, after = (by_name[name]["scalars"]["restored_psnr"] for name in ("dual_branch", "drm"))
+        notes.append(
+            f"Mean restored PSNR before the detail refinement {before:.2f} dB, after it {after:.2f} dB."
+        )
+    if experiment.losses.lpips_weight:
+        notes.append(f"The detail refinement was configured with LPIPS ({experiment.losses.lpips_net}).")
+    return notes

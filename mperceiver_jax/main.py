@@ -1,0 +1,56 @@
+"""The training command.
+
+    python -m mperceiver_jax.main --config=configs/allinone.py[:small|:sd21] [--workdir=DIR] [--config.X=Y ...]
+
+Runs the stages of the configuration in order, evaluates each on held-out photographs, and
+leaves report.json, report.md, samples/ and checkpoints in the workdir. The same command
+continues an interrupted run where it stopped. On several hosts, start it on each of them.
+
+    --config.stages.dual_branch.steps=2000      any field of the configuration, by its dotted name
+    --config.mesh.fsdp=8                        large parameters divided over 8 devices
+    --config.on_nonfinite=skip                  pass over a bounded number of non-finite updates
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mperceiver_jax.config import Experiment, from_mapping
+from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.run_report import write_run_report
+from mperceiver_jax.training.run import run_experiment
+from mperceiver_jax.training.runtime import on_first_process, start_runtime
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/allinone.py:small.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/<variant> without it.")
+CACHE = flags.DEFINE_string("compilation_cache", None, "Directory of XLA's persistent compilation cache.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show the trace of an error, not only its message.")
+flags.mark_flag_as_required("config")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
+    # Orbax tells of every file at the level INFO; --verbosity=0 brings that back.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    try:
+        # Processes must join before anything asks for a device.
+        start_runtime(CACHE.value)
+        experiment = from_mapping(Experiment, CONFIG.value.to_dict())
+        workdir = WORKDIR.value or f"runs/{experiment.variant}"
+        records = run_experiment(experiment, workdir, HeldOut)
+        if records is None:
+            print("Stopped as asked, and saved; the same command continues the run.")
+            return
+        on_first_process(lambda: print(write_run_report(experiment, records, workdir)))
+    except (ValueError, OSError, RuntimeError) as error:
+        # What can be foreseen comes as a sentence that says what to do; a trace would bury it.
+        if DEBUG.value:
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

