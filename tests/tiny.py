@@ -1,5 +1,7 @@
 """The whole model at a size that compiles in seconds: two levels, one block each, every kind of layer."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from data_pipelines.pipeline import PipelineConfig
@@ -41,7 +43,6 @@ def tiny_config(**changes) -> MPerceiverConfig:
             groups=4,
             feature_channels=16,
             modulator_hidden=8,
-            modulator_form="residual",
         ),
         "vae": VAEConfig(
             base_channels=8, channel_mult=(1, 2), num_res_blocks=1, groups=4, scaling_factor=1.0
@@ -114,11 +115,18 @@ def tiny_values(model: MPerceiver, seed: int = 0) -> dict[str, np.ndarray]:
     return values
 
 
-def tiny_batch(size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+def single_scale_config() -> MPerceiverConfig:
+    """The tiny model with one scale of its denoising network: for tests that compile it several times."""
+    tiny = tiny_config()
+    one = {"channel_mult": (1,), "attention_levels": ()}
+    return replace(tiny, unet=replace(tiny.unet, **one), adapter=replace(tiny.adapter, **one))
+
+
+def tiny_batch(size: int = 8, side: int = SIDE, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch as the data pipeline gives it: smooth pictures, degraded by class-dependent noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((size, 4, 4, 3), np.float32)
-    gt = coarse.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
+    gt = coarse.repeat(side // 4, 1).repeat(side // 4, 2)
     task = (np.arange(size) % CLASSES).astype(np.int32)
     lq = np.clip(gt + (task + 1)[:, None, None, None] * 0.1 * rng.standard_normal(gt.shape, np.float32), 0, 1)
     lq_clip = rng.standard_normal((size, CLIP_SIDE, CLIP_SIDE, 3), np.float32) + task[:, None, None, None]

@@ -109,7 +109,7 @@ def test_every_output_equals_the_release(released):
         model = parameters.merge(structure, values)
         condition = model.condition(images["lq"], images["lq_clip"])
         prompts = model.ir_adapter.prompts()
-        denoise = lambda x, t: model.predict_noise(x, t, condition, prompts)  # noqa: E731
+        denoise = lambda x, t: model.predict_noise(x, t, condition, prompts)
         sampler = DDIM(schedule, steps=5, mode="reference")
         latent, path = sample(sampler, denoise, images["x_T"], return_trajectory=True)
         return latent, path["x"], model.decode(latent), model.decode(latent, condition.taps, condition.logits)
