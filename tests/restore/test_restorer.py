@@ -149,7 +149,7 @@ def test_settings_out_of_range_are_refused(run):
         ({"steps": 0}, "steps"),
         ({"colour": "red"}, "colour"),
         ({"rounding": "up"}, "rounding"),
-        ({"sampler": "ddpm"}, "name"),
+        ({"sampler": "ddpm"}, "ddpm"),
     ]:
         with pytest.raises(ValueError, match=message):
             Restorer.from_checkpoint(run[0], **settings)
@@ -192,6 +192,7 @@ def test_an_unfinished_stage_is_told(run, tmp_path):
     text = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(text.replace('"steps": 2', '"steps": 5'))
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         notes = Restorer.from_checkpoint(workdir).notes
     assert "the stage dual_branch is unfinished, at update 2 of 5" in notes
     assert [str(warning.message) for warning in caught] == [f"{workdir}: {note}" for note in notes]
