@@ -81,19 +81,12 @@ def small() -> dict:
             "heldout_photos": "",
         },
         "stages": {
-            "vae": stage | {"steps": 500, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 4e-3}},
-            "prior": stage | {"steps": 300, "ema_decay": 0.99, "optimizer": adamw | {"learning_rate": 2e-3}},
+            "vae": stage | {"steps": 800, "batch_size": 8, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 5e-3}},
+            "prior": stage | {"steps": 250, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 2e-3}},
             "predictor": stage
-            | {
-                "steps": 600,
-                "batch_size": 32,
-                "crop": 16,
-                "ema_decay": 0.0,
-                "optimizer": adamw | {"learning_rate": 1e-3},
-            },
-            "dual_branch": stage
-            | {"steps": 600, "ema_decay": 0.99, "optimizer": adamw | {"learning_rate": 2e-3}},
-            "drm": stage | {"steps": 400, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 2e-3}},
+            | {"steps": 500, "batch_size": 32, "crop": 16, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 1e-3}},
+            "dual_branch": stage | {"steps": 400, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 2e-3}},
+            "drm": stage | {"steps": 300, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 3e-3}},
         },
         "losses": {
             "predictor": "focal",
@@ -101,7 +94,7 @@ def small() -> dict:
             "train_tower": True,
             "train_cm_inv": True,
             "kl_weight": 1e-6,
-            "lpips_weight": 0.0,
+            "lpips_weight": 0.1,
             "lpips_net": "alex",
             "gan_weight": 0.0,
             "gan_start": 0,

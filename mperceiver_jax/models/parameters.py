@@ -110,6 +110,7 @@ def initial_values(
     module: nnx.Module,
     seed: int,
     place: Callable[[str, np.ndarray], Any] = lambda path, value: jnp.asarray(value),
+    given: Mapping[str, np.ndarray] | None = None,
 ) -> Params:
     """Initial values of every parameter, made and placed one leaf at a time.
 
@@ -118,11 +119,16 @@ def initial_values(
 
     Args:
         place: puts a float32 numpy array where it belongs (a sharding, a dtype).
+        given: values that take the place of initial ones.
     """
-    values = {}
+    values, given = {}, given or {}
     for path, variable in declared(module).items():
-        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        values[path] = place(path, variable.init.draw(tuple(variable.get_value().shape), rng))
+        if path in given:
+            value = np.asarray(given[path], np.float32)
+        else:
+            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+            value = variable.init.draw(tuple(variable.get_value().shape), rng)
+        values[path] = place(path, value)
     return values
 
 

@@ -39,11 +39,7 @@ def starting_values(experiment: Experiment, model: MPerceiver, place: Place) -> 
             priors = convert.from_torch(model, tensors, layout="release", optional=ADDED)
         except (ValueError, OSError) as error:
             raise ConfigError(f"config.priors: {error}") from error
-    return parameters.initial_values(
-        model,
-        experiment.seed,
-        lambda path, value: place(path, np.asarray(priors.pop(path, value), np.float32)),
-    )
+    return parameters.initial_values(model, experiment.seed, place, priors)
 
 
 def trained_values(workdir: str | Path, stage: str, step: int | None = None) -> dict[str, np.ndarray] | None:
