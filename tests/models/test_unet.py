@@ -31,9 +31,20 @@ def call(unet, *inputs):
     return jax.jit(lambda params, *inputs: parameters.merge(structure, params)(*inputs))(params, *inputs)
 
 
+def awake(unet):
+    """The UNet at its start, but random where the prior starts at zero and would hide everything."""
+    values = parameters.initial_values(unet, 0)
+    rng = np.random.default_rng(0)
+    for path, value in values.items():
+        if ".spade." not in path and not np.any(value):
+            values[path] = rng.standard_normal(value.shape, np.float32) * np.float32(0.1)
+    parameters.assign(unet, values)
+    return unet
+
+
 def tiny_inputs(config=TINY, sides=(4, 6)):
     rng = np.random.default_rng(3)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))
     h, w = sides
     features = [draw(2, h >> level, w >> level, config.feature_channels) for level in range(config.levels)]
     context = draw(2, 5, config.context_width)
@@ -48,13 +59,11 @@ def test_full_size_counts_and_shapes():
     added = parameters.declared(whole).keys() - parameters.declared(plain).keys()
     assert len(added) == 176 and all(".spade." in path for path in added)
 
-    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     features = [struct(1, 64 >> s, 72 >> s, 512) for s in range(4)]
     inputs = (struct(1, 64, 72, 4), jax.ShapeDtypeStruct((1,), jnp.int32), struct(1, 77, 1024), features)
     structure, params = parameters.split(whole)
-    eps = jax.eval_shape(
-        lambda params, *inputs: parameters.merge(structure, params)(*inputs), params, *inputs
-    )
+    eps = jax.eval_shape(lambda params, *inputs: parameters.merge(structure, params)(*inputs), params, *inputs)
     assert eps == struct(1, 64, 72, 4)
 
 
@@ -131,9 +140,7 @@ def test_intermediate_maps_and_output_equal_the_release():
 
 def test_the_layout_of_stable_diffusion_2_equals_the_release():
     reference = fixture("04b_unet_sd2_layout")
-    config = replace(
-        UNetConfig.sd21(), model_channels=32, head_width=16, context_width=48, feature_channels=32
-    )
+    config = replace(UNetConfig.sd21(), model_channels=32, head_width=16, context_width=48, feature_channels=32)
     unet = convert.load(UNet(config), reference.state)
     dumped = convert.dump(unet)
     assert dumped.keys() == reference.state.keys()
@@ -192,7 +199,7 @@ def test_plain_unet_equals_diffusers():
 
 @pytest.mark.parametrize(("form", "equal"), [("residual", True), ("release", False)])
 def test_only_the_residual_form_starts_as_the_plain_unet(form, equal):
-    unet = parameters.initialise(UNet(replace(ONE_LEVEL, modulator_form=form)))
+    unet = awake(UNet(replace(ONE_LEVEL, modulator_form=form)))
     latent, t, context, features = tiny_inputs(ONE_LEVEL)
     modulated, plain = (call(unet, latent, t, context, given) for given in (features, None))
     assert np.abs(plain).max() > 0.1
@@ -211,12 +218,10 @@ def test_a_plain_unet_shares_its_paths_with_the_modulated_one():
 
 
 def test_every_map_reaches_the_output():
-    unet = parameters.initialise(UNet(replace(TINY, modulator_init="reference")))
+    unet = awake(UNet(replace(TINY, modulator_init="reference")))
     latent, t, context, features = tiny_inputs()
     structure, params = parameters.split(unet)
-    loss = lambda features: jnp.square(  # noqa: E731
-        parameters.merge(structure, params)(latent, t, context, features)
-    ).mean()
+    loss = lambda features: jnp.square(parameters.merge(structure, params)(latent, t, context, features)).mean()
     for gradient in jax.jit(jax.grad(loss))(features):
         assert np.abs(gradient).max() > 1e-6
 
