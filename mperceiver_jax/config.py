@@ -6,6 +6,7 @@ field by its full dotted path.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -43,12 +44,14 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1 or self.accumulation < 1:
-            raise ValueError("steps must be 0 or more, batch_size and accumulation 1 or more")
+        _at_least(self, 0, "steps", "crop")
+        _at_least(self, 1, "batch_size", "accumulation")
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}"
+                f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}"
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: at least 0 and below 1, not {self.ema_decay}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,10 @@ class CheckpointConfig:
     keep: int = 3
     keep_best: int = 1
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every", "keep")
+        _at_least(self, 0, "keep_best")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -125,12 +132,19 @@ class EvaluationConfig:
     batch_size: int = 8
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "every", "samples")
+        _at_least(self, 1, "per_task", "batch_size")
+
 
 @dataclass(frozen=True)
 class RestoreConfig:
     """Pictures to restore are padded by reflection to at least `minimum` pixels a side."""
 
     minimum: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "minimum")
 
 
 @dataclass(frozen=True)
@@ -168,12 +182,20 @@ class Experiment:
     log_every: int = 50
 
     def __post_init__(self) -> None:
+        _at_least(self, 0, "seed", "max_skipped")
+        _at_least(self, 1, "log_every")
         if not self.from_scratch and not self.priors:
             raise ValueError(
                 f"priors: the variant {self.variant!r} starts from published weights; give them with "
                 "--config.priors=PATH (README, 'Published weights'), or take the variant that needs none: "
                 "--config=configs/allinone.py:small"
             )
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: at least {least}, not {getattr(config, name)}")
 
 
 def to_mapping(value: Any) -> Any:
@@ -206,8 +228,10 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
         return cls(**values)
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(f"{where}.{error}") from error
+    except (ValueError, ArithmeticError) as error:
+        # Constraints of a dataclass begin with the field, or speak of the whole.
+        named = re.match(r"\w+", str(error))
+        raise ConfigError(f"{where}{'.' if named and named[0] in fields else ': '}{error}") from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

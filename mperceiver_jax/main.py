@@ -12,17 +12,26 @@ continues an interrupted run where it stopped. On several hosts, start it on eac
 """
 
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mperceiver_jax.command_line import one_line, parse_flags
 from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.training.run import run_experiment
 from mperceiver_jax.training.runtime import on_first_process, start_runtime
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/allinone.py:small.")
+# Fields that the file leaves to their defaults can be set too; `from_mapping` refuses those that do not exist.
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment, such as configs/allinone.py:small.",
+    lock_config=False,
+    accept_new_attributes=True,
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/<variant> without it.")
 CACHE = flags.DEFINE_string("compilation_cache", None, "Directory of XLA's persistent compilation cache.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the trace of an error, not only its message.")
@@ -31,18 +40,18 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
+        sys.exit(f"error: unexpected argument {arguments[1]!r}; see --help")
     # Orbax tells of every file at the level INFO; --verbosity=0 brings that back.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
         # Processes must join before anything asks for a device.
         start_runtime(CACHE.value)
-        experiment = from_mapping(Experiment, CONFIG.value.to_dict())
+        experiment = from_mapping(Experiment, _mapping())
         workdir = WORKDIR.value or f"runs/{experiment.variant}"
         records = run_experiment(experiment, workdir, HeldOut)
         if records is None:
-            print("Stopped as asked, and saved; the same command continues the run.")
+            on_first_process(lambda: print("Stopped as asked, and saved; the same command continues the run."))
             return
         on_first_process(lambda: print(write_run_report(experiment, records, workdir)))
     except (ValueError, OSError, RuntimeError) as error:
@@ -50,7 +59,17 @@ def main(arguments: list[str]) -> None:
         if DEBUG.value:
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("Interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _mapping() -> dict[str, Any]:
+    try:
+        return CONFIG.value.to_dict()
+    except OSError as error:  # The file is read when the flag is, but told only now that it is not there.
+        raise ValueError(one_line(error)) from error
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -46,6 +46,8 @@ class HeldOut:
         self._model = model
         self._dtype = jnp.dtype(experiment.compute_dtype)
         self._compiled: dict[str, Callable] = {}
+        # A folder that is missing, or too few pictures in it, is told now and not after hours of training.
+        self._examples()
 
     def __call__(self, stage: str, params: Params, step: int) -> dict[str, float]:
         """Scalars for the log and for choosing the best checkpoint (`score`, higher is better)."""

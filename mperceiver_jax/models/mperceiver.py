@@ -74,9 +74,9 @@ class MPerceiverConfig:
         }
         for names, (a, b) in agreements.items():
             if a != b:
-                raise ValueError(f"model: {names} must be equal, not {a} and {b}")
+                raise ValueError(f"{names} must be equal, not {a} and {b}")
         if self.token_order not in ("t_cm", "cm_t"):
-            raise ValueError(f"model.token_order: 't_cm' or 'cm_t', not {self.token_order!r}")
+            raise ValueError(f"token_order: 't_cm' or 'cm_t', not {self.token_order!r}")
 
     @classmethod
     def sd21(cls) -> "MPerceiverConfig":

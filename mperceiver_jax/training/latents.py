@@ -5,6 +5,7 @@ pictures. An interrupted run goes on where it stopped.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
     dtype = jnp.dtype(experiment.compute_dtype)
     sampler = sampler_of(experiment.sampler)
 
-    @jax.jit
+    # Divided by rows, so that every process finds its own examples in what it holds.
+    @partial(jax.jit, out_shardings=sharding.batch_sharding(run.mesh))
     def sampled(values, batch, key):
         model = parameters.merge(structure, values)
         lq = (batch["lq"] * 2 - 1).astype(dtype)

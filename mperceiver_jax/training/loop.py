@@ -190,6 +190,30 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
     return {path: _stored(run, path, value) for path, value in params.items()}, summary
 
 
+def reload_stage(run: Run, name: str, params: Params) -> Params:
+    """The parameters with those of a stage that was finished before in their place.
+
+    Args:
+        params: as the stages before left them.
+
+    Raises:
+        CheckpointError: the stage's checkpoint is gone, or was trained next to other frozen parameters.
+    """
+    stage = build_stage(name, run.experiment, run.model)
+    folder = weights.checkpoint_folder(run.workdir, name)
+    values = weights.trained_values(run.workdir, name)
+    if values is None:
+        raise CheckpointError(
+            f"{name} is recorded as done, but {folder} holds no complete checkpoint. Bring it back, or delete "
+            f"{run.workdir / 'stages'} and {run.workdir / 'checkpoints'} to train anew"
+        )
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        latest = checkpoints.steps()[-1]
+        identity = fingerprint({path: value for path, value in params.items() if not stage.is_trained(path)})
+        _refuse_other_priors(identity, checkpoints.metadata(latest), folder / str(latest))
+    return params | {path: run.place(path, value) for path, value in values.items()}
+
+
 @dataclass
 class _History:
     """What a stage remembers across interruptions: seconds, skipped updates, first and last loss."""

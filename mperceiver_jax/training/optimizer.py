@@ -27,9 +27,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"optimizer.schedule: 'constant' or 'cosine', not {self.schedule!r}")
+            raise ValueError(f"schedule: 'constant' or 'cosine', not {self.schedule!r}")
         if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas: two numbers, not {self.betas}")
+            raise ValueError(f"betas: two numbers, not {self.betas}")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

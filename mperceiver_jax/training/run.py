@@ -3,7 +3,7 @@
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,20 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from mperceiver_jax.config import Experiment, to_mapping
+from data_pipelines.pipeline import train_batches
+from data_pipelines.tasks import TASKS
+from mperceiver_jax.config import ConfigError, Experiment, to_mapping
 from mperceiver_jax.models import lpips, parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training import plan, sharding, weights
-from mperceiver_jax.training.loop import Evaluator, Run, stages_of, train_stage
+from mperceiver_jax.training.loop import Evaluator, Run, data_config, reload_stage, stages_of, train_stage
 from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
-from mperceiver_jax.training.workdir import claim_workdir
+from mperceiver_jax.training.workdir import check_workdir, claim_workdir
 
 # What a resumed run may change without becoming another run.
 MAY_CHANGE = (
     "note",
+    "priors",  # Their path; that they are the same is told by their fingerprint.
     "mesh",
     "log_every",
     "checkpoint",
@@ -58,10 +61,12 @@ def run_experiment(
     given = experiment
     experiment, remark = _without_missing_extras(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
-    claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
     model = MPerceiver(experiment.model)
-    if jax.process_index() == 0:
-        _announce(experiment, model, names, workdir, remark)
+    # The workdir is claimed when all else has been found to be in order: a mistake leaves nothing behind.
+    check_workdir(workdir, to_mapping(given), MAY_CHANGE)
+    check_stages(experiment, names, mesh)
+    evaluator = make_evaluator(experiment, model, mesh, workdir)
+    on_first_process(lambda: _announce(experiment, model, names, workdir, remark))
 
     records = []
     with Preemption() as preemption:
@@ -70,18 +75,19 @@ def run_experiment(
             workdir=workdir,
             mesh=mesh,
             model=model,
-            evaluator=make_evaluator(experiment, model, mesh, workdir),
+            evaluator=evaluator,
             say=_say,
             preemption=preemption,
         )
         params = weights.starting_values(experiment, model, run.place)
+        claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
+        on_first_process(lambda: _write_overview(model, workdir))
         try:
             for name in names:
                 record = read_record(workdir, name)
                 if record is not None:
                     _say(f"{name}: done before")
-                    values = weights.trained_values(workdir, name) or {}
-                    params |= {path: run.place(path, value) for path, value in values.items()}
+                    params = reload_stage(run, name, params)
                 else:
                     params, summary = train_stage(run, name, params)
                     record = {**run.evaluator.evaluate(name, params, final=True), "summary": summary}
@@ -92,6 +98,38 @@ def run_experiment(
             _say(str(stop))
             return None
     return records
+
+
+def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.sharding.Mesh) -> None:
+    """Opens the data of every stage and compares sizes, before anything is computed or written.
+
+    Raises:
+        ConfigError: names the field.
+        ValueError, FileNotFoundError: the data folders cannot be used (`train_batches`).
+    """
+    if not names:
+        raise ConfigError("config.stages: no stage has steps, so there is nothing to do")
+    if experiment.model.predictor.classes != len(TASKS):
+        raise ConfigError(
+            f"config.model.predictor.classes: {experiment.model.predictor.classes}, but there are {len(TASKS)} tasks"
+        )
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name in names:
+        where, stage = f"config.stages.{name}", experiment.stages[name]
+        if stage.batch_size // stage.accumulation % ways:
+            raise ConfigError(
+                f"{where}.batch_size: {stage.batch_size} examples in {stage.accumulation} micro-batches do not "
+                f"divide over the {ways} devices of config.mesh (data x fsdp)"
+            )
+        try:
+            config = data_config(experiment, name)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        # The predictor sees the CLIP view only; the autoencoder alone has fewer levels than the whole.
+        multiple = {"predictor": 1, "vae": experiment.model.downscale}.get(name, experiment.model.multiple)
+        if config.crop % multiple:
+            raise ConfigError(f"{where}.crop: {config.crop} is no multiple of {multiple}, as the model needs")
+        train_batches(config, *sharding.data_share(mesh)).close()
 
 
 def record_path(workdir: str | Path, stage: str) -> Path:
@@ -138,8 +176,6 @@ def _announce(
         parts[part] = parts.get(part, 0) + leaf.size
     sizes = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in parts.items())
     print(f"  parameters: {sum(parts.values()):,} ({sizes}); every one in {workdir / 'parameters.txt'}")
-    overview = parameter_overview.get_parameter_overview(declared, include_stats=False)
-    (workdir / "parameters.txt").write_text(overview + "\n")
     todo = [name for name in names if read_record(workdir, name) is None]
     for name in names:
         if name not in todo:
@@ -148,6 +184,12 @@ def _announce(
         plans = [plan.plan_stage(experiment, model, name) for name in todo]
         rate = plan.convolution_rate(jax.numpy.dtype(experiment.compute_dtype))
         print("\n".join(plan.describe(plans, rate, jax.device_count())), flush=True)
+
+
+def _write_overview(model: MPerceiver, workdir: Path) -> None:
+    _, declared = parameters.split(model)
+    overview = parameter_overview.get_parameter_overview(declared, include_stats=False)
+    (workdir / "parameters.txt").write_text(overview + "\n")
 
 
 def _in_words(record: Mapping[str, Any]) -> str:

@@ -138,6 +138,8 @@ class Preemption:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
+        # Not print: a signal may come while something else is being printed.
+        os.write(2, b"Asked to stop: saving after the present update.\n")
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

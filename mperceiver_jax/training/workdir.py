@@ -10,6 +10,7 @@ from mperceiver_jax.training.runtime import on_first_process
 
 _MARK = "mperceiver_jax"
 _ABSENT = "(absent)"
+_PARTIAL = "config.json.partial"
 
 
 class Difference(NamedTuple):
@@ -40,6 +41,30 @@ def compare_configs(
     ]
 
 
+def check_workdir(
+    workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()
+) -> None:
+    """Whether `claim_workdir` would succeed; changes nothing, and every process looks for itself.
+
+    Raises:
+        ValueError: as `claim_workdir`.
+    """
+    path = Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"workdir {path} is a file; name a directory")
+    if (path / "config.json").exists():
+        differences = compare_configs(_read(path / "config.json"), config, may_change)
+        if differences:
+            raise ValueError(
+                f"workdir {path} holds a run with another configuration. Give the same fields again, or "
+                f"another workdir:\n  " + "\n  ".join(map(str, differences))
+            )
+    elif path.exists() and any(entry.name != _PARTIAL for entry in path.iterdir()):
+        raise ValueError(
+            f"workdir {path} is not empty and holds no run of ours; name a new or empty directory"
+        )
+
+
 def claim_workdir(
     workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()
 ) -> None:
@@ -61,28 +86,15 @@ def claim_workdir(
 
 
 def _claim(workdir: Path, config: Mapping[str, Any], may_change: Sequence[str]) -> None:
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir {workdir} is a file; name a directory")
+    check_workdir(workdir, config, may_change)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    partial = workdir / "config.json.partial"
-    if path.exists():
-        differences = compare_configs(_read(path), config, may_change)
-        if differences:
-            raise ValueError(
-                f"workdir {workdir} holds a run with another configuration. Give the same fields again, or "
-                f"another workdir:\n  " + "\n  ".join(map(str, differences))
-            )
-    elif any(entry != partial for entry in workdir.iterdir()):
-        raise ValueError(
-            f"workdir {workdir} is not empty and holds no run of ours; name a new or empty directory"
-        )
+    partial = workdir / _PARTIAL
     text = json.dumps({"written_by": _MARK, "config": _plain(config)}, indent=2, sort_keys=True)
     with open(partial, "w", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    os.replace(partial, workdir / "config.json")
 
 
 def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
