@@ -91,6 +91,7 @@ class VisionTower(nnx.Module):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         std = config.width**-0.5
         self.conv1 = Conv(3, config.width, config.patch_size, stride=config.patch_size, padding=0, bias=False)
+        self.conv1.weight.set_metadata(init=Init("cosines", 1.0))
         self.class_embedding = parameter((config.width,), normal(std))
         self.positional_embedding = parameter((tokens, config.width), normal(std))
         self.ln_pre = LayerNorm(config.width)
