@@ -14,7 +14,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
-        sys.exit(f"error: {one_line(error)}. See --help and the config file")
+        what = "no such field: " if isinstance(error, LookupError | AttributeError) else ""
+        sys.exit(f"error: {what}{one_line(error)} (see --help and the config file)")
 
 
 def one_line(error: BaseException) -> str:
