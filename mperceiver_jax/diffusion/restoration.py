@@ -42,7 +42,8 @@ def sample_latent(
     prompts = model.ir_adapter.prompts(lq.dtype)
 
     def denoise(x, t):
-        return model.predict_noise(x.astype(lq.dtype), t, condition, prompts)
+        out = model.predict(x.astype(lq.dtype), t, condition, prompts)
+        return out if model.config.prediction == "epsilon" else sampler.schedule.noise_of_velocity(x, out, t)
 
     latent = sample(sampler, denoise, jax.random.normal(key_x, shape), key_s)
     return latent.astype(lq.dtype), condition

@@ -65,6 +65,20 @@ class Schedule:
         signal, spread = self._scales(t, z_t.ndim)
         return ((z_t.astype(jnp.float32) - spread * eps.astype(jnp.float32)) / signal).astype(z_t.dtype)
 
+    def velocity(
+        self, z: Float[Array, "b *rest"], noise: Float[Array, "b *rest"], t: Int[Array, "b"]
+    ) -> Float[Array, "b *rest"]:
+        """The target of v-prediction (Salimans and Ho, 2022): sqrt(abar_t) noise - sqrt(1 - abar_t) z."""
+        signal, spread = self._scales(t, z.ndim)
+        return (signal * noise.astype(jnp.float32) - spread * z.astype(jnp.float32)).astype(z.dtype)
+
+    def noise_of_velocity(
+        self, z_t: Float[Array, "b *rest"], v: Float[Array, "b *rest"], t: Int[Array, "b"]
+    ) -> Float[Array, "b *rest"]:
+        """The noise that `z_t` and a predicted velocity imply."""
+        signal, spread = self._scales(t, z_t.ndim)
+        return (signal * v.astype(jnp.float32) + spread * z_t.astype(jnp.float32)).astype(z_t.dtype)
+
     def _scales(self, t: Array, ndim: int) -> tuple[Array, Array]:
         scales = np.stack([np.sqrt(self.alphas_cumprod), np.sqrt(1.0 - self.alphas_cumprod)])
         signal, spread = jnp.asarray(scales, jnp.float32)[:, t].reshape(2, -1, *[1] * (ndim - 1))

@@ -23,7 +23,7 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training import losses, sharding
 from mperceiver_jax.training.progress import progress_bar
-from mperceiver_jax.training.stages import SCHEDULE, to_model_range
+from mperceiver_jax.training.stages import SCHEDULE, diffusion_target, to_model_range
 
 Results = dict[str, Any]
 
@@ -119,7 +119,7 @@ class HeldOut:
         return {"scalars": {"score": quality, "psnr": quality, "latent_std": spread}}
 
     def _prior(self, params: Params, final: bool) -> Results:
-        """Error of the predicted noise, at fixed timesteps and noise; 1 is what a zero prediction gives."""
+        """Mean squared error of what the UNet predicts, at fixed timesteps and noise; a zero gives about 1."""
 
         def error(model, batch, key):
             z, _ = model.encode(to_model_range(batch["gt"], self._dtype))
@@ -127,12 +127,12 @@ class HeldOut:
             noise = jax.random.normal(key, z.shape, z.dtype)
             caption = model.text_encoder.encode(self._experiment.model.text.empty_caption()[None])
             context = jnp.broadcast_to(caption, (z.shape[0], *caption.shape[1:])).astype(z.dtype)
-            eps = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
-            return jax.vmap(losses.mean_squared_error)(eps, noise)
+            out = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
+            return jax.vmap(losses.mean_squared_error)(out, diffusion_target(self._experiment, z, noise, t))
 
         examples = self._examples()[: self._experiment.evaluation.per_task]
         value = float(np.mean(self._run("prior", self._jit("prior", error), params, examples)))
-        return {"scalars": {"score": -value, "noise_error": value}}
+        return {"scalars": {"score": -value, "prediction_error": value}}
 
     def _predictor(self, params: Params, final: bool) -> Results:
         def logits(model, batch, key):

@@ -9,7 +9,7 @@ Source: MPerceiver (CVPR 2024, arXiv 2312.02918); the detail refinement module i
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from mperceiver_jax.models.predictor import DegradationPredictor, PredictorConfi
 from mperceiver_jax.models.unet import UNet, UNetConfig
 from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig
 
+Prediction = Literal["epsilon", "v_prediction"]
+
 
 @dataclass(frozen=True)
 class MPerceiverConfig:
@@ -32,6 +34,8 @@ class MPerceiverConfig:
 
     Attributes:
         token_order: learned tokens before the image's (`t_cm`, as in the release) or after (`cm_t`, as in the figure).
+        prediction: what the UNet predicts: the noise (`epsilon`, as the release and SD 2.1-base), or the velocity
+            (`v_prediction`, as the 768-pixel SD 2.1), which a prior trained from nothing in minutes learns sooner.
     """
 
     unet: UNetConfig
@@ -42,6 +46,7 @@ class MPerceiverConfig:
     cm: CMConfig
     drm: DRMConfig
     token_order: TokenOrder = "t_cm"
+    prediction: Prediction = "epsilon"
 
     def __post_init__(self) -> None:
         agreements = {
@@ -77,6 +82,8 @@ class MPerceiverConfig:
                 raise ValueError(f"{names} must be equal, not {a} and {b}")
         if self.token_order not in ("t_cm", "cm_t"):
             raise ValueError(f"token_order: 't_cm' or 'cm_t', not {self.token_order!r}")
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prediction: 'epsilon' or 'v_prediction', not {self.prediction!r}")
 
     @classmethod
     def sd21(cls) -> "MPerceiverConfig":
@@ -102,6 +109,7 @@ class MPerceiverConfig:
             adapter=IRAdapterConfig.small(),
             cm=CMConfig.small(),
             drm=DRMConfig.small(),
+            prediction="v_prediction",
         )
 
     @property
@@ -178,10 +186,14 @@ class MPerceiver(nnx.Module):
         embedding, logits = self.perceive(lq_clip)
         return Condition(z_lq, taps, logits, self.context(embedding, logits))
 
-    def predict_noise(
+    def predict(
         self, x_t: Float[Array, "b h w c"], t: Int[Array, "b"], condition: Condition, prompts=None
     ) -> Float[Array, "b h w c"]:
-        """The noise in `x_t` at timestep `t`. `prompts`: the adapter's prompt keys and values, if at hand."""
+        """The noise in `x_t` at timestep `t`, or the velocity there: what `config.prediction` says.
+
+        Args:
+            prompts: the adapter's prompt keys and values, if at hand.
+        """
         features = self.ir_adapter(condition.z_lq, t, condition.logits, prompts)
         return self.unet(x_t, t, condition.context, features)
 

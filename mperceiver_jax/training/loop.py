@@ -270,14 +270,9 @@ class _MetricReader:
 
     def _not_finite(self, step: int, loss: float) -> None:
         experiment = self._run.experiment
-        latest = self._checkpoints.latest()
-        safe = (
-            f"the last good checkpoint is {self._checkpoints.directory / str(latest)}"
-            if latest
-            else "no checkpoint yet"
-        )
         what = f"{self._name}: loss {loss} or its gradient is not finite at update {step}"
         if experiment.on_nonfinite == "stop":
+            safe = self._last_good()
             raise NonFiniteLoss(
                 f"{what}; {safe}. Lower config.stages.{self._name}.optimizer.learning_rate, or pass over such "
                 "updates with --config.on_nonfinite=skip"
@@ -285,9 +280,17 @@ class _MetricReader:
         self._history.skipped += 1
         if self._history.skipped > experiment.max_skipped:
             raise NonFiniteLoss(
-                f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {safe}"
+                f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {self._last_good()}"
             )
         self._run.say(f"{what}; skipped ({self._history.skipped} of at most {experiment.max_skipped})")
+
+    def _last_good(self) -> str:
+        # One may still be on its way to the disk.
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self._checkpoints.directory / str(latest)}"
 
 
 def _split(run: Run, stage: Stage, params: Params) -> tuple[Params, Params]:

@@ -85,6 +85,11 @@ def to_model_range(picture: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return (picture * 2 - 1).astype(dtype)
 
 
+def diffusion_target(experiment: Experiment, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    """What the UNet is trained to predict of a noised latent: the noise, or the velocity."""
+    return noise if experiment.model.prediction == "epsilon" else SCHEDULE.velocity(z, noise, t)
+
+
 def _vae(experiment: Experiment, assembled, dtype) -> Stage:
     """L1 and a light KL term, and a pull of the latent's second moment to one.
 
@@ -120,12 +125,10 @@ def _prior(experiment: Experiment, assembled, dtype) -> Stage:
         t, noise = _timesteps_and_noise(key_t, key_n, z)
         caption = model.text_encoder.encode(experiment.model.text.empty_caption()[None])
         context = jnp.broadcast_to(caption, (z.shape[0], *caption.shape[1:])).astype(dtype)
-        eps = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
-        return losses.mean_squared_error(eps, noise), {}
+        out = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
+        return losses.mean_squared_error(out, diffusion_target(experiment, z, noise, t)), {}
 
-    return Stage(
-        "prior", "latent-diffusion prior, from scratch", r"unet\.(?!.*\.spade\.)|text_encoder\.", loss
-    )
+    return Stage("prior", "latent-diffusion prior, from scratch", r"unet\.(?!.*\.spade\.)|text_encoder\.", loss)
 
 
 def _predictor(experiment: Experiment, assembled, dtype) -> Stage:
@@ -156,12 +159,10 @@ def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
         lq = to_model_range(batch["lq"], dtype)
         shape = model.latent_shape(gt.shape)
         z, _ = model.encode(gt, jax.random.normal(key_gt, shape, dtype))
-        condition = model.condition(
-            lq, batch["lq_clip"].astype(dtype), jax.random.normal(key_lq, shape, dtype)
-        )
+        condition = model.condition(lq, batch["lq_clip"].astype(dtype), jax.random.normal(key_lq, shape, dtype))
         t, noise = _timesteps_and_noise(key_t, key_n, z)
-        eps = model.predict_noise(SCHEDULE.add_noise(z, noise, t), t, condition)
-        return losses.mean_squared_error(eps, noise), {}
+        out = model.predict(SCHEDULE.add_noise(z, noise, t), t, condition)
+        return losses.mean_squared_error(out, diffusion_target(experiment, z, noise, t)), {}
 
     trains = r"unet\..*\.spade\.|ir_adapter\.|tp$"
     if experiment.losses.train_cm_inv:
@@ -177,9 +178,7 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
     stop_gradient, so that one optimizer step serves both.
     """
     choice = experiment.losses
-    critic = PatchGAN(
-        PatchGANConfig() if experiment.model.vae.base_channels >= 64 else PatchGANConfig.small()
-    )
+    critic = PatchGAN(PatchGANConfig() if experiment.model.vae.base_channels >= 64 else PatchGANConfig.small())
     critic_structure, _ = parameters.split(critic)
     # The last trained kernel before the picture: the output convolution of the finest tap.
     last_kernel = "drm.taps.0.out.weight"
@@ -227,9 +226,7 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
         generator = lambda out: losses.hinge_generator_loss(fixed_judge(out))
         out, pull_back = jax.vjp(refined, params[last_kernel])
         kernel_gradient = lambda objective: pull_back(jax.grad(objective)(out))[0]
-        weight = losses.adaptive_gan_weight(
-            kernel_gradient(lambda x: reconstruction(x)[0]), kernel_gradient(generator)
-        )
+        weight = losses.adaptive_gan_weight(kernel_gradient(lambda x: reconstruction(x)[0]), kernel_gradient(generator))
         weight = weight * choice.gan_weight * (step >= choice.gan_start)
         total, terms = reconstruction(out)
         discriminator = losses.hinge_discriminator_loss(judge(gt), judge(jax.lax.stop_gradient(out)))

@@ -89,7 +89,7 @@ def test_every_output_equals_the_release(released):
         z_gt, _ = model.encode(images["gt"])
         features = model.ir_adapter(condition.z_lq, t, condition.logits)
         x_t = schedule.add_noise(z_gt, images["noise"], t)
-        eps = model.predict_noise(x_t, t, condition)
+        eps = model.predict(x_t, t, condition)
         return {
             "embedding": embedding,
             "logits": condition.logits,
@@ -109,7 +109,7 @@ def test_every_output_equals_the_release(released):
         model = parameters.merge(structure, values)
         condition = model.condition(images["lq"], images["lq_clip"])
         prompts = model.ir_adapter.prompts()
-        denoise = lambda x, t: model.predict_noise(x, t, condition, prompts)
+        denoise = lambda x, t: model.predict(x, t, condition, prompts)
         sampler = DDIM(schedule, steps=5, mode="reference")
         latent, path = sample(sampler, denoise, images["x_T"], return_trajectory=True)
         return latent, path["x"], model.decode(latent), model.decode(latent, condition.taps, condition.logits)
@@ -250,7 +250,7 @@ def test_small_fits_together_for_pictures_that_are_no_squares():
     def restored(values, lq, lq_clip, x, t):
         model = parameters.merge(structure, values)
         condition = model.condition(lq, lq_clip)
-        return model.decode(model.predict_noise(x, t, condition), condition.taps, condition.logits)
+        return model.decode(model.predict(x, t, condition), condition.taps, condition.logits)
 
     lq = jax.ShapeDtypeStruct((2, 2 * config.multiple, 3 * config.multiple, 3), jnp.bfloat16)
     side = config.predictor.vision.image_size

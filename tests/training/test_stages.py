@@ -202,7 +202,7 @@ def test_the_dual_branch_predicts_noise_in_the_clean_latent_given_the_degraded_o
         a = jnp.asarray(SCHEDULE.alphas_cumprod, jnp.float32)[t][:, None, None, None]
         return (x_t - jnp.sqrt(a) * z) / jnp.sqrt(1 - a) + wrong
 
-    monkeypatch.setattr(MPerceiver, "predict_noise", oracle)
+    monkeypatch.setattr(MPerceiver, "predict", oracle)
     run = Training("dual_branch", batch=batch)
     value, _ = jax.jit(lambda values: run.stage.loss(values, batch, KEY, 0))(without_spread(run.values))
     assert value < 1e-7
@@ -288,14 +288,14 @@ def test_the_perceptual_term_is_added_with_its_weight():
 def test_half_precision_computes_in_it_and_keeps_losses_and_gradients_in_float32(monkeypatch):
     model = MPerceiver(tiny_config())
     seen = []
-    original = MPerceiver.predict_noise
+    original = MPerceiver.predict
 
     def spy(self, x_t, t, condition, prompts=None):
         eps = original(self, x_t, t, condition, prompts)
         seen.extend(leaf.dtype for leaf in jax.tree.leaves((x_t, condition.z_lq, condition.context, eps)))
         return eps
 
-    monkeypatch.setattr(MPerceiver, "predict_noise", spy)
+    monkeypatch.setattr(MPerceiver, "predict", spy)
     stage = build_stage("dual_branch", tiny_experiment(dtype="bfloat16"), model)
     values = {
         path: jax.ShapeDtypeStruct(value.shape, jnp.float32 if stage.is_trained(path) else jnp.bfloat16)
