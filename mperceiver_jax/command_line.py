@@ -1,8 +1,8 @@
-"""Flags of the training command: absl's parsing, with every mistake told in one line."""
+"""The training command's dealings with its user: mistakes in flags, and failures, told in one line."""
 
 import sys
 
-from absl import flags
+from absl import flags, logging
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -16,6 +16,21 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
         what = "no such field: " if isinstance(error, LookupError | AttributeError) else ""
         sys.exit(f"error: {what}{one_line(error)} (see --help and the config file)")
+
+
+def leave_reporting_to_us() -> None:
+    """Silences what libraries say of their own accord about failures that they raise besides.
+
+    Orbax logs every file at the level INFO and every failure with several traces (--verbosity=0 brings
+    all of that back); tensorstore then tells of each write that was under way.
+    """
+    logging.set_verbosity(logging.FATAL)
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def one_line(error: BaseException) -> str:

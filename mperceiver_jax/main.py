@@ -14,10 +14,10 @@ continues an interrupted run where it stopped. On several hosts, start it on eac
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from mperceiver_jax.command_line import one_line, parse_flags
+from mperceiver_jax.command_line import leave_reporting_to_us, one_line, parse_flags
 from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
@@ -41,9 +41,8 @@ flags.mark_flag_as_required("config")
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         sys.exit(f"error: unexpected argument {arguments[1]!r}; see --help")
-    # Orbax tells of every file at the level INFO; --verbosity=0 brings that back.
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+    if not (DEBUG.value or flags.FLAGS["verbosity"].present):
+        leave_reporting_to_us()
     try:
         # Processes must join before anything asks for a device.
         start_runtime(CACHE.value)

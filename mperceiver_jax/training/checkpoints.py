@@ -102,6 +102,8 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(keepers),
             best_fn=None if best_metric is None else self._score,
             cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
             enable_async_checkpointing=asynchronous,
             # Created in the background, a directory that cannot be shows only after minutes of waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),

@@ -1,0 +1,402 @@
+"""Whole runs of the tiny experiment: what they leave behind, how they continue, what they refuse.
+
+On one device and with a shared compilation cache: what differs between the runs is not what is compiled.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from safetensors.numpy import save_file
+
+from mperceiver_jax import convert
+from mperceiver_jax.config import ConfigError
+from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.run_report import write_run_report
+from mperceiver_jax.models import lpips, parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training import loop, plan, run, sharding, weights
+from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
+from mperceiver_jax.training.fingerprint import fingerprint
+from mperceiver_jax.training.loop import NonFiniteLoss
+from mperceiver_jax.training.metric_log import read_metrics
+from mperceiver_jax.training.runtime import Preemption
+from mperceiver_jax.training.sharding import MeshConfig
+from mperceiver_jax.training.stages import ORDER
+from tests.distributed import run_processes
+from tests.tiny_run import STEPS, nine_classes, tiny_run, write_photographs
+
+AVERAGED = "dual_branch"
+ALL_DEVICES = sharding.make_mesh
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device_and_a_cache(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    settings = {"jax_compilation_cache_dir": str(cache), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        one = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        patch.setattr(sharding, "make_mesh", lambda config: one)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> dict[str, str]:
+    """The fields that name two folders of small pictures."""
+    folder = tmp_path_factory.mktemp("photographs")
+    return {
+        "data.photos": str(write_photographs(folder / "train")),
+        "data.heldout_photos": str(write_photographs(folder / "heldout", seed=1)),
+    }
+
+
+def only(*names: str) -> dict[str, int]:
+    """The fields that leave out all other stages."""
+    return {f"stages.{name}.steps": 0 for name in ORDER if name not in names}
+
+
+class StopsAt(Preemption):
+    """As if a signal came before the update of this number, counted from 0 over the run."""
+
+    def __init__(self, call: int):
+        super().__init__()
+        self._remaining = call
+
+    def requested(self) -> bool:
+        self._noticed = self._noticed or self._remaining == 0
+        self._remaining -= 1
+        return super().requested()
+
+
+class Scores:
+    """An evaluator that computes nothing."""
+
+    def __init__(self, scores=(1.0,)):
+        self.scores, self.calls, self.params = list(scores), [], {}
+
+    def __call__(self, stage: str, params: Mapping, step: int) -> dict[str, float]:
+        return self.evaluate(stage, params, step)["scalars"]
+
+    def evaluate(self, stage: str, params: Mapping, final=False) -> dict:
+        self.params = {path: np.asarray(value) for path, value in params.items()}
+        self.calls.append((stage, final))
+        score = self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]
+        return {"scalars": {"score": score, "psnr": score}}
+
+
+def start(experiment, workdir, evaluator=None, stop_at=None):
+    """Runs; without an evaluator given, one that computes nothing. `stop_at`: see `StopsAt`."""
+    evaluator = evaluator or Scores()
+    with pytest.MonkeyPatch.context() as patch:
+        # Counting operations takes longer than doing them here; `finished` has the plan.
+        patch.setattr(plan, "plan_stage", lambda e, m, name: plan.StagePlan(name, "", 0, 0, 0, 0.0))
+        if stop_at is not None:
+            patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
+        return run.run_experiment(experiment, workdir, lambda *_: evaluator)
+
+
+def losses(workdir: Path) -> list[tuple]:
+    """Everything that was measured at every update, exactly."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [tuple((k, v) for k, v in sorted(row.items()) if k != "time") for row in rows]
+
+
+def trained(workdir: Path, name: str, entry: str = "trainable") -> dict[str, np.ndarray]:
+    with Checkpoints(weights.checkpoint_folder(workdir, name), read_only=True) as checkpoints:
+        return checkpoints.restore_params_only(checkpoints.latest(), entry)
+
+
+def same(left: Mapping, right: Mapping) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture(scope="module")
+def whole(photographs):
+    return tiny_run(photographs | {f"stages.{AVERAGED}.ema_decay": 0.5, "stages.prior.ema_decay": 0.0})
+
+
+@pytest.fixture(scope="module")
+def finished(whole, tmp_path_factory):
+    """Workdir and records of an uninterrupted run with its real evaluation."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    records = run.run_experiment(whole, workdir, HeldOut)
+    write_run_report(whole, records, workdir)
+    return workdir, records
+
+
+def test_a_run_leaves_everything_behind(whole, finished):
+    workdir, records = finished
+    assert [record["summary"]["name"] for record in records] == list(ORDER)
+    for record in records:
+        summary = record["summary"]
+        assert summary["steps"] == STEPS and summary["skipped"] == 0 and summary["seconds"] > 0
+        assert np.isfinite([summary["first_loss"], summary["last_loss"]]).all()
+    rows = read_metrics(workdir / "metrics.jsonl")
+    assert [(row["stage"], row["step"]) for row in rows] == [(s, k + 1) for s in ORDER for k in range(STEPS)]
+    assert all(row.keys() >= {"loss", "grad_norm", "learning_rate", "time"} for row in rows)
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["tasks"].keys() == {"dehaze", "denoise"}
+    for task in report["tasks"].values():
+        assert task["images"] == whole.evaluation.per_task
+        assert task.keys() >= {"degraded", "restored"}
+        assert np.isfinite(
+            [task[side][m] for side in ("degraded", "restored") for m in ("psnr", "ssim")]
+        ).all()
+    assert report["tasks"] == records[-1]["tasks"]
+    assert 0 <= report["predictor"]["accuracy"] <= 1
+    assert np.sum(report["predictor"]["confusion"]) == 2 * whole.evaluation.per_task
+    _, declared = parameters.split(MPerceiver(whole.model))
+    assert report["parameters"]["total"] == sum(leaf.size for leaf in declared.values())
+    assert report["seconds"].keys() == set(ORDER) and "cpu" in report["device"]
+    readable = (workdir / "report.md").read_text()
+    assert all(name in readable for name in (*ORDER, "dehaze", "denoise"))
+    pictures = {path.name for path in (workdir / "samples").glob("*.png")}
+    assert pictures >= {"vae.png", "dual_branch.png", "drm.png", "drm_dehaze.png", "drm_denoise.png"}
+    assert all(list((workdir / "tensorboard" / name).glob("*tfevents*")) for name in ORDER)
+    assert "ir_adapter" in (workdir / "parameters.txt").read_text()
+    assert sorted(path.name for path in (workdir / "drm_latents").glob("*.npz"))[-1] == "0000015.npz"
+
+
+def test_averages_are_what_later_stages_build_on(whole, finished):
+    workdir, _ = finished
+    average = trained(workdir, AVERAGED, "ema")
+    assert not same(average, trained(workdir, AVERAGED))
+    assert same(average, weights.trained_values(workdir, AVERAGED))
+    values = parameters.initial_values(
+        MPerceiver(whole.model), whole.seed, lambda path, value: np.asarray(value)
+    )
+    for name in ORDER[:-1]:
+        values |= weights.trained_values(workdir, name)
+    with Checkpoints(weights.checkpoint_folder(workdir, "drm"), read_only=True) as checkpoints:
+        identity = checkpoints.metadata(STEPS)["priors"]
+    assert identity == fingerprint({k: v for k, v in values.items() if not k.startswith("drm.")})
+
+
+def test_a_finished_run_trains_nothing_and_writes_its_report_again(
+    whole, finished, tmp_path, monkeypatch, capsys
+):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    (workdir / "report.json").unlink()
+    before = losses(workdir)
+    monkeypatch.setattr(run, "train_stage", None)
+    records = start(whole, workdir)
+    assert records == json.loads(json.dumps(finished[1]))
+    write_run_report(whole, records, workdir)
+    assert json.loads((workdir / "report.json").read_text())["tasks"] == records[-1]["tasks"]
+    assert losses(workdir) == before
+    assert capsys.readouterr().out.count("done before") == len(ORDER)
+    # Nothing may stand in silently for parameters that are gone.
+    shutil.rmtree(weights.checkpoint_folder(workdir, "prior"))
+    with pytest.raises(
+        CheckpointError, match=r"prior is recorded as done, but .* holds no complete checkpoint"
+    ):
+        start(whole, workdir)
+
+
+def test_interrupted_anywhere_a_run_repeats_itself_bit_for_bit(whole, finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    # In the autoencoder; in the dual branch, after what was left of the stages before; while sampling latents.
+    for call, told in [
+        (1, f"vae: stopped at update 1 of {STEPS}"),
+        (STEPS - 1 + 2 * STEPS + 1, f"dual_branch: stopped at update 1 of {STEPS}"),
+        (STEPS - 1 + 1, "drm: stopped after 8 of 16 sampled latents"),
+    ]:
+        assert start(whole, workdir, stop_at=call) is None
+        assert told in capsys.readouterr().err
+    assert len(list((workdir / "drm_latents").glob("*.npz"))) == 8
+    records = start(whole, workdir)
+    assert losses(workdir) == losses(finished[0])
+    for name in ORDER:
+        assert same(trained(workdir, name), trained(finished[0], name)), name
+    assert same(trained(workdir, AVERAGED, "ema"), trained(finished[0], AVERAGED, "ema"))
+    for before, after in zip(finished[1], records, strict=True):
+        for key in ("first_loss", "last_loss", "trained_parameters", "skipped"):
+            assert after["summary"][key] == before["summary"][key]
+
+
+def test_another_configuration_is_refused_and_what_may_change_is_taken(
+    whole, finished, tmp_path, photographs
+):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    other = tiny_run(photographs | {"stages.vae.batch_size": 4, "losses.focal_gamma": 1.0})
+    with pytest.raises(
+        ValueError, match=r"losses\.focal_gamma: 2\.0 there, 1\.0 here(?s:.*)vae\.batch_size: 8 there"
+    ):
+        start(other, workdir)
+    changes = {"stages.dual_branch.ema_decay": 0.5, "stages.prior.ema_decay": 0.0, "log_every": 7}
+    allowed = changes | {"evaluation.per_task": 1, "checkpoint.every": 9, "on_nonfinite": "skip"}
+    assert start(tiny_run(photographs | allowed), workdir) is not None
+    assert json.loads((workdir / "config.json").read_text())["config"]["log_every"] == 7
+    shutil.rmtree(workdir)
+    workdir.mkdir()
+    (workdir / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="not empty and holds no run of ours"):
+        start(whole, workdir)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(photographs, tmp_path_factory):
+    """Experiment, workdir and evaluator of a run of the first stage alone, scored after every update."""
+    changes = only("vae") | {"stages.vae.steps": 4, "evaluation.every": 1, "checkpoint.keep": 1}
+    experiment, evaluator = tiny_run(photographs | changes), Scores([5.0, 9.0, 7.0, 1.0])
+    workdir = tmp_path_factory.mktemp("autoencoder") / "run"
+    start(experiment, workdir, evaluator)
+    return experiment, workdir, evaluator
+
+
+def test_within_a_stage_the_best_is_kept(autoencoder):
+    _, workdir, evaluator = autoencoder
+    assert [final for _, final in evaluator.calls] == [1, 2, 3, True]
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "heldout_psnr" in row]
+    assert [(row["step"], row["heldout_psnr"]) for row in rows] == [(1, 5.0), (2, 9.0), (3, 7.0)]
+    with Checkpoints(weights.checkpoint_folder(workdir, "vae"), read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 4]
+
+
+def test_an_evaluation_that_was_lost_is_made_again(autoencoder, tmp_path):
+    experiment, original, first = autoencoder
+    workdir = Path(shutil.copytree(original, tmp_path / "run"))
+    run.record_path(workdir, "vae").unlink()
+    evaluator = Scores()
+    (record,) = start(experiment, workdir, evaluator)
+    assert evaluator.calls == [("vae", True)]
+    assert same(evaluator.params, first.params)
+    assert losses(workdir) == losses(original)
+    assert record["summary"]["last_loss"] == run.read_record(original, "vae")["summary"]["last_loss"]
+
+
+def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path):
+    files = []
+    for seed in range(2):
+        model = MPerceiver(nine_classes())
+        parameters.initialise(model, seed)
+        files.append(tmp_path / f"priors_{seed}.safetensors")
+        save_file(dict(convert.dump(model, layout="release")), files[-1])
+    stages = only("predictor", "dual_branch") | {"losses.train_tower": False}
+    given = lambda file: tiny_run(photographs | stages | {"from_scratch": False, "priors": str(file)})
+    workdir, path = tmp_path / "run", tmp_path / "priors.safetensors"
+    with pytest.raises(ConfigError, match=r"config\.priors: .*priors\.safetensors"):
+        start(given(path), workdir)
+    assert not workdir.exists()
+    assert start(given(files[0]), workdir, stop_at=1) is None
+    with pytest.raises(CheckpointError, match=r"predictor/1 was trained next to other frozen parameters"):
+        start(given(files[1]), workdir)
+    shutil.copy(files[0], path)
+    assert start(given(path), workdir, stop_at=2) is None
+    with pytest.raises(CheckpointError, match=r"predictor/3 was trained next to other .*config\.priors"):
+        start(given(files[1]), workdir)
+
+
+class Poisoned:
+    """The stream of batches with pictures of NaN where asked for."""
+
+    def __init__(self, batches, bad):
+        self._batches, self._bad = batches, bad
+
+    def __next__(self):
+        number = self._batches.get_state()["next_batch"]
+        batch = next(self._batches)
+        return {k: v * np.nan if k == "gt" and number in self._bad else v for k, v in batch.items()}
+
+    def __getattr__(self, name):
+        return getattr(self._batches, name)
+
+
+def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path, monkeypatch):
+    fields = photographs | only("vae") | {"stages.vae.steps": 6}
+    healthy = loop.train_batches
+    monkeypatch.setattr(loop, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
+    workdir = tmp_path / "run"
+    told = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
+    with pytest.raises(NonFiniteLoss, match=told):
+        start(tiny_run(fields), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
+    with pytest.raises(
+        NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"
+    ):
+        start(tiny_run(fields | {"on_nonfinite": "skip"}), workdir)
+    (record,) = start(tiny_run(fields | {"on_nonfinite": "skip", "max_skipped": 2}), workdir)
+    assert record["summary"]["skipped"] == 2
+    assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 6]
+    assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
+
+
+def test_lpips_that_is_not_installed_is_off_and_the_first_line_says_so(
+    photographs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(lpips, "available", lambda: False)
+    experiment = tiny_run(
+        photographs | only("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
+    )
+    assert start(experiment, tmp_path / "run", stop_at=0) is None
+    assert "LPIPS is off" in capsys.readouterr().out.splitlines()[0]
+
+
+UNUSABLE = {
+    "data.photos": ("nowhere", FileNotFoundError, "no data folder at nowhere"),
+    "stages.vae.batch_size": (12, ConfigError, r"config\.stages\.vae\.batch_size: 12 .* over the 8 devices"),
+    "stages.vae.crop": (15, ConfigError, r"config\.stages\.vae\.crop: 15 is no multiple of 2"),
+    "stages.prior.crop": (20, ConfigError, r"config\.stages\.prior: crop 20 is larger than image_size 16"),
+    "stages.vea": ({"steps": 1}, ValueError, r"config\.stages\.vea: no such stage"),
+    "evaluation.per_task": (5, ValueError, r"per_task must be 1 to 4"),
+    "mesh.data": (3, ValueError, r"mesh \(data=3"),
+}
+
+
+@pytest.mark.parametrize("field", UNUSABLE)
+def test_what_cannot_run_is_told_before_anything_is_written(photographs, tmp_path, monkeypatch, field):
+    value, kind, message = UNUSABLE[field]
+    monkeypatch.setattr(sharding, "make_mesh", ALL_DEVICES)
+    changes = photographs | {field: value}
+    with pytest.raises(kind, match=message):
+        run.run_experiment(tiny_run(changes), tmp_path / "run", HeldOut)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_do_is_a_mistake(photographs, tmp_path):
+    with pytest.raises(ConfigError, match="no stage has steps"):
+        start(tiny_run(photographs | only()), tmp_path / "run")
+
+
+TWO_PROCESSES = """
+    import json, sys
+    from mperceiver_jax.config import Experiment, from_mapping
+    from mperceiver_jax.evaluate.heldout import HeldOut
+    from mperceiver_jax.evaluate.run_report import write_run_report
+    from mperceiver_jax.training.run import run_experiment
+    from mperceiver_jax.training.runtime import on_first_process
+
+    experiment = from_mapping(Experiment, json.loads(sys.argv[1]))
+    records = run_experiment(experiment, sys.argv[2], HeldOut)
+    on_first_process(lambda: write_run_report(experiment, records, sys.argv[2]))
+    assert len(run_experiment(experiment, sys.argv[2], HeldOut)) == len(records)
+    print("done")
+"""
+
+
+def test_two_processes_make_the_same_run(whole, finished, tmp_path):
+    workdir = tmp_path / "run"
+    mapping = json.dumps(run.to_mapping(whole))
+    first, second = run_processes(TWO_PROCESSES, devices=1, args=[mapping, workdir], timeout=400)
+    assert first.endswith("done\n") and second == "done\n"
+    here, there = (read_metrics(path / "metrics.jsonl") for path in (workdir, finished[0]))
+    assert [(row["stage"], row["step"]) for row in here] == [(row["stage"], row["step"]) for row in there]
+    np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=2e-4)
+    report, reference = (json.loads((path / "report.json").read_text()) for path in (workdir, finished[0]))
+    assert report["device"].startswith("2 x")
+    for name, task in reference["tasks"].items():
+        for metric, tolerance in (("psnr", 0.05), ("ssim", 0.01)):
+            restored = report["tasks"][name]["restored"][metric]
+            assert abs(restored - task["restored"][metric]) < tolerance
