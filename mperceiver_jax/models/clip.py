@@ -74,7 +74,15 @@ class TextConfig:
     @classmethod
     def small(cls) -> "TextConfig":
         return cls(
-            width=64, layers=3, layers_run=2, heads=4, vocabulary=8, projection_width=None, sot_id=6, eot_id=7
+            width=64,
+            layers=3,
+            layers_run=2,
+            heads=4,
+            vocabulary=8,
+            context_length=24,
+            projection_width=None,
+            sot_id=6,
+            eot_id=7,
         )
 
     def empty_caption(self) -> Int[np.ndarray, "n"]:
