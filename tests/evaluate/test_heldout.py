@@ -1,0 +1,78 @@
+"""Evaluation on held-out pictures: right numbers, whatever the batches and the mesh."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.pipeline import heldout_examples
+from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.metrics import psnr
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training import sharding
+from mperceiver_jax.training.sharding import MeshConfig
+from tests.tiny import tiny_values
+from tests.tiny_run import tiny_run, write_photographs
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Experiment, model, and values that are nowhere zero where it matters."""
+    folder = tmp_path_factory.mktemp("photographs")
+    changes = {"data.photos": str(write_photographs(folder / "train")), "evaluation.per_task": 3}
+    heldout = str(write_photographs(folder / "heldout", seed=1))
+    experiment = tiny_run(changes | {"data.heldout_photos": heldout})
+    model = MPerceiver(experiment.model)
+    return experiment, model, tiny_values(model)
+
+
+def evaluator(setting, mesh: MeshConfig, batch_size: int, workdir=None):
+    experiment, model, values = setting
+    devices = jax.devices()[: max(mesh.data, 1) * mesh.fsdp]
+    mesh = sharding.make_mesh(mesh, devices)
+    experiment = replace(experiment, evaluation=replace(experiment.evaluation, batch_size=batch_size))
+    params = sharding.shard_params(mesh, values)
+    return HeldOut(experiment, model, mesh, workdir), params
+
+
+def test_figures_do_not_depend_on_batches_or_devices(setting):
+    # Six examples: batches of four leave a rest, which is filled up with examples seen before.
+    results = []
+    for mesh, size in [(MeshConfig(data=1), 6), (MeshConfig(data=1), 4), (MeshConfig(data=2), 4)]:
+        heldout, params = evaluator(setting, mesh, size)
+        results.append(heldout.evaluate("predictor", params))
+    assert results[0] == results[1] == results[2]
+    confusion = np.array(results[0]["predictor"]["confusion"])
+    # Three pictures each of the tasks 0 and 2.
+    assert confusion.sum(1).tolist() == [3, 0, 3, 0, 0, 0, 0, 0, 0]
+    assert results[0]["scalars"]["accuracy"] == np.trace(confusion) / 6
+
+
+def test_the_autoencoder_is_measured_on_clean_pictures(setting, tmp_path):
+    experiment, model, values = setting
+    heldout, params = evaluator(setting, MeshConfig(data=1), 4, tmp_path)
+    scalars = heldout.evaluate("vae", params, final=True)["scalars"]
+    structure, _ = parameters.split(model)
+    examples = heldout_examples(experiment.data, 3)
+    gt = np.stack([examples[k]["gt"] for k in range(3)])
+
+    @jax.jit
+    def reconstruct(values, picture):
+        merged = parameters.merge(structure, values)
+        return (merged.decode(merged.encode(picture * 2 - 1)[0]) + 1) / 2
+
+    out = np.clip(reconstruct({k: jnp.asarray(v) for k, v in values.items()}, gt), 0, 1)
+    expected = np.mean([psnr(a, b) for a, b in zip(np.asarray(out), gt, strict=True)])
+    np.testing.assert_allclose(scalars["psnr"], expected, rtol=1e-4)
+    assert scalars["score"] == scalars["psnr"] == heldout("vae", params, 1)["psnr"]
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["vae.png"]
+
+
+def test_too_few_pictures_are_told_at_once(setting):
+    experiment, model, _ = setting
+    experiment = replace(experiment, evaluation=replace(experiment.evaluation, per_task=5))
+    with pytest.raises(ValueError, match=r"per_task must be 1 to 4 \(held-out pictures\), not 5"):
+        HeldOut(experiment, model, sharding.make_mesh(), None)

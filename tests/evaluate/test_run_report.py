@@ -1,0 +1,56 @@
+"""The report of a run, laid out from the records of its stages."""
+
+import json
+
+import pytest
+
+from mperceiver_jax.evaluate.run_report import run_results, write_run_report
+from tests.tiny_run import tiny_run
+
+
+def record(name: str, scalars: dict, **more) -> dict:
+    summary = {"name": name, "steps": 3, "batch_size": 8, "trained_parameters": 10, "seconds": 1.5}
+    summary |= {"skipped": 0, "first_loss": 1.0, "last_loss": 0.5}
+    return {"scalars": scalars, "summary": summary, **more}
+
+
+def restoration(name: str, restored: float) -> dict:
+    side = lambda psnr: {"psnr": psnr, "ssim": 0.5}
+    tasks = {
+        task: {"images": 2, "degraded": side(20.0), "restored": side(restored)}
+        for task in ("dehaze", "derain")
+    }
+    scalars = {"score": restored, "restored_psnr": restored}
+    return record(name, scalars, tasks=tasks, predictor=PREDICTOR)
+
+
+PREDICTOR = {"accuracy": 0.75, "classes": ["dehaze", "derain"], "confusion": [[2, 0], [1, 1]]}
+RECORDS = [
+    record("vae", {"score": 30.0, "psnr": 30.0}),
+    record("predictor", {"score": 0.75, "accuracy": 0.75}, predictor=PREDICTOR),
+    restoration("dual_branch", 22.0),
+    restoration("drm", 25.0),
+]
+
+
+def test_the_last_restoring_stage_is_the_result(tmp_path):
+    told = write_run_report(tiny_run(), RECORDS, tmp_path)
+    assert "2 held-out tasks: degraded 20.00 dB, restored 25.00 dB" in told
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["tasks"]["dehaze"]["restored"]["psnr"] == 25.0
+    assert report["predictor"]["accuracy"] == 0.75
+    assert report["seconds"] == {"vae": 1.5, "predictor": 1.5, "dual_branch": 1.5, "drm": 1.5}
+    notes = " ".join(report["notes"])
+    assert "before the detail refinement 22.00 dB, after it 25.00 dB" in notes
+    assert "clean held-out pictures back with 30.00 dB" in notes
+    readable = (tmp_path / "report.md").read_text()
+    assert "dehaze" in readable and "25.0" in readable
+
+
+@pytest.mark.parametrize("count", range(1, 4))
+def test_a_run_of_fewer_stages_reports_what_it_has(tmp_path, count):
+    results = run_results(tiny_run(), RECORDS[:count])
+    assert ("tasks" in results, "predictor" in results) == (count > 2, count > 1)
+    assert [stage["name"] for stage in results["stages"]] == ["vae", "predictor", "dual_branch"][:count]
+    write_run_report(tiny_run(), RECORDS[:count], tmp_path)
+    assert (tmp_path / "report.md").exists()
