@@ -27,9 +27,7 @@ from mperceiver_jax.models.mperceiver import MPerceiverConfig
 def get_config(variant: str = "") -> ConfigDict:
     note = ""
     if not variant:
-        variant, note = (
-            ("sd21", "an accelerator is present") if accelerator() else ("small", "no accelerator here")
-        )
+        variant, note = ("sd21", "an accelerator is present") if accelerator() else ("small", "no accelerator here")
     if variant not in ("small", "sd21"):
         raise ValueError(f"configs/allinone.py has the variants small and sd21, not {variant!r}")
     config = ConfigDict(small() if variant == "small" else sd21())
@@ -57,7 +55,7 @@ def small() -> dict:
         "betas": (0.9, 0.99),
         "weight_decay": 0.01,
     }
-    stage = {"batch_size": 16, "crop": 64, "accumulation": 1}
+    stage = {"batch_size": 8, "crop": 48, "accumulation": 1, "ema_decay": 0.0}
     return {
         "variant": "small",
         "note": "",
@@ -81,12 +79,14 @@ def small() -> dict:
             "heldout_photos": "",
         },
         "stages": {
-            "vae": stage | {"steps": 800, "batch_size": 8, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 5e-3}},
-            "prior": stage | {"steps": 250, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 2e-3}},
+            "vae": stage | {"steps": 600, "crop": 64, "optimizer": adamw | {"learning_rate": 5e-3}},
+            "prior": stage
+            | {"steps": 400, "batch_size": 16, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 3e-3}},
             "predictor": stage
-            | {"steps": 500, "batch_size": 32, "crop": 16, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 1e-3}},
-            "dual_branch": stage | {"steps": 400, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 2e-3}},
-            "drm": stage | {"steps": 300, "ema_decay": 0.0, "optimizer": adamw | {"learning_rate": 3e-3}},
+            | {"steps": 600, "batch_size": 32, "crop": 16, "optimizer": adamw | {"learning_rate": 1e-3}},
+            "dual_branch": stage
+            | {"steps": 500, "batch_size": 16, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 4e-3}},
+            "drm": stage | {"steps": 1000, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 5e-3}},
         },
         "losses": {
             "predictor": "focal",
@@ -100,9 +100,9 @@ def small() -> dict:
             "gan_start": 0,
             "drm_latents": "sampled",
             "drm_perturbation": 0.2,
-            "drm_examples": 288,
+            "drm_examples": 576,
         },
-        "sampler": {"name": "ddim", "steps": 20, "eta": 0.0},
+        "sampler": {"name": "ddim", "steps": 10, "eta": 0.0},
         "checkpoint": {"every": 200, "keep": 2, "keep_best": 1},
         "evaluation": {"every": 0, "per_task": 16, "batch_size": 24, "samples": 1},
         "restore": {"minimum": 96},

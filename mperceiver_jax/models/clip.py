@@ -36,7 +36,7 @@ class VisionConfig:
 
     @classmethod
     def small(cls) -> "VisionConfig":
-        return cls(image_size=64, patch_size=8, width=128, layers=4, heads=4, embed_width=64)
+        return cls(image_size=96, patch_size=8, width=96, layers=3, heads=4, embed_width=64)
 
 
 @dataclass(frozen=True)

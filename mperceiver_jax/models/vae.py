@@ -55,7 +55,7 @@ class VAEConfig:
             base_channels=16,
             channel_mult=(1, 2, 2),
             num_res_blocks=1,
-            groups=8,
+            groups=2,
             scaling_factor=1.0,
         )
 

@@ -207,7 +207,7 @@ def test_blur_averages_light_and_not_display_values():
 def test_lengths_follow_the_picture(picture):
     """A picture of twice the size gets twice the blur: reduced again, the two agree."""
     large = picture[:40, :56].repeat(4, axis=0).repeat(4, axis=1)
-    reduce = lambda array, by: array.reshape(160 // by, by, -1, by, 3).mean(axis=(1, 3))  # noqa: E731
+    reduce = lambda array, by: array.reshape(160 // by, by, -1, by, 3).mean(axis=(1, 3))
     settings = {"radius": 0.08, "gamma": 1.0}
     from_large = reduce(degradations.defocus_blur(large, generator(), **settings), 4)
     from_small = degradations.defocus_blur(

@@ -33,7 +33,7 @@ def awake(config, seed=0):
     adapter = IRAdapter(config)
     values = parameters.initial_values(adapter, seed)
     rng = np.random.default_rng(seed)
-    draw = lambda value: value + 0.1 * rng.standard_normal(value.shape, np.float32)  # noqa: E731
+    draw = lambda value: value + 0.1 * rng.standard_normal(value.shape, np.float32)
     parameters.assign(adapter, {path: draw(value) for path, value in values.items()})
     return adapter
 
