@@ -79,14 +79,14 @@ def small() -> dict:
             "heldout_photos": "",
         },
         "stages": {
-            "vae": stage | {"steps": 600, "crop": 64, "optimizer": adamw | {"learning_rate": 5e-3}},
+            "vae": stage | {"steps": 700, "crop": 64, "optimizer": adamw | {"learning_rate": 1.2e-3}},
             "prior": stage
-            | {"steps": 400, "batch_size": 16, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 3e-3}},
+            | {"steps": 400, "batch_size": 16, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 1.5e-3}},
             "predictor": stage
             | {"steps": 600, "batch_size": 32, "crop": 16, "optimizer": adamw | {"learning_rate": 1e-3}},
             "dual_branch": stage
-            | {"steps": 500, "batch_size": 16, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 4e-3}},
-            "drm": stage | {"steps": 1000, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 5e-3}},
+            | {"steps": 500, "batch_size": 16, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 1.5e-3}},
+            "drm": stage | {"steps": 1000, "ema_decay": 0.98, "optimizer": adamw | {"learning_rate": 2e-3}},
         },
         "losses": {
             "predictor": "focal",

@@ -1,5 +1,7 @@
 """Cross-modal inversion and the text context, against fixtures and against plain passes."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,10 @@ TEXT = TextConfig(width=16, layers=3, layers_run=2, heads=2, vocabulary=8, conte
 def test_sizes():
     cm = CMInversion(CMConfig.release())
     assert (parameters.count(cm), len(parameters.declared(cm))) == (54_553_600, 49)
-    small = parameters.initialise(CMInversion(CMConfig.small()))
-    assert jax.eval_shape(small, np.zeros((2, 64), np.float32)).shape == (2, 9, 16, TextConfig.small().width)
+    config = CMConfig.small()
+    small = parameters.initialise(CMInversion(config))
+    expected = (2, config.classes, config.tokens, TextConfig.small().width)
+    assert jax.eval_shape(small, np.zeros((2, config.embed_width), np.float32)).shape == expected
 
 
 def test_inversion_equals_the_fixture():
@@ -76,7 +80,7 @@ def test_shared_beginning_equals_plain_passes_in_value_and_gradient(order):
 
 @pytest.mark.parametrize(("order", "once", "rest"), [("t_cm", (9, 17), 60), ("cm_t", (1, 1), 76)])
 def test_only_what_depends_on_the_picture_is_run_per_picture(order, once, rest, monkeypatch):
-    tower = TextTower(TextConfig.small())
+    tower = TextTower(replace(TextConfig.small(), context_length=77))
     shapes = []
     original = TextTower._run
 
