@@ -71,12 +71,19 @@ def to_torch(module: nnx.Module, values: Mapping[str, Any], layout: str = "relea
         raise ValueError(f"{type(module).__name__}: no value for {absent[:10]} ({len(absent)} in all)")
     tensors = {}
     for path, variable in variables.items():
-        keys, kind = names.keys(path), names.kind(path, variable.kind)
-        value = np.asarray(values[path])
-        parts = [value] if len(keys) == 1 else np.split(value, len(keys), -1)
-        for key, part in zip(keys, parts, strict=True):
-            tensors[key] = np.asarray(_theirs(part, kind, names.trailing_axes(path)), order="C")
+        for key, tensor in theirs(names, path, variable.kind, np.asarray(values[path])).items():
+            tensors[key] = np.asarray(tensor, order="C")
     return tensors
+
+
+def theirs(
+    names: KeyMap | AssemblyMap, path: str, declared: parameters.Kind, value: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The tensors, as views, that hold one parameter in a family of names: one, or the parts of a stack."""
+    keys, kind = names.keys(path), names.kind(path, declared)
+    parts = [value] if len(keys) == 1 else np.split(value, len(keys), -1)
+    axes = names.trailing_axes(path)
+    return {key: _theirs(part, kind, axes) for key, part in zip(keys, parts, strict=True)}
 
 
 def load(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release") -> nnx.Module:
