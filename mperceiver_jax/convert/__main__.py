@@ -1,0 +1,58 @@
+"""The conversion command: published weights in, PyTorch weights out. `python -m mperceiver_jax.convert --help`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mperceiver_jax.command_line import leave_reporting_to_us, one_line
+from mperceiver_jax.convert import export_command, import_command, inspect_command
+
+COMMANDS = {"import": import_command, "export": export_command, "inspect": inspect_command}
+
+EPILOG = """\
+python -m mperceiver_jax.convert COMMAND --help shows a command's options, with examples.
+
+Nothing that is read can run code: PyTorch's .ckpt, .bin, .pt and .pth files are opened for their tensors only.
+
+exit status: 0 done; 1 the conversion failed, the message says why and nothing is left behind; 2 wrong arguments.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m mperceiver_jax.convert",
+        description="Exchange weights with PyTorch: bring published models in, take trained ones out, look into files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary, _, examples = (module.__doc__ or "").partition("\n\n")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    leave_reporting_to_us()
+    try:
+        COMMANDS[options.command].run(options)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        print(f"{options.command}: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{options.command}: interrupted; what is written is complete", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
