@@ -28,12 +28,14 @@ def fingerprint(params: Mapping[str, Any]) -> str:
         params: {path: array}.
     """
     # All sums are dispatched before the first is fetched.
-    sums = {path: _sums(jnp.asarray(params[path])) for path in sorted(params)}
+    sums = {}
+    for path in sorted(params):
+        value = params[path]  # asked for once: it may be read from disk
+        sums[f"{path} {np.dtype(value.dtype).name} {tuple(value.shape)}"] = _sums(jnp.asarray(value))
     digest = hashlib.sha256()
-    for path, parts in sums.items():
-        value = params[path]
+    for what, parts in sums.items():
         numbers = " ".join(str(int(part)) for part in parts)
-        digest.update(f"{path} {np.dtype(value.dtype).name} {tuple(value.shape)} {numbers}\n".encode())
+        digest.update(f"{what} {numbers}\n".encode())
     return digest.hexdigest()
 
 
