@@ -1,16 +1,51 @@
-"""PSNR and SSIM as the `promptir` family of papers computes them.
+"""Full-reference metrics of single pictures, on the host in float64: the figures that are reported.
 
-Colour images in [0, 1] as float, never rounded to 8 bit, no border crop before PSNR:
-these numbers are comparable with PromptIR, AirNet and their successors, not with
-Y-channel or 8-bit protocols.
+Pictures are float in [0, 1]. What a paper's protocol does before it measures (8-bit rounding, cropping,
+luma) is `evaluate.rulers`; the same metrics for batches inside jit are `evaluate.batch_metrics`.
+With no such preparation PSNR and SSIM are what the `promptir` family of papers reports: comparable with
+PromptIR, AirNet and their successors, not with Y-channel or 8-bit protocols.
 """
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
-from scipy.ndimage import uniform_filter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-WINDOW = 7
+import numpy as np
+from scipy.ndimage import correlate1d
+
+WindowName = Literal["uniform", "gaussian"]
+C1, C2 = 0.01**2, 0.03**2
+# Weights of the five scales of MS-SSIM (Wang et al., 2003).
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How SSIM averages locally.
+
+    Attributes:
+        weights: along one axis, odd in number, summing to one.
+        sample: factor from weighted to sample (co)variance.
+    """
+
+    weights: tuple[float, ...]
+    sample: float
+
+    @property
+    def border(self) -> int:
+        return len(self.weights) // 2
+
+
+def _gaussian(size: int, sigma: float) -> tuple[float, ...]:
+    weights = np.exp(-0.5 * ((np.arange(size) - size // 2) / sigma) ** 2)
+    return tuple((weights / weights.sum()).tolist())
+
+
+# `uniform` is scikit-image's default; `gaussian` the paper's own (Wang et al., 2004) and MATLAB's.
+WINDOWS: dict[str, Window] = {
+    "uniform": Window((1 / 7,) * 7, 49 / 48),
+    "gaussian": Window(_gaussian(11, 1.5), 1.0),
+}
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
@@ -31,42 +66,96 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
-def ssim(image: np.ndarray, truth: np.ndarray) -> float:
+def ssim(image: np.ndarray, truth: np.ndarray, window: WindowName = "uniform") -> float:
     """Structural similarity (Wang et al., 2004), mean over pixels and channels.
 
-    Equals scikit-image's defaults: 7x7 uniform window, sample (co)variances (factor 49/48),
-    K1 = 0.01, K2 = 0.03, data range 1, the 3 border pixels of the map left out. Takes what
-    `psnr` takes.
+    Only windows that lie wholly inside the picture count. K1 = 0.01, K2 = 0.03, data range 1.
+
+    Args:
+        image: as for `psnr`.
+        truth: as for `psnr`.
+        window: `uniform` is 7x7 with sample (co)variances (factor 49/48), scikit-image's default;
+            `gaussian` is 11x11 with sigma 1.5 and weighted (co)variances, as MATLAB's `ssim_index`.
 
     Raises:
         ValueError: as `psnr`; and a side shorter than the window.
     """
     image, truth = _prepared(image, truth)
-    if min(image.shape[:2]) < WINDOW:
-        raise ValueError(f"ssim: needs sides of {WINDOW} pixels or more, got {image.shape[:2]}")
-
-    def local_mean(values: np.ndarray) -> np.ndarray:
-        return uniform_filter(values, size=(WINDOW, WINDOW, 1))
-
-    c1, c2 = 0.01**2, 0.03**2
-    sample = WINDOW**2 / (WINDOW**2 - 1)
-    mean_x, mean_y = local_mean(image), local_mean(truth)
-    var_x = sample * (local_mean(image * image) - mean_x * mean_x)
-    var_y = sample * (local_mean(truth * truth) - mean_y * mean_y)
-    cov = sample * (local_mean(image * truth) - mean_x * mean_y)
-    numerator = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    denominator = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-    border = WINDOW // 2
-    return float((numerator / denominator)[border:-border, border:-border].mean())
+    luminance, structure = _parts(image, truth, window)
+    return float((luminance * structure).mean())
 
 
-def batch_psnr(images: Float[Array, "b h w c"], truth: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """PSNR of every image in dB for use inside jit; images in [0, 1], clipped.
+def ms_ssim(image: np.ndarray, truth: np.ndarray) -> float:
+    """Multi-scale structural similarity (Wang et al., 2003): five scales, Gaussian 11x11 windows.
 
-    float32; limited to 100 dB, so that equal images do not put infinities into a mean.
+    Channels apart, then their mean; a scale's negative contrast term counts as zero. Between the scales
+    2x2 means, an odd last row or column repeated (as MATLAB's and TensorFlow's implementations do).
+
+    Raises:
+        ValueError: as `psnr`; and a side below 161 pixels.
     """
-    difference = jnp.clip(images.astype(jnp.float32), 0, 1) - jnp.clip(truth.astype(jnp.float32), 0, 1)
-    return -10 * jnp.log10(jnp.maximum(jnp.square(difference).mean((1, 2, 3)), 1e-10))
+    image, truth = _prepared(image, truth)
+    if min(image.shape[:2]) < ms_ssim_side():
+        raise ValueError(f"ms_ssim: needs sides of {ms_ssim_side()} pixels or more, got {image.shape[:2]}")
+    value = np.ones(image.shape[2])
+    for scale, exponent in enumerate(SCALES):
+        luminance, structure = _parts(image, truth, "gaussian")
+        last = scale == len(SCALES) - 1
+        term = (luminance * structure if last else structure).mean((0, 1))
+        value *= np.maximum(term, 0) ** exponent
+        image, truth = _halved(image), _halved(truth)
+    return float(value.mean())
+
+
+def ms_ssim_side() -> int:
+    """The shortest side that five scales of an 11-pixel window fit in."""
+    return (len(WINDOWS["gaussian"].weights) - 1) * 2 ** (len(SCALES) - 1) + 1
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """(..., 3) RGB in [0, 1] to (..., 1) luma of ITU-R BT.601 in its studio range, 16/255 to 235/255.
+
+    What MATLAB's `rgb2ycbcr` gives as Y, divided by 255 and not rounded.
+    """
+    return (image @ np.array([[65.481], [128.553], [24.966]], image.dtype) + 16) / 255
+
+
+def ssim_parts(x: Any, y: Any, blur: Callable, sample: float) -> tuple[Any, Any]:
+    """SSIM's maps (luminance, contrast and structure); numpy and jax arrays alike.
+
+    Args:
+        blur: the local mean of an array.
+        sample: see `Window`.
+    """
+    # Variances do not change when a constant is subtracted, and lose fewer digits to cancellation in float32.
+    offset = y.mean((-3, -2), keepdims=True)
+    x, y = x - offset, y - offset
+    mean_x, mean_y = blur(x), blur(y)
+    var_x = sample * (blur(x * x) - mean_x * mean_x)
+    var_y = sample * (blur(y * y) - mean_y * mean_y)
+    cov = sample * (blur(x * y) - mean_x * mean_y)
+    mean_x, mean_y = mean_x + offset, mean_y + offset
+    luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
+    return luminance, (2 * cov + C2) / (var_x + var_y + C2)
+
+
+def _parts(image: np.ndarray, truth: np.ndarray, name: WindowName) -> tuple[np.ndarray, np.ndarray]:
+    window = WINDOWS[name]
+    size, border = len(window.weights), window.border
+    if min(image.shape[:2]) < size:
+        raise ValueError(f"ssim: needs sides of {size} pixels or more, got {image.shape[:2]}")
+
+    def blur(values: np.ndarray) -> np.ndarray:
+        rows = correlate1d(values, window.weights, 0)[border : values.shape[0] - border]
+        return correlate1d(rows, window.weights, 1)[:, border : values.shape[1] - border]
+
+    return ssim_parts(image, truth, blur, window.sample)
+
+
+def _halved(image: np.ndarray) -> np.ndarray:
+    height, width, channels = image.shape
+    even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, channels).mean((1, 3))
 
 
 def _prepared(image: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

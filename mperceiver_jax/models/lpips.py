@@ -95,27 +95,26 @@ def lpips(
     Raises:
         ValueError: shapes that differ, images too small for the net, or foreign `params`.
     """
-    net = next((net for net in _NETS if f"{net}.0.weight" in params), None)
-    if net is None:
-        raise ValueError(f"LPIPS: params must come from load_lpips, got keys {sorted(params)[:5]}")
+    net = _net_of(params)
     _, smallest, _ = _NETS[net]
     if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3:
         raise ValueError(f"LPIPS: needs two batches (b, h, w, 3) of one shape, got {x.shape} and {y.shape}")
     if min(x.shape[1:3]) < smallest:
         raise ValueError(f"LPIPS: {net} needs sides of {smallest} pixels or more, got {x.shape[1:3]}")
-    # One pass over both; each kernel is then loaded once.
-    both = (jnp.concatenate([x, y]).astype(jnp.float32) - _SHIFT) / _SCALE
     distance = jnp.zeros((x.shape[0],), jnp.float32)
-    for stage, features in enumerate(_features(net, params, both)):
-        length = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True) + _TINY)
-        of_x, of_y = jnp.split(features / length, 2)
+    # One pass over both; each kernel is then loaded once.
+    for stage, maps in enumerate(features(params, jnp.concatenate([x, y]))):
+        length = jnp.sqrt(jnp.square(maps).sum(-1, keepdims=True) + _TINY)
+        of_x, of_y = jnp.split(maps / length, 2)
         head = jnp.asarray(params[f"head.{stage}"], jnp.float32)
         distance = distance + (jnp.square(of_x - of_y) @ head).mean((1, 2))
     return distance
 
 
-def _features(net: str, params: Mapping[str, Any], h: Array) -> list[Array]:
-    """The five feature maps that are compared."""
+def features(params: Mapping[str, Any], x: Float[Array, "b h w 3"]) -> list[Array]:
+    """The five feature maps that are compared, of images in [-1, 1]."""
+    net = _net_of(params)
+    h = (x.astype(jnp.float32) - _SHIFT) / _SCALE
     maps, index = [], 0
     for pool, convs in _NETS[net][2]:
         if pool is not None:
@@ -132,6 +131,13 @@ def _features(net: str, params: Mapping[str, Any], h: Array) -> list[Array]:
             index += 1
         maps.append(h)
     return maps
+
+
+def _net_of(params: Mapping[str, Any]) -> str:
+    net = next((net for net in _NETS if f"{net}.0.weight" in params), None)
+    if net is None:
+        raise ValueError(f"LPIPS: params must come from load_lpips, got keys {sorted(params)[:5]}")
+    return net
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from mperceiver_jax.evaluate.metrics import batch_psnr, psnr, ssim
+from mperceiver_jax.evaluate.batch_metrics import batch_psnr
+from mperceiver_jax.evaluate.metrics import psnr, ssim
 
 
 def pair(noise=0.1, shape=(33, 40, 3), seed=0):
