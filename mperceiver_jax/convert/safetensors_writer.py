@@ -19,9 +19,7 @@ CODES = {np.dtype(np.float32): "F32", np.dtype(jnp.bfloat16): "BF16", np.dtype(n
 Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
 
-def write_streamed(
-    path: str | os.PathLike[str], shapes: Shapes, tensors: Iterable[tuple[str, np.ndarray]]
-) -> None:
+def write_streamed(path: str | os.PathLike[str], shapes: Shapes, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes `tensors` to `path`; the file appears complete or not at all.
 
     Args:

@@ -42,10 +42,15 @@ def starting_values(experiment: Experiment, model: MPerceiver, place: Place) -> 
     return parameters.initial_values(model, experiment.seed, place, priors)
 
 
-def trained_values(workdir: str | Path, stage: str, step: int | None = None) -> dict[str, np.ndarray] | None:
+def trained_values(
+    workdir: str | Path, stage: str, step: int | None = None, averaged: bool = True
+) -> dict[str, np.ndarray] | None:
     """What a stage trained, as of its last checkpoint (or that of `step`): the average where there is one.
 
     Helpers that are no part of the model (a discriminator) are left out. None without a checkpoint.
+
+    Args:
+        averaged: false takes the last parameters themselves.
     """
     folder = checkpoint_folder(workdir, stage)
     if not folder.is_dir():
@@ -54,7 +59,7 @@ def trained_values(workdir: str | Path, stage: str, step: int | None = None) -> 
         step = checkpoints.latest() if step is None else step
         if step is None:
             return None
-        name = "ema" if checkpoints.metadata(step).get("ema") else "trainable"
+        name = "ema" if averaged and checkpoints.metadata(step).get("ema") else "trainable"
         values = checkpoints.restore_params_only(step, name)
     return {path: value for path, value in values.items() if not path.startswith("discriminator.")}
 

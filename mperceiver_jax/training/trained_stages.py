@@ -1,0 +1,94 @@
+"""Which stages of a run have a checkpoint to take weights from, and whether what they trained belongs here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
+from mperceiver_jax.training.fingerprint import fingerprint
+from mperceiver_jax.training.stages import ORDER
+from mperceiver_jax.training.weights import checkpoint_folder
+
+
+class TrainedStage(NamedTuple):
+    """The last checkpoint of a stage.
+
+    Attributes:
+        step: updates made.
+        planned: updates that the configuration asks for; 0 where it no longer has the stage.
+        averaged: whether it holds a moving average beside the last parameters.
+        priors: fingerprint of the parameters beside which it was trained.
+    """
+
+    name: str
+    step: int
+    planned: int
+    averaged: bool
+    priors: str | None
+
+    @property
+    def unfinished(self) -> str | None:
+        """A sentence that says so, if it is."""
+        if self.step >= self.planned:
+            return None
+        return f"the stage {self.name} is unfinished, at update {self.step} of {self.planned}"
+
+    def check(
+        self,
+        workdir: str | Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        trained: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+    ) -> None:
+        """That what the stage trained belongs to the model, and to the parameters around it.
+
+        Args:
+            shapes: of all parameters of the model.
+            frozen: all parameters that the stage did not train, in the dtype in which the run held them.
+
+        Raises:
+            CheckpointError: it does not; says in what.
+        """
+        where = f"checkpoint {self.step} of {self.name} in {workdir}"
+        wrong = [path for path, value in sorted(trained.items()) if shapes.get(path) != value.shape]
+        if wrong:
+            raise CheckpointError(
+                f"{where} does not fit this model: {', '.join(wrong[:5])} ({len(wrong)} in all) are unknown or "
+                "of another shape; was it written by another version?"
+            )
+        if self.priors is not None and (identity := fingerprint(frozen)) != self.priors:
+            raise CheckpointError(
+                f"{where} was trained beside other frozen parameters than those at hand (fingerprint "
+                f"{self.priors[:12]}, here {identity[:12]}): give the priors it was trained with"
+            )
+
+
+def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedStage]:
+    """The stages that have a checkpoint, in the order in which they are trained.
+
+    Raises:
+        ValueError: one that a usable model needs has none; names all of them.
+    """
+    planned = {name: config.steps for name, config in experiment.stages.items() if config.steps}
+    found = {name: stage for name in ORDER if (stage := _last(workdir, name, planned.get(name, 0)))}
+    needed = [name for name in ORDER if name == "dual_branch" or (name in planned and name != "drm")]
+    if missing := [name for name in needed if name not in found]:
+        raise ValueError(
+            f"{workdir}: nothing to restore with yet; no checkpoint of {', '.join(missing)} "
+            f"(there are: {', '.join(found) or 'none'}). Let the training finish: the same command goes on "
+            "where it stopped"
+        )
+    return list(found.values())
+
+
+def _last(workdir: str | Path, name: str, planned: int) -> TrainedStage | None:
+    folder = checkpoint_folder(workdir, name)
+    if not folder.is_dir():
+        return None
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            return None
+        metadata = checkpoints.metadata(step)
+        return TrainedStage(name, step, planned, bool(metadata.get("ema")), metadata.get("priors"))
