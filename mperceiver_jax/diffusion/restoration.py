@@ -5,16 +5,20 @@ from typing import Literal, Protocol
 import jax
 from jaxtyping import Array, Float
 
-from mperceiver_jax.diffusion.samplers import DDIM, sample
+from mperceiver_jax.diffusion.dpm_solver import DPMSolver
+from mperceiver_jax.diffusion.samplers import DDIM
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models.mperceiver import Condition, MPerceiver
 
+Sampler = DDIM | DPMSolver
+SamplerName = Literal["ddim", "reference", "dpmpp_2m"]
+
 
 class SamplerChoice(Protocol):
-    """What a configuration says of a sampler: `ddim` or `reference`, number of steps, eta."""
+    """What a configuration says of a sampler: its name, number of steps, eta (of `ddim` and `reference`)."""
 
     @property
-    def name(self) -> Literal["ddim", "reference"]: ...
+    def name(self) -> SamplerName: ...
 
     @property
     def steps(self) -> int: ...
@@ -23,14 +27,23 @@ class SamplerChoice(Protocol):
     def eta(self) -> float: ...
 
 
-def sampler_of(choice: SamplerChoice, schedule: Schedule | None = None) -> DDIM:
-    """The sampler that a configuration names."""
-    return DDIM(schedule or Schedule(), steps=choice.steps, eta=choice.eta, mode=choice.name)
+def sampler_of(choice: SamplerChoice, schedule: Schedule | None = None) -> Sampler:
+    """The sampler that a configuration names.
+
+    Raises:
+        ValueError: a number of steps or an eta that it does not take.
+    """
+    schedule = schedule or Schedule()
+    if choice.name != "dpmpp_2m":
+        return DDIM(schedule, steps=choice.steps, eta=choice.eta, mode=choice.name)
+    if choice.eta:
+        raise ValueError(f"eta: the sampler 'dpmpp_2m' draws no noise and needs eta 0, not {choice.eta}")
+    return DPMSolver(schedule, steps=choice.steps)
 
 
 def sample_latent(
     model: MPerceiver,
-    sampler: DDIM,
+    sampler: Sampler,
     lq: Float[Array, "b h w 3"],
     lq_clip: Float[Array, "b s s 3"],
     key: jax.Array,
@@ -45,13 +58,13 @@ def sample_latent(
         out = model.predict(x.astype(lq.dtype), t, condition, prompts)
         return out if model.config.prediction == "epsilon" else sampler.schedule.noise_of_velocity(x, out, t)
 
-    latent = sample(sampler, denoise, jax.random.normal(key_x, shape), key_s)
+    latent = sampler(denoise, jax.random.normal(key_x, shape), key_s)
     return latent.astype(lq.dtype), condition
 
 
 def restore_batch(
     model: MPerceiver,
-    sampler: DDIM,
+    sampler: Sampler,
     lq: Float[Array, "b h w 3"],
     lq_clip: Float[Array, "b s s 3"],
     key: jax.Array,

@@ -65,6 +65,16 @@ class DDIM:
         if self.start is not None and not 1 <= self.start <= self.steps:
             raise ValueError(f"DDIM: start must be 1..{self.steps} (steps), got {self.start}")
 
+    @property
+    def name(self) -> str:
+        return self.mode
+
+    def __call__(
+        self, denoise: Denoiser, x_T: Float[Array, "b *rest"], key: jax.Array | None = None
+    ) -> Float[Array, "b *rest"]:
+        """The sampled latent; see `sample`."""
+        return sample(self, denoise, x_T, key)
+
     @cached_property
     def timesteps(self) -> np.ndarray:
         """Timesteps visited, ascending (sampling goes through them backwards); int32."""

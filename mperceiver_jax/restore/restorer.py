@@ -19,8 +19,7 @@ from data_pipelines.pictures import as_float
 from data_pipelines.tasks import TASKS
 from data_pipelines.transforms import clip_view
 from mperceiver_jax.config import Experiment, from_mapping
-from mperceiver_jax.diffusion.restoration import restore_batch, sampler_of
-from mperceiver_jax.diffusion.samplers import DDIM
+from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, restore_batch, sampler_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
@@ -58,7 +57,7 @@ class Restorer:
     Args:
         model: built abstractly.
         params: every parameter of it, on the device that shall compute.
-        sampler: see `DDIM`.
+        sampler: see `diffusion.samplers.DDIM` and `diffusion.dpm_solver.DPMSolver`.
         minimum: pictures are padded to at least so many pixels a side.
         dtype: computed in.
         seed: of the starting noise, 0 to 2**32 - 1.
@@ -73,7 +72,7 @@ class Restorer:
         self,
         model: MPerceiver,
         params: Params,
-        sampler: DDIM,
+        sampler: Sampler,
         *,
         minimum: int = 512,
         dtype: str = "float32",
@@ -113,7 +112,7 @@ class Restorer:
         cls,
         workdir: str | Path,
         *,
-        sampler: Literal["ddim", "reference"] | None = None,
+        sampler: SamplerName | None = None,
         steps: int | None = None,
         seed: int = 42,
         refine: bool = True,
@@ -127,7 +126,8 @@ class Restorer:
         never trained: then pictures are decoded without it.
 
         Args:
-            sampler: `ddim` (the correct schedule) or `reference` (the release's); as configured when None.
+            sampler: `ddim` (the correct schedule), `reference` (the release's) or `dpmpp_2m` (DPM-Solver++,
+                for 10 to 25 steps); as configured when None.
             steps: of the sampler; as configured when None.
             priors: the published weights the run started from, where they have moved since.
 
@@ -141,10 +141,13 @@ class Restorer:
         experiment = from_mapping(Experiment, read_config(workdir), f"{Path(workdir) / 'config.json'}")
         if priors is not None:
             experiment = replace(experiment, priors=str(priors))
+        name = sampler or experiment.sampler.name
         choice = replace(
             experiment.sampler,
-            name=sampler or experiment.sampler.name,
+            name=name,
             steps=experiment.sampler.steps if steps is None else steps,
+            # A run may have been configured with another sampler, and noise that this one does not draw.
+            eta=0.0 if name == "dpmpp_2m" else experiment.sampler.eta,
         )
         chosen = sampler_of(choice)
         model = MPerceiver(experiment.model)
@@ -243,9 +246,7 @@ def _colours(picture: np.ndarray) -> Float[np.ndarray, "h w 3"]:
     picture = np.asarray(picture)
     fits = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
     if not fits or not picture.size:
-        raise ValueError(
-            f"a picture is (height, width, 3), (height, width, 4) or (height, width), not {picture.shape}"
-        )
+        raise ValueError(f"a picture is (height, width, 3), (height, width, 4) or (height, width), not {picture.shape}")
     colours = np.repeat(picture[..., None], 3, -1) if picture.ndim == 2 else picture[..., :3]
     if np.issubdtype(colours.dtype, np.floating):
         colours = colours.astype(np.float32)
