@@ -8,7 +8,7 @@ renaming is one to one, the same table serves both directions.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mperceiver_jax.models.parameters import Kind
 
@@ -30,6 +30,8 @@ class KeyMap:
         aliases: (regex, replacement) rules that bring other spellings of *their* keys to the one above
             when reading; writing always uses the one above.
         ignorable: regex of *their* keys that carry nothing for this module (buffers, the other tower).
+        dead: *their* keys, with shapes, that the original module declares and never uses. They are no
+            parameters of ours; a file holds all of them or none, and what is read is written back.
     """
 
     prefixes: Rules = ()
@@ -39,6 +41,7 @@ class KeyMap:
     stacked: tuple[str, tuple[str, ...]] | None = None
     aliases: Rules = ()
     ignorable: str = "(?!)"
+    dead: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def key(self, path: str) -> str:
         for ours, theirs in self.prefixes:
@@ -87,6 +90,11 @@ class AssemblyMap:
     parts: Mapping[str, tuple[str, KeyMap]]
     aliases: Rules = ()
     ignorable: str = "(?!)"
+
+    @property
+    def dead(self) -> dict[str, tuple[int, ...]]:
+        """Those of the parts, behind their prefixes."""
+        return {prefix + key: shape for prefix, part in self.parts.values() for key, shape in part.dead.items()}
 
     def keys(self, path: str) -> tuple[str, ...]:
         theirs, part, inner = self._part(path)

@@ -15,6 +15,7 @@ from mperceiver_jax.convert.latent_diffusion import (
     unet_release,
 )
 from mperceiver_jax.convert.mperceiver import mperceiver_release
+from mperceiver_jax.convert.restorers import promptir_release
 
 
 def plain(module: Any) -> KeyMap:
@@ -38,6 +39,9 @@ LAYOUTS: dict[tuple[str, str], Callable[[Any], KeyMap | AssemblyMap]] = {
     ("DegradationPredictor", "release"): plain,
     ("CMInversion", "release"): plain,
     ("MPerceiver", "release"): mperceiver_release,
+    ("Restormer", "release"): plain,
+    ("PromptIR", "release"): promptir_release,
+    ("PromptIR", "mioir"): plain,
 }
 """(class name, layout) -> the map for an instance of that class."""
 

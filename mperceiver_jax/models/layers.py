@@ -50,13 +50,16 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-D convolution. `padding` is one number for all sides, or ((top, bottom), (left, right))."""
+    """2-D convolution. `kernel` is one side or (rows, columns).
+
+    `padding` is one number for all sides or ((top, bottom), (left, right)), by default what keeps the size.
+    """
 
     def __init__(
         self,
         features_in: int,
         features_out: int,
-        kernel: int = 3,
+        kernel: int | tuple[int, int] = 3,
         *,
         stride: int = 1,
         padding: Padding | None = None,
@@ -64,18 +67,20 @@ class Conv(nnx.Module):
         bias: bool = True,
         zero: bool = False,
     ):
-        shape = (kernel, kernel, features_in // groups, features_out)
-        init = ZEROS if zero else fan_in_uniform(kernel * kernel * shape[2])
+        rows, columns = (kernel, kernel) if isinstance(kernel, int) else kernel
+        shape = (rows, columns, features_in // groups, features_out)
+        init = ZEROS if zero else fan_in_uniform(rows * columns * shape[2])
         self.weight = parameter(shape, init, "conv")
         self.bias = parameter((features_out,), init) if bias else None
         self.stride = stride
         self.groups = groups
-        sides = kernel // 2 if padding is None else padding
-        self.padding = ((sides, sides), (sides, sides)) if isinstance(sides, int) else sides
+        if padding is None:
+            padding = ((rows // 2, rows // 2), (columns // 2, columns // 2))
+        self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b hh ww o"]:
         weight = jnp.asarray(self.weight[...]).astype(x.dtype)
-        if self.groups == x.shape[-1] == weight.shape[-1] and self.stride == 1:
+        if 1 < self.groups == weight.shape[-1] and self.stride == 1:
             y = _depthwise(x, weight, self.padding)
         else:
             y = jax.lax.conv_general_dilated(
@@ -90,15 +95,18 @@ class Conv(nnx.Module):
 
 
 def _depthwise(x: Array, weight: Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
-    """One kernel per channel, as a sum of shifted products: elementwise work, which XLA fuses.
+    """One output per group of channels, as a sum of shifted products: elementwise work, which XLA fuses.
 
     As a grouped convolution the same takes XLA:CPU five times as long, forward and backward together.
     """
-    rows, columns = weight.shape[:2]
+    rows, columns, members = weight.shape[:3]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
     taps = [
-        padded[:, i : i + height, j : j + width] * weight[i, j, 0] for i in range(rows) for j in range(columns)
+        padded[:, i : i + height, j : j + width, member::members] * weight[i, j, member]
+        for member in range(members)
+        for i in range(rows)
+        for j in range(columns)
     ]
     return sum(taps[1:], taps[0])
 
@@ -188,9 +196,7 @@ def attention(
     queries, keys, values = split(q), split(k), split(v)
     rows = max(LOGITS_AT_ONCE // (k.shape[1] * heads), 1)
     if fused or mask is not None or rows >= q.shape[1]:
-        out = jax.nn.dot_product_attention(
-            queries, keys, values, mask=mask, implementation="cudnn" if fused else "xla"
-        )
+        out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn" if fused else "xla")
     else:
         out = _by_pieces(
             lambda piece: jax.nn.dot_product_attention(piece, keys, values, implementation="xla"),
@@ -225,9 +231,7 @@ class CrossAttention(nnx.Module):
         self.to_out = nnx.List([Linear(inner, query_width)])
         self.heads = heads
 
-    def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None
-    ) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n c"]:
         context = x if context is None else context
         return self.to_out[0](attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 

@@ -28,12 +28,12 @@ Params = dict[str, Any]
 class Init:
     """The distribution a parameter starts from.
 
-    `uniform` draws from [-scale, scale), `normal` has standard deviation `scale`, `constant` is
-    `scale` everywhere, `second_half` is zero but `scale` in the second half of the last axis,
+    `uniform` draws from [-scale, scale), `positive` from [0, scale), `normal` has standard deviation
+    `scale`, `constant` is `scale` everywhere, `second_half` is zero but `scale` in the second half of the last axis,
     `cosines` is `whitening_cosines` times `scale`.
     """
 
-    law: Literal["uniform", "normal", "constant", "second_half", "cosines"]
+    law: Literal["uniform", "positive", "normal", "constant", "second_half", "cosines"]
     scale: float
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -45,6 +45,8 @@ class Init:
             return value
         if self.law == "cosines":
             return np.float32(self.scale) * whitening_cosines(shape, rng)
+        if self.law == "positive":
+            return rng.random(shape, np.float32) * np.float32(self.scale)
         if self.law == "uniform":
             return (rng.random(shape, np.float32) * 2 - 1) * np.float32(self.scale)
         return rng.standard_normal(shape, np.float32) * np.float32(self.scale)
@@ -139,7 +141,7 @@ def initial_values(
     module: nnx.Module,
     seed: int,
     place: Callable[[str, np.ndarray], Any] = lambda path, value: jnp.asarray(value),
-    given: Mapping[str, np.ndarray] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Params:
     """Initial values of every parameter, made and placed one leaf at a time.
 
@@ -148,16 +150,15 @@ def initial_values(
 
     Args:
         place: puts a float32 numpy array where it belongs (a sharding, a dtype).
-        given: values that take the place of initial ones.
+        given: values that take the place of initial ones, as they are.
     """
     values, given = {}, given or {}
     for path, variable in declared(module).items():
         if path in given:
-            value = np.asarray(given[path], np.float32)
-        else:
-            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            value = variable.init.draw(tuple(variable.get_value().shape), rng)
-        values[path] = place(path, value)
+            values[path] = given[path]
+            continue
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        values[path] = place(path, variable.init.draw(tuple(variable.get_value().shape), rng))
     return values
 
 
@@ -174,6 +175,17 @@ def start_variance_preserving(module: nnx.Module, zero: str, keep: str = "(?!)")
             continue
         init = ZEROS if re.search(zero, path) else replace(variable.init, scale=variable.init.scale * 3**0.5)
         variable.set_metadata(init=init)
+
+
+def start_weights(module: nnx.Module, kind: Kind, init: Callable[[tuple[int, ...]], Init]) -> None:
+    """Changes where the weights of one kind start: at `init(shape)` each, with the biases beside them at zero."""
+    variables = _variables(module)
+    for path, variable in variables.items():
+        if variable.kind == kind and path.endswith("weight"):
+            variable.set_metadata(init=init(tuple(variable.get_value().shape)))
+            bias = path.removesuffix("weight") + "bias"
+            if bias in variables:
+                variables[bias].set_metadata(init=ZEROS)
 
 
 def initialise(module: nnx.Module, seed: int = 0) -> nnx.Module:
