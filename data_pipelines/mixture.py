@@ -21,11 +21,15 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import grain
 import numpy as np
+
+# 'weights': as given. 'proportional': by examples, which is what concatenating and shuffling lists does.
+# 'temperature': by examples to the power 1/T. 'one_per_task': every batch has equally many of each task.
+MIXINGS = ("weights", "proportional", "temperature", "one_per_task")
 
 _FINEST = 1000  # weights are kept to about a thousandth, which bounds the cycle and the tables
 
@@ -41,9 +45,7 @@ class TaskMixture(grain.transforms.DatasetSelectionMap):
         count.
     """
 
-    def __init__(
-        self, weights: Sequence[float], batch_size: int, process_index: int = 0, process_count: int = 1
-    ):
+    def __init__(self, weights: Sequence[float], batch_size: int, process_index: int = 0, process_count: int = 1):
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
         if batch_size < 1 or batch_size % process_count:
@@ -78,6 +80,40 @@ class TaskMixture(grain.transforms.DatasetSelectionMap):
         task = int(self._task[r, place])
         number = cycles * int(self._per_cycle[task]) + int(self._before[r, task]) + int(self._rank[r, place])
         return task, number
+
+
+def mixture_weights(
+    lengths: Mapping[str, int],
+    mixing: str,
+    temperature: float = 1.0,
+    weights: Mapping[str, float] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, float]:
+    """How often each task comes, up to a common factor.
+
+    Args:
+      lengths: task -> examples in an epoch of it, repeats included.
+      mixing: one of `MIXINGS`.
+      temperature: of 'temperature' sampling: 1 is proportional, large is equal.
+      weights: task -> factor on top, 1 where not given; all of it for 'weights', nothing for 'one_per_task'.
+      batch_size: checked against the number of tasks for 'one_per_task'.
+
+    Raises ValueError for an unknown mixing, a temperature that is not positive, or a batch that the tasks
+    cannot share.
+    """
+    factor = lambda task: (weights or {}).get(task, 1.0)
+    if mixing == "weights":
+        return {task: factor(task) for task in lengths}
+    if mixing == "one_per_task":
+        if batch_size is not None and batch_size % len(lengths):
+            raise ValueError(f"batch_size {batch_size} is no multiple of the {len(lengths)} tasks")
+        return dict.fromkeys(lengths, 1.0)
+    if mixing not in MIXINGS:
+        raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}, not {mixing!r}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be a positive number, not {temperature}")
+    power = 1 / temperature if mixing == "temperature" else 1.0
+    return {task: factor(task) * length**power for task, length in lengths.items()}
 
 
 def exact_shares(weights: Sequence[float]) -> list[Fraction]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 
-def decode_picture(path: str | Path) -> np.ndarray:
-    """The colours of a picture file.
+def decode_picture(source: str | Path | bytes) -> np.ndarray:
+    """The colours of a picture file, given by its path or by its bytes.
 
     Greyscale becomes three equal channels, palettes become their colours, alpha is dropped (not blended),
     16-bit PNG and TIFF keep their 16 bits, and the EXIF orientation is applied.
@@ -26,10 +27,10 @@ def decode_picture(path: str | Path) -> np.ndarray:
       ValueError: the file is empty, truncated, no picture, animated, or of a kind without a fixed range
         (floating point).
     """
-    return decode_with_alpha(path)[0]
+    return decode_with_alpha(source)[0]
 
 
-def decode_with_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+def decode_with_alpha(source: str | Path | bytes) -> tuple[np.ndarray, np.ndarray | None]:
     """What `decode_picture` returns, and the opacity of every pixel.
 
     Returns:
@@ -37,12 +38,13 @@ def decode_with_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
       no transparency of any kind.
     """
     try:
-        with Image.open(path) as picture:
-            channels = _channels(picture)
+        with _opened(source) as picture:
+            channels = _channels(picture, source)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no picture at {path}") from None
+        raise FileNotFoundError(f"no picture at {source!s}") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {path}: {error}; replace it or take it out") from error
+        name = "" if isinstance(source, bytes) else f" {source}"
+        raise ValueError(f"cannot read the picture{name}: {error}; replace it or take it out") from error
     alpha = np.ascontiguousarray(channels[..., 3]) if channels.shape[-1] == 4 else None
     return np.ascontiguousarray(channels[..., :3]), alpha
 
@@ -61,7 +63,11 @@ def read_picture(path: str | Path) -> np.ndarray:
     return as_float(decode_picture(path))
 
 
-def _channels(picture: Image.Image) -> np.ndarray:
+def _opened(source: str | Path | bytes) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _channels(picture: Image.Image, source: str | Path | bytes) -> np.ndarray:
     """uint8 or uint16 (height, width, 3 or 4): RGB and, where the file has one, alpha."""
     if picture.mode == "F":
         raise ValueError("floating-point pictures have no fixed range; convert it to 8 or 16 bits")
@@ -73,7 +79,7 @@ def _channels(picture: Image.Image) -> np.ndarray:
     picture.load()
     orientation = picture.getexif().get(0x0112, 1)
     if ";16" in layout and not picture.mode.startswith("I"):
-        channels = _colour_of_16_bits(picture, layout)
+        channels = _colour_of_16_bits(picture, source, layout)
     elif picture.mode.startswith("I"):
         # Greyscale of 16 bits; Pillow has held it as I;16 or, in some formats, as 32-bit integers.
         grey = np.asarray(picture)
@@ -100,13 +106,13 @@ def _layout(picture: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _colour_of_16_bits(picture: Image.Image, layout: str) -> np.ndarray:
+def _colour_of_16_bits(picture: Image.Image, source: str | Path | bytes, layout: str) -> np.ndarray:
     """All 16 bits of the colours (and alpha) of a PNG or TIFF.
 
     Pillow has no 16-bit colour mode: it decodes big-endian samples and keeps the high byte. Reading the same
     stream in the other byte order keeps the low one, so two decodes give the whole number.
     """
-    with Image.open(picture.filename) as low:  # type: ignore[attr-defined]
+    with _opened(source) as low:
         if layout == "LA;16B":
             # Grey and alpha of 16 bits are four bytes a pixel, the same filter distance as 8-bit RGBA.
             low._mode = "RGBA"

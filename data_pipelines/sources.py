@@ -7,7 +7,7 @@ uint16), so that a crop is taken before anything is converted; `pictures.as_floa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,56 @@ from data_pipelines.pictures import SUFFIXES, decode_picture
 Folder = str | Path
 
 
-class PictureFiles:
-    """Picture files by index, decoded on access, with an optional cache of decoded pixels.
+class PixelCache:
+    """Decoded pixels by index, up to a bound.
 
-    The cache is filled by whoever comes first and never emptied: access is uniformly random, where a fixed
-    part of the set is as good as any replacement rule. It is left out when the object is sent to another
-    process.
+    Filled by whoever comes first and never emptied: access is uniformly random, where a fixed part of the
+    set is as good as any replacement rule. It is left out when the object is sent to another process.
+
+    Args:
+      megabytes: how many decoded pixels to keep (10^6 bytes); 0 keeps none.
+    """
+
+    def __init__(self, megabytes: float = 0):
+        self._megabytes = megabytes
+        self._room = megabytes * 1e6
+        self._kept: dict[Hashable, np.ndarray] = {}
+
+    def fetch(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The pixels of `key`; read-only where they are kept."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        pixels = decode()
+        # Two threads may decode the same picture once; the bound is then passed by a picture at most.
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            pixels.flags.writeable = False
+            self._kept[key] = pixels
+        return pixels
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PixelCache, (self._megabytes,)
+
+
+class PictureFiles:
+    """Picture files by index, decoded on access.
 
     Args:
       paths: the files.
-      cache_megabytes: how many decoded pixels to keep (10^6 bytes); 0 decodes on every access.
+      cache_megabytes: see `PixelCache`.
     """
 
     def __init__(self, paths: Sequence[Path], cache_megabytes: float = 0):
         self.paths = tuple(paths)
-        self._room = cache_megabytes * 1e6
-        self._cache: dict[int, np.ndarray] = {}
+        self._cache = PixelCache(cache_megabytes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Pixels, uint8 or uint16 (height, width, 3); read-only where they come from the cache."""
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        pixels = decode_picture(self.paths[index])
-        # Two threads may decode the same picture once; the bound is then passed by a picture at most.
-        if pixels.nbytes <= self._room:
-            self._room -= pixels.nbytes
-            pixels.flags.writeable = False
-            self._cache[index] = pixels
-        return pixels
-
-    def __getstate__(self) -> dict[str, Any]:
-        freed = sum(pixels.nbytes for pixels in self._cache.values())
-        return {"paths": self.paths, "_room": self._room + freed, "_cache": {}}
+        return self._cache.fetch(index, lambda: decode_picture(self.paths[index]))
 
 
 class PhotoSource:

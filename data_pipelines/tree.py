@@ -1,0 +1,45 @@
+"""What files there are below a folder, and what a list file names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_pipelines.patterns import without_suffix
+from data_pipelines.pictures import SUFFIXES
+
+
+class Tree:
+    """The files below a folder, listed once. Nothing in it is ever written.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+
+    def __init__(self, source: str | os.PathLike[str]):
+        self.source = Path(source)
+        if not self.source.is_dir():
+            raise FileNotFoundError(f"no folder at {source}; give the unpacked data set with --source=DIR")
+        self.pictures: list[str] = []
+        self.others: list[str] = []
+        for folder, folders, files in os.walk(self.source):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+            below = Path(folder).relative_to(self.source)
+            for name in sorted(files):
+                if not name.startswith("."):
+                    kept = self.pictures if name.lower().endswith(SUFFIXES) else self.others
+                    kept.append((below / name).as_posix())
+
+    def names_in(self, list_file: str) -> list[str] | None:
+        """The paths that a list file of the tree names; None where there is no such file."""
+        found = [path for path in self.others if Path(path).name.lower() == list_file.lower()]
+        return read_list(self.source / found[0]) if found else None
+
+
+def read_list(path: str | os.PathLike[str]) -> list[str]:
+    """Every path in a list file: whitespace separates, suffixes are dropped, '#' begins a comment."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable list of file names ({error})") from None
+    words = (word for line in lines for word in line.partition("#")[0].replace("\\", "/").split())
+    return [without_suffix(word.lstrip("./")) for word in words]

@@ -1,0 +1,138 @@
+"""Pairs from trees with faults in them: each is told by name, by kind, and left out."""
+
+import pytest
+
+from data_pipelines.layouts import layout_named
+from data_pipelines.pairing import Fault, Rule, Split, find
+from data_pipelines.patterns import shown, without_suffix
+from data_pipelines.tree import Tree, read_list
+from tests.data_pipelines.trees import write_picture
+
+
+def split_of(name: str, split: str) -> Split:
+    return next(part for part in layout_named(name).splits if part.name == split)
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+
+
+def told(found) -> set[tuple[str, str]]:
+    return {(fault.kind, fault.name) for fault in found.faults}
+
+
+def ids(found) -> list[str]:
+    return [pair.id for pair in found.pairs]
+
+
+def test_faults_of_a_tree_of_same_names(tmp_path):
+    low, high = "LOL/our485/low/", "LOL/our485/high/"
+    touch(tmp_path, *(f"{low}{n}.png" for n in "1234"), *(f"{high}{n}.png" for n in "12356"), high + "6.jpg")
+    touch(tmp_path, low + ".DS_Store", low + "readme.txt", "LOL/other/7.png")
+    found = find(Tree(tmp_path), split_of("lol_v1", "train"))
+    assert ids(found) == ["our485/low/1", "our485/low/2", "our485/low/3"]
+    assert told(found) == {
+        ("missing", low + "4.png"),
+        ("missing", high + "5.png"),
+        ("duplicate", high + "6.png"),
+        ("duplicate", high + "6.jpg"),
+        ("count", "train"),
+    }
+    assert not [f for f in find(Tree(tmp_path), split_of("lol_v1", "train"), subset=True).faults if f.kind == "count"]
+
+
+def test_misnamed_and_unpublished_pictures(tmp_path):
+    rainy, clean = "Derain/rainy/", "Derain/gt/"
+    touch(tmp_path, *(f"{rainy}rain-{n}.png" for n in range(1, 201) if n not in (7, 11)), rainy + "rain-300.png")
+    touch(tmp_path, *(f"{clean}norain-{n}.png" for n in range(1, 201)), rainy + "rian-11.png", clean + "norain-300.png")
+    found = find(Tree(tmp_path), split_of("rain100l", "train"))
+    assert told(found) == {
+        ("missing", rainy + "rain-7"),
+        ("missing", rainy + "rain-11"),
+        ("misnamed", rainy + "rian-11.png"),
+        ("extra", rainy + "rain-300.png"),
+        ("count", "train"),
+    }
+    assert len(found.pairs) == 198
+
+
+def test_many_degraded_pictures_of_one_clean(tmp_path):
+    values = [(a, b) for a in (0.8, 0.85, 0.9, 0.95, 1) for b in (0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)]
+    hazy = [f"synthetic/part1/0005_{a}_{b}.jpg" for a, b in values]
+    touch(tmp_path, *hazy[1:], "synthetic/part1/0005_0.7_0.2.jpg", "original/0005.jpg", "original/0006.jpg")
+    found = find(Tree(tmp_path), split_of("reside_ots", "train"))
+    assert len(found.pairs) == 34 and len({pair.gt for pair in found.pairs}) == 1
+    assert told(found) == {
+        ("missing", "synthetic/part1/0005_0.8_0.04"),
+        ("extra", "synthetic/part1/0005_0.7_0.2.jpg"),
+        ("missing", "original/0006.jpg"),
+        ("count", "train"),
+    }
+
+
+def test_pictures_of_another_split_are_no_fault(tmp_path):
+    touch(tmp_path, *(f"train/input/im_{n}_s80_a04.png" for n in ("0300", "0301", "0350", "0351")))
+    touch(tmp_path, *(f"train/gt/im_{n}.png" for n in ("0300", "0301", "0350", "0351")))
+    found = find(Tree(tmp_path), split_of("outdoor_rain", "train"), subset=True)
+    assert ids(found) == ["train/input/im_0300_s80_a04", "train/input/im_0351_s80_a04"] and not found.faults
+
+
+def test_a_list_decides_who_belongs(tmp_path):
+    scene = "RealBlur-J_ECC/scene001/"
+    touch(tmp_path, *(f"{scene}{kind}/{kind}_{n}.png" for kind in ("blur", "gt") for n in (1, 2, 3)))
+    split = split_of("realblur_j", "test")
+    assert told(find(Tree(tmp_path), split)) == {("absent", "test")}
+    lines = [f"{scene}gt/gt_{n}.png {scene}blur/blur_{n}.png" for n in (1, 3)]
+    (tmp_path / split.listed).write_text("\n".join(lines))
+    found = find(Tree(tmp_path), split)
+    assert [pair.lq.path.name for pair in found.pairs] == ["blur_1.png", "blur_3.png"] and not found.faults
+    # A list of the user's, made elsewhere; a name in it is not there.
+    (tmp_path / "mine.txt").write_text("/home/me/scene001/blur/blur_2.png  # a comment\nscene001/blur/blur_9.png\n")
+    found = find(Tree(tmp_path), split, listed=read_list(tmp_path / "mine.txt"))
+    assert [pair.lq.path.name for pair in found.pairs] == ["blur_2.png"]
+
+
+def test_names_of_a_list_that_are_not_there(tmp_path):
+    touch(tmp_path, *(f"lq/{n}.png" for n in "12"), *(f"gt/{n}.png" for n in "12"))
+    split = Split("train", 0, (Rule("lq/{name}", "gt/{name}"),))
+    found = find(Tree(tmp_path), split, listed=["1", "2", "8"])
+    assert len(found.pairs) == 2 and told(found) == {("missing", "8")}
+
+
+def test_pairs_by_order_only_where_both_have_as_many(tmp_path):
+    touch(
+        tmp_path, *(f"train_c/source/1P0A{n}.png" for n in (10, 20)), *(f"train_c/target/1P0A{n}.png" for n in (11, 21))
+    )
+    found = find(Tree(tmp_path), split_of("dpdd", "train"), subset=True)
+    assert [(p.lq.path.stem, p.gt.path.stem) for p in found.pairs] == [("1P0A10", "1P0A11"), ("1P0A20", "1P0A21")]
+    touch(tmp_path, "train_c/source/1P0A30.png")
+    found = find(Tree(tmp_path), split_of("dpdd", "train"), subset=True)
+    assert not found.pairs and {kind for kind, _ in told(found)} == {"missing"}
+
+
+def test_copies_are_refused_and_nothing_is_absent(tmp_path):
+    touch(tmp_path, *(f"{top}/train/{side}/1.png" for top in ("a", "b") for side in ("blur", "sharp")))
+    with pytest.raises(ValueError, match=r"several folders hold the split 'train': .*/a, .*/b; give one of them"):
+        find(Tree(tmp_path), split_of("gopro", "train"))
+    found = find(Tree(tmp_path), split_of("gopro", "test"))
+    assert found.faults == (Fault("absent", "test", found.faults[0].what),) and "test/{scene}" in found.faults[0].what
+    with pytest.raises(FileNotFoundError, match="--source"):
+        Tree(tmp_path / "nowhere")
+
+
+def test_case_and_suffixes_do_not_matter(tmp_path):
+    touch(tmp_path, "Real_captured/Train/Low/low00001.PNG", "Real_captured/Train/Normal/normal00001.jpg")
+    assert len(find(Tree(tmp_path), split_of("lol_v2_real", "train"), subset=True).pairs) == 1
+    assert without_suffix("part1/0005_0.8_0.04") == "part1/0005_0.8_0.04" and without_suffix("a.b/c.JPG") == "a.b/c"
+    assert shown("{top:a|b}/{id:[^/_]+}_{k}") == "(a|b)/{id}_{k}"
+
+
+def test_fingerprints_follow_the_file(tmp_path):
+    write_picture(tmp_path / "lq" / "1.png", 1)
+    write_picture(tmp_path / "gt" / "1.png", 2)
+    split = Split("train", 0, (Rule("lq/{name}", "gt/{name}"),))
+    before = find(Tree(tmp_path), split).pairs[0].fingerprint()
+    write_picture(tmp_path / "gt" / "1.png", 2, (9, 9))
+    assert find(Tree(tmp_path), split).pairs[0].fingerprint() != before

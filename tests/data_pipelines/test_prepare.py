@@ -1,0 +1,199 @@
+"""The command: complete output or none, faults left out or refused, an interruption taken up again."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from data_pipelines import preparation, shards
+from data_pipelines.prepare import main
+from data_pipelines.prepared import PreparedPictures
+from tests.data_pipelines.trees import write_picture
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """GoPro with eleven pairs: one unreadable, one of two sizes, one without a partner."""
+    root = tmp_path / "GOPRO"
+    for k in range(11):
+        write_picture(root / f"train/s1/blur/{k:06d}.png", k)
+        write_picture(root / f"train/s1/sharp/{k:06d}.png", 100 + k)
+    broken = root / "train/s1/blur/000002.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    write_picture(root / "train/s1/sharp/000005.png", 5, (9, 6))
+    (root / "train/s1/sharp/000007.png").unlink()
+    return root
+
+
+def state(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in root.rglob("*")}
+
+
+def run(*arguments) -> int:
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_faults_are_told_and_left_out(tree, tmp_path, capsys):
+    before = state(tree)
+    output = tmp_path / "out"
+    assert run("gopro", "--source", tree, "--output", output, "--subset", "--shard-megabytes=0.001") == 0
+    printed = capsys.readouterr().out
+    assert "missing: train/s1/blur/000007.png" in printed and "1 unreadable" in printed and "1 size" in printed
+    assert state(tree) == before
+    manifest = json.loads((output / "manifest.json").read_text())
+    left_out = {fault["name"]: fault["kind"] for fault in manifest["splits"]["train"]["left_out"]}
+    assert left_out == {
+        "train/s1/blur/000002.png": "unreadable",
+        "train/s1/sharp/000005.png": "size",
+        "train/s1/blur/000007.png": "missing",
+    }
+    assert manifest["tool"].startswith("data_pipelines.prepare ") and manifest["licence"] == "CC BY 4.0"
+    assert len(manifest["splits"]["train"]["shards"]) > 2
+    assert sorted(p.name for p in output.iterdir()) == sorted(
+        ["manifest.json", *(shard["file"] for shard in manifest["splits"]["train"]["shards"])]
+    )
+
+    source = PreparedPictures(output)
+    assert len(source) == 8 == manifest["splits"]["train"]["records"]
+    for k in range(len(source)):
+        record = source.record(k)
+        assert record.lq == (tree / f"{record.id}.png").read_bytes()
+        assert record.gt == (tree / f"{record.id.replace('blur', 'sharp')}.png").read_bytes()
+        assert (record.task, record.height, record.width) == ("deblur_motion", 6, 8)
+        np.testing.assert_array_equal(source[k]["lq"], np.asarray(Image.open(tree / f"{record.id}.png")))
+
+
+def test_strict_refuses_and_leaves_no_output(tree, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ("gopro", "--source", tree, "--output", output, "--subset", "--strict")
+    assert run(*arguments) == 1 and not output.exists()
+    assert "missing: train/s1/blur/000007.png" in capsys.readouterr().out
+    (tree / "train/s1/blur/000007.png").unlink()
+    assert run(*arguments) == 1 and not output.exists()
+    refusal = capsys.readouterr().err
+    assert "unreadable: train/s1/blur/000002.png" in refusal and "size: train/s1/sharp/000005.png: 9x6" in refusal
+    write_picture(tree / "train/s1/blur/000002.png", 2)
+    write_picture(tree / "train/s1/sharp/000005.png", 5)
+    assert run(*arguments) == 0 and len(PreparedPictures(output)) == 10
+
+
+def test_check_tells_and_writes_nothing(tree, tmp_path, capsys):
+    before = state(tmp_path)
+    assert run("check", "gopro", "--source", tree, "--split=train") == 1
+    printed = capsys.readouterr().out
+    for name in (
+        "count: train: 10 pairs, published 2103",
+        "unreadable: train/s1/blur/000002.png",
+        "size: ",
+        "missing: ",
+    ):
+        assert name in printed
+    assert state(tmp_path) == before
+
+
+def test_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch):
+    output, straight = tmp_path / "out", tmp_path / "straight"
+    arguments = ("gopro", "--source", tree, "--subset", "--shard-megabytes=0.001", "--workers=1")
+    assert run(*arguments, "--output", straight) == 0
+    written = []
+
+    def interrupting(folder, file, records, source):
+        if len(written) == 3:
+            next(iter(records))
+            (folder / f"{file}.partial").write_bytes(b"half a shard")
+            raise KeyboardInterrupt
+        written.append(file)
+        return shards.write_shard(folder, file, records, source)
+
+    monkeypatch.setattr(preparation, "write_shard", interrupting)
+    assert run(*arguments, "--output", output) == 130
+    assert not output.exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in Path(f"{output}.partial").glob("*.array_record")}
+    assert len(kept) == 3
+    again = []
+
+    def counting(folder, file, records, source):
+        again.append(file)
+        return shards.write_shard(folder, file, records, source)
+
+    # A picture of a finished shard was replaced in the meantime: that shard is made anew.
+    first = sorted((tree / "train/s1/blur").iterdir())[0]
+    os.utime(first, ns=(1, 1))
+    monkeypatch.setattr(preparation, "write_shard", counting)
+    assert run(*arguments, "--output", output) == 0
+    assert set(again) & set(kept) == {min(kept)}
+    assert not Path(f"{output}.partial").exists()
+    assert (output / "manifest.json").read_text() == (straight / "manifest.json").read_text()
+    assert all((output / n).stat().st_mtime_ns == t for n, t in kept.items() if n != min(kept))
+    assert shards.check_shards(output) == 8
+
+
+def test_output_must_be_new_and_outside(tree, tmp_path, capsys):
+    assert run("gopro", "--source", tree, "--output", tree / "out", "--subset") == 2
+    assert "lies within the source" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    assert run("gopro", "--source", tree, "--output", tmp_path / "out") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run("lol", "--source", tree, "--output", tmp_path / "new") == 2
+    assert "holds no lol_v1" in capsys.readouterr().err
+    assert run("gopro", "--source", tree, "--output", tmp_path / "new", "--split=val") == 2
+    assert "has the splits train, test, not val" in capsys.readouterr().err
+
+
+def test_own_pairs_and_clean_pictures(tmp_path, capsys):
+    for n in (1, 2):
+        write_picture(tmp_path / f"mine/foggy/{n}_thick.png", n)
+        write_picture(tmp_path / f"mine/clear/{n}.png", n)
+    common = ("--source", tmp_path / "mine", "--lq=foggy", "--gt=clear")
+    assert run("pairs", *common, "--output", tmp_path / "a") == 2  # which task?
+    assert "--task" in capsys.readouterr().err
+    assert run("pairs", *common, "--task=dehaze", "--pairing=prefix", "--output", tmp_path / "a") == 0
+    assert run("pairs", *common, "--task=dehaze", "--pairing={n}_thick=>{n}", "--output", tmp_path / "b") == 0
+    assert (tmp_path / "a/manifest.json").read_text() == (tmp_path / "b/manifest.json").read_text()
+    assert PreparedPictures(tmp_path / "a").task == "dehaze"
+    assert run("clean", "--source", tmp_path / "mine/clear", "--output", tmp_path / "c") == 0
+    assert PreparedPictures(tmp_path / "c")[0]["image"].shape == (6, 8, 3)
+
+
+def test_blocks_of_a_matlab_file_become_lossless_pictures(tmp_path):
+    blocks = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 5, 3), np.uint8)
+    source = tmp_path / "SIDD"
+    source.mkdir()
+    for name, values in (("ValidationNoisyBlocksSrgb", blocks), ("ValidationGtBlocksSrgb", 255 - blocks)):
+        scipy.io.savemat(source / f"{name}.mat", {name: values})
+    assert run("sidd", "--source", source, "--split=val", "--output", tmp_path / "out") == 0
+    prepared = PreparedPictures(tmp_path / "out")
+    np.testing.assert_array_equal([prepared[k]["lq"] for k in range(4)], blocks.reshape(-1, 4, 5, 3))
+    np.testing.assert_array_equal([prepared[k]["gt"] for k in range(4)], 255 - blocks.reshape(-1, 4, 5, 3))
+
+
+def test_listing(capsys):
+    assert run("list") == 0
+    table = capsys.readouterr().out
+    assert "reside_ots" in table and "train 72135 " in table and "test_l 16801?" in table
+    assert run("list", "Rain100L") == 0
+    assert "rainy/rain-{n} -> gt/norain-{n}" in capsys.readouterr().out
+    assert run("list", "imagenet") == 2
+
+
+def test_damaged_output_is_found(tree, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run("gopro", "--source", tree, "--output", output, "--subset") == 0
+    assert run("verify", output) == 0
+    (shard,) = output.glob("*.array_record")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert run("verify", output) == 2
+    assert "not what was written" in capsys.readouterr().err
+    shard.write_bytes(content[:-7])
+    with pytest.raises(FileNotFoundError, match="cut short"):
+        PreparedPictures(output)
