@@ -1,11 +1,81 @@
-"""write trained weights for PyTorch"""
+"""write trained weights for PyTorch: the public release's file, diffusers' directories, or one file
+
+examples:
+  what `make run` trained, for diffusers and transformers
+    python -m mperceiver_jax.convert export runs/small --output=exported --format=diffusers
+  one file with the public release's keys, in half precision
+    python -m mperceiver_jax.convert export DIR --output=mperceiver.safetensors --format=release --dtype=float16
+  published priors, as imported, for diffusers and transformers
+    python -m mperceiver_jax.convert export priors --output=exported --format=diffusers --dtype=bfloat16
+  the last parameters instead of their moving averages
+    python -m mperceiver_jax.convert export DIR --output=last.safetensors --format=safetensors --weights=trained
+
+formats:
+  release      exactly the keys and shapes of the public release, which loads it strictly. The release has no
+               detail refinement; NAME.drm.safetensors beside it holds ours.
+  diffusers    unet/ and vae/ for diffusers' from_pretrained, text_encoder/ and image_encoder/ for that of
+               transformers, everything else in adapters.safetensors, described in adapters.json.
+  safetensors  one file with everything: the release's names, and drm.* for the detail refinement.
+"""
 
 import argparse
+from pathlib import Path
+from typing import get_args
+
+from mperceiver_jax.convert.export import DType, Format, export
+from mperceiver_jax.convert.model_config import add_config_argument
+from mperceiver_jax.convert.weight_sources import Which, open_weights
+from mperceiver_jax.models import parameters
+from mperceiver_jax.training.progress import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="workdir of a training run, or a directory of imported priors"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="file to write, or for diffusers the directory; must not exist yet",
+    )
+    parser.add_argument("--format", required=True, choices=get_args(Format), help="see below")
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(DType),
+        default="float32",
+        help="numbers are rounded to the nearest; one too large for the dtype is an error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Which),
+        help="of a training run: the last parameters, or their moving averages (default: what restoring uses, the "
+        "averages of the stages that keep one)",
+    )
+    parser.add_argument(
+        "--priors",
+        type=Path,
+        metavar="PATH",
+        help="the published weights that the training started from, if they have moved since",
+    )
+    add_config_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    raise ValueError("being written")
+    """Exports; the exceptions are those of `open_weights` and `export`."""
+    output = arguments.output
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; move it away, or name another --output")
+    if arguments.format != "diffusers" and output.suffix != ".safetensors":
+        raise ValueError(f"--output={output}: a file of this format must be called NAME.safetensors")
+    weights = open_weights(arguments.source, arguments.weights, arguments.priors, arguments.config)
+    print(f"{weights.origin}: {parameters.count(weights.model):,} parameters", flush=True)
+    for note in weights.notes:
+        print(f"  {note}", flush=True)
+    with progress_bar("exporting", len(weights.values)) as bar:
+        paths = export(weights.model, weights.values, output, arguments.format, arguments.dtype, lambda: bar.update(1))
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")

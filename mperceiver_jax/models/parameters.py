@@ -154,12 +154,14 @@ def initial_values(
     """
     values, given = {}, given or {}
     for path, variable in declared(module).items():
-        if path in given:
-            values[path] = given[path]
-            continue
-        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        values[path] = place(path, variable.init.draw(tuple(variable.get_value().shape), rng))
+        values[path] = given[path] if path in given else place(path, initial_value(path, variable, seed))
     return values
+
+
+def initial_value(path: str, variable: nnx.Param, seed: int) -> np.ndarray:
+    """The float32 value that one declared parameter starts from, see `initial_values`."""
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    return variable.init.draw(tuple(variable.get_value().shape), rng)
 
 
 def start_variance_preserving(module: nnx.Module, zero: str, keep: str = "(?!)") -> None:
