@@ -15,7 +15,7 @@ from mperceiver_jax.convert.latent_diffusion import (
     unet_release,
 )
 from mperceiver_jax.convert.mperceiver import mperceiver_release
-from mperceiver_jax.convert.restorers import promptir_release
+from mperceiver_jax.convert.restorers import am_promptir_release, promptir_release
 
 
 def plain(module: Any) -> KeyMap:
@@ -42,6 +42,7 @@ LAYOUTS: dict[tuple[str, str], Callable[[Any], KeyMap | AssemblyMap]] = {
     ("Restormer", "release"): plain,
     ("PromptIR", "release"): promptir_release,
     ("PromptIR", "mioir"): plain,
+    ("AMPromptIR", "release"): am_promptir_release,
 }
 """(class name, layout) -> the map for an instance of that class."""
 
