@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from mperceiver_jax.models.parameters import Kind
 
 Rules = Sequence[tuple[str, str]]
@@ -32,6 +34,9 @@ class KeyMap:
         ignorable: regex of *their* keys that carry nothing for this module (buffers, the other tower).
         dead: *their* keys, with shapes, that the original module declares and never uses. They are no
             parameters of ours; a file holds all of them or none, and what is read is written back.
+        buffers: *their* keys, with values, of what the original module keeps beside its parameters and
+            what follows from sizes alone (tables of indices, masks). A file may hold them or not; writing
+            gives back what was read, else these.
     """
 
     prefixes: Rules = ()
@@ -42,6 +47,7 @@ class KeyMap:
     aliases: Rules = ()
     ignorable: str = "(?!)"
     dead: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    buffers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def key(self, path: str) -> str:
         for ours, theirs in self.prefixes:
@@ -95,6 +101,11 @@ class AssemblyMap:
     def dead(self) -> dict[str, tuple[int, ...]]:
         """Those of the parts, behind their prefixes."""
         return {prefix + key: shape for prefix, part in self.parts.values() for key, shape in part.dead.items()}
+
+    @property
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Those of the parts, behind their prefixes."""
+        return {prefix + key: value for prefix, part in self.parts.values() for key, value in part.buffers.items()}
 
     def keys(self, path: str) -> tuple[str, ...]:
         theirs, part, inner = self._part(path)

@@ -14,6 +14,7 @@ from mperceiver_jax.convert.latent_diffusion import (
     ir_adapter_release,
     unet_release,
 )
+from mperceiver_jax.convert.mioir import swinir_release, uformer_release
 from mperceiver_jax.convert.mperceiver import mperceiver_release
 from mperceiver_jax.convert.restorers import am_promptir_release, promptir_release
 
@@ -42,6 +43,12 @@ LAYOUTS: dict[tuple[str, str], Callable[[Any], KeyMap | AssemblyMap]] = {
     ("Restormer", "release"): plain,
     ("PromptIR", "release"): promptir_release,
     ("PromptIR", "mioir"): plain,
+    ("SRResNet", "release"): plain,
+    ("SwinIR", "release"): swinir_release,
+    ("Uformer", "release"): uformer_release,
+    ("PromptedRestormer", "release"): plain,
+    ("PromptedPromptIR", "release"): plain,
+    ("Classifier", "release"): plain,
     ("AMPromptIR", "release"): am_promptir_release,
 }
 """(class name, layout) -> the map for an instance of that class."""
