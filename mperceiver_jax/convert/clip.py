@@ -34,6 +34,8 @@ def vision_transformers(module: Any) -> KeyMap:
         inner=clip_blocks("vision_model"),
         transposed=r"^proj$",
         stacked=QKV,
+        # The image model alone is written without its prefix since transformers 5.6.
+        aliases=((r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\.", r"vision_model.\1."),),
         ignorable=r"\.position_ids$|^text_model\.|^text_projection\.|^logit_scale$",
     )
 

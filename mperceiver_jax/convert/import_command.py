@@ -1,11 +1,53 @@
-"""bring published weights in: files, directories or hub repositories become one directory of priors"""
+"""published weights, from files, directories or hub repositories, become one directory of priors
+
+examples:
+  Stable Diffusion 2.1 as diffusers has it, and OpenCLIP's ViT-H/14 for the image tower
+    python -m mperceiver_jax.convert import sd21-base/ open_clip_model.safetensors --output=priors
+  the same from the hub (OWNER/NAME is whichever copy of SD 2.1-base you use)
+    python -m mperceiver_jax.convert import OWNER/NAME laion/CLIP-ViT-H-14-laion2B-s32B-b79K --output=priors
+  a single original checkpoint; in half the space
+    python -m mperceiver_jax.convert import v2-1_512-ema-pruned.ckpt open_clip_model.safetensors \\
+        --output=priors --dtype=bfloat16
+  a checkpoint of the authors' release, with its adapters
+    python -m mperceiver_jax.convert import mperceiver.ckpt --output=priors
+
+What a file is, is told from its keys: checkpoints of Stable Diffusion and of the MPerceiver release,
+components of diffusers, CLIP of transformers and OpenCLIP; safetensors, sharded with an index, or pickled.
+What several sources have is taken from the first. Every name, shape and value is checked before the directory
+appears. Train with
+
+    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.priors=priors
+
+where --config.priors also takes the sources themselves, separated by commas: they are then converted on
+first use and kept in $XDG_CACHE_HOME/mperceiver_jax/priors.
+"""
 
 import argparse
+from pathlib import Path
+
+from mperceiver_jax.convert.importing import DTYPES, import_priors
+from mperceiver_jax.convert.model_config import add_config_argument, model_of
+from mperceiver_jax.convert.priors import PriorsDirectory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a directory, or a hub repository's id")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="a file, a directory, or a hub repository OWNER/NAME[@REVISION]"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the directory to write")
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default="stored",
+        help="convert the values; stored keeps each tensor's own (default: %(default)s)",
+    )
+    add_config_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    raise ValueError("being written")
+    """Raises FileNotFoundError, FileExistsError or ValueError; nothing is written then."""
+    import_priors(arguments.sources, arguments.output, model_of(arguments.config), arguments.dtype)
+    record = PriorsDirectory(arguments.output).record
+    for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):
+        print(f"licence of the weights: {licence}")
+    print(f"{arguments.output}: {record['parameters']:,} parameters; train with --config.priors={arguments.output}")

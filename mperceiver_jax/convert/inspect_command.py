@@ -1,11 +1,106 @@
-"""say what a file or directory is, which parts it holds, and what a full model still needs"""
+"""say what a file or directory of weights is, which parts it holds, and what a full model still needs
+
+examples:
+  a file of unknown origin
+    python -m mperceiver_jax.convert inspect weights.ckpt
+  what an import of both together would find
+    python -m mperceiver_jax.convert inspect sd21-base/ open_clip_model.safetensors
+  a directory that import wrote
+    python -m mperceiver_jax.convert inspect priors
+
+Nothing is converted; only names, shapes and types are read. Hub repositories are downloaded.
+"""
 
 import argparse
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from mperceiver_jax.command_line import one_line
+from mperceiver_jax.convert.model_config import add_config_argument, model_of
+from mperceiver_jax.convert.parts import PARTS, lacking, part_of
+from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
+from mperceiver_jax.convert.recognition import find_parts, recognise
+from mperceiver_jax.convert.sources import WeightFile, weight_files
+from mperceiver_jax.convert.state_dicts import Found
+from mperceiver_jax.convert.torch_files import StoredTensor, open_tensors
+from mperceiver_jax.models.mperceiver import MPerceiver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a directory, or a hub repository's id")
+    parser.add_argument(
+        "sources", nargs="+", metavar="FILE_OR_DIR", help="a file, a directory, or a hub repository OWNER/NAME"
+    )
+    add_config_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    raise ValueError("being written")
+    """Raises FileNotFoundError or ValueError where a source cannot be used, after all were described."""
+    model = model_of(arguments.config)
+    held: set[str] = set()
+    unusable = []
+    for source in arguments.sources:
+        if is_priors(source):
+            held |= _describe_priors(PriorsDirectory(source))
+            continue
+        for file in weight_files(source):
+            try:
+                held |= _describe(model, file)
+            except ValueError as error:
+                print(f"  not usable: {one_line(error)}")
+                unusable.append(file.name)
+    print()
+    if problems := lacking(model, held):
+        print("For a full model:")
+        print("\n".join(f"  {problem}" for problem in problems))
+    else:
+        print("All that training needs is there.")
+    for part in PARTS:
+        if not part.needed and not any(part_of(path) is part for path in held):
+            print(f"  not there, and not needed to begin: {part.title}")
+    if unusable:
+        raise ValueError(f"not usable: {', '.join(unusable)}")
+
+
+def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
+    tensors = open_tensors(file.path)
+    files = file.files
+    size = sum(part.stat().st_size for part in files)
+    print(f"{file.name}: {len(tensors):,} tensors in {len(files)} file(s), {size / 1e9:.2f} GB")
+    print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
+    print(f"  layout: {recognise(tensors, file.name).title}")
+    found = find_parts(model, tensors, file.name)
+    for part in PARTS:
+        own = {path: tensor for path, tensor in found.items() if part_of(path) is part}
+        if own:
+            stored = [tensor for one in own.values() for tensor in _stored(one)]
+            numbers = ((tensor.dtype, math.prod(tensor.shape)) for tensor in stored)
+            print(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
+    return set(found)
+
+
+def _describe_priors(directory: PriorsDirectory) -> set[str]:
+    values = directory.record["values"]
+    print(f"{directory.path}: priors in our layout, {directory.record['parameters']:,} parameters")
+    for part in PARTS:
+        own = [(dtype, math.prod(shape)) for path, (_, dtype, shape) in values.items() if part_of(path) is part]
+        if own:
+            print(f"  {part.title}: {len(own):,} parameters' arrays, {_types(own)}")
+    for source in directory.record["sources"]:
+        hashes = ", ".join(f"{name} sha256 {value[:16]}..." for name, value in source["sha256"].items())
+        print(f"  from {source['name']} ({source['layout']}; {hashes}); licence: {'; '.join(source['licence'])}")
+    return set(values)
+
+
+def _stored(found: Found) -> tuple[StoredTensor, ...]:
+    return found.tensors
+
+
+def _types(sizes: Iterable[tuple[np.dtype | str, int]]) -> str:
+    """'865,910,724 float32, 77 int64'."""
+    counts: Counter[str] = Counter()
+    for dtype, size in sizes:
+        counts[str(dtype)] += size
+    return ", ".join(f"{size:,} {dtype}" for dtype, size in counts.most_common())

@@ -6,8 +6,10 @@ from mperceiver_jax.convert.clip import text_open_clip
 from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
 from mperceiver_jax.convert.latent_diffusion import autoencoder_release, ir_adapter_release, unet_release
 
-# Tables of the diffusion schedule, stored as buffers.
-SCHEDULE = r"^(betas|alphas_cumprod(_prev)?|(sqrt|log_one_minus|posterior)_\w+)$"
+# Tables of the diffusion schedule, stored as buffers, and the averages that unpruned checkpoints hold besides.
+BYSTANDERS = (
+    r"^(betas|alphas_cumprod(_prev)?|(sqrt|log_one_minus|posterior)_\w+|logvar|lvlb_weights|scale_factor)$|^model_ema\."
+)
 
 
 def mperceiver_release(module: Any) -> AssemblyMap:
@@ -27,5 +29,5 @@ def mperceiver_release(module: Any) -> AssemblyMap:
             "drm": ("drm.", KeyMap()),
         },
         aliases=((r"^image_proj\.", "CM_Inv."),),
-        ignorable=SCHEDULE,
+        ignorable=BYSTANDERS,
     )

@@ -1,7 +1,8 @@
 """Between a module's parameters and a PyTorch state dict: names, transpositions, strictness."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,58 +13,137 @@ from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.models import parameters
 
 
+@dataclass(frozen=True)
+class Found:
+    """A parameter whose tensors are there and of the right shapes, not yet read.
+
+    Attributes:
+        keys: their names in the state dict: one, or the parts of a stack.
+        tensors: arrays, or anything with `shape` that `np.asarray` turns into one.
+        kind: how they relate to our array.
+    """
+
+    keys: tuple[str, ...]
+    tensors: tuple[Any, ...]
+    kind: parameters.Kind
+
+    def read(self) -> np.ndarray:
+        """The parameter's value in our layout."""
+        parts = [_ours(np.asarray(tensor), self.kind) for tensor in self.tensors]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptAside:
+    """Tensors that `load` leaves on a module for `dump`: a plain attribute, no part of its parameters."""
+
+    tensors: Mapping[str, np.ndarray]
+
+
 def from_torch(
-    module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release", optional: str = "(?!)"
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release", optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
     """Translates a state dict into `{path: array}` for exactly the module's parameters.
+
+    Tensors that the original module declares and never uses may be there, all or none: see `dead_tensors`.
 
     Args:
         module: gives the parameters to find; it is not changed.
         tensors: PyTorch names and shapes (conv OIHW, linear (out, in)).
         layout: the family of names: `release`, `diffusers`, `open_clip`, ... as `layouts` lists them.
-        optional: regular expression of *our* paths that may be absent, each by itself; the result then
-            lacks them. By default none may. One parameter is never half there: of a stack that the
-            family stores in parts, all parts are given or none.
+        optional: regular expressions of *our* paths. What one of them matches may be absent, but only all
+            of it together; the result then lacks it. A path belongs to the first that matches.
 
     Raises:
         ValueError: names every missing, unexpected and misshapen key.
     """
+    return {path: found.read() for path, found in match(module, tensors, layout, optional).items()}
+
+
+def match(
+    module: nnx.Module,
+    tensors: Mapping[str, Any],
+    layout: str = "release",
+    optional: Sequence[str] = (),
+    where: str = "",
+) -> dict[str, Found]:
+    """Finds a module's parameters in a state dict by names and shapes, without reading a value.
+
+    Args:
+        tensors: anything with a `shape`; otherwise as in `from_torch`.
+        where: stands before the module's own paths, in the result and for `optional`.
+
+    Raises:
+        ValueError: as `from_torch`.
+    """
     names = keymap(module, layout)
     tensors = _canonical(tensors, names)
-    values: dict[str, np.ndarray] = {}
+    variables = parameters.declared(module)
+    groups = {path: _group(where + path, optional) for path in variables}
+    there = {groups[path] for path in variables if any(key in tensors for key in names.keys(path))}
+    found: dict[str, Found] = {}
     used: set[str] = set()
     missing, misshapen = [], []
-    for path, variable in parameters.declared(module).items():
+    for path, variable in variables.items():
         keys, kind, shape = names.keys(path), names.kind(path, variable.kind), variable.get_value().shape
         used.update(keys)
-        if re.match(optional, path) and not any(key in tensors for key in keys):
+        if groups[path] is not None and groups[path] not in there:
             continue
         expected = (*shape[:-1], shape[-1] // len(keys)) if len(keys) > 1 else tuple(shape)
-        parts = []
         for key in keys:
             if key not in tensors:
                 missing.append(key)
-                continue
-            parts.append(_ours(np.asarray(tensors[key]), kind))
-            if parts[-1].shape != expected:
+            elif _our_shape(tuple(tensors[key].shape), kind) != expected:
                 theirs = _theirs(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
                 misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
         if not missing and not misshapen:
-            values[path] = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+            found[where + path] = Found(keys, tuple(tensors[key] for key in keys), kind)
+    dead = names.dead if any(key in tensors for key in names.dead) else {}
+    for key, wanted in dead.items():
+        if key not in tensors:
+            missing.append(key)
+        elif tuple(tensors[key].shape) != wanted:
+            misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {wanted} expected")
+    for key, value in names.buffers.items():
+        if key in tensors and tuple(tensors[key].shape) != value.shape:
+            misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {value.shape} expected")
+    used.update(dead, names.buffers)
     unexpected = [key for key in tensors if key not in used and not names.ignored(key)]
     problems = [
-        f"{len(found)} {what}: " + "; ".join(sorted(found)[:20]) + (" ..." if len(found) > 20 else "")
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if found
+        f"{len(some)} {what}: " + "; ".join(sorted(some)[:20]) + (" ..." if len(some) > 20 else "")
+        for what, some in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if some
     ]
     if problems:
         name = type(module).__name__
         raise ValueError(f"The tensors are no {name} in layout {layout!r}. " + " | ".join(problems))
-    return values
+    return found
 
 
-def to_torch(module: nnx.Module, values: Mapping[str, Any], layout: str = "release") -> dict[str, np.ndarray]:
-    """Translates `{path: array}` into a state dict; the exact inverse of `from_torch`."""
+def dead_tensors(
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release"
+) -> dict[str, np.ndarray]:
+    """Those tensors of a state dict that `from_torch` accepts and the module has no use for, by their keys.
+
+    Kept beside the parameters, they make `to_torch` give the whole state dict back.
+    """
+    names = keymap(module, layout)
+    tensors = _canonical(tensors, names)
+    return {key: np.asarray(tensors[key]) for key in (*names.dead, *names.buffers) if key in tensors}
+
+
+def to_torch(
+    module: nnx.Module,
+    values: Mapping[str, Any],
+    layout: str = "release",
+    dead: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Translates `{path: array}` into a state dict; the exact inverse of `from_torch`.
+
+    Args:
+        dead: what `dead_tensors` found. The original module loads strictly only with them, so where there
+            are none, zeros stand for them, and for buffers what follows from the sizes.
+    """
     names = keymap(module, layout)
     variables = parameters.declared(module)
     absent = sorted(set(variables) - set(values))
@@ -73,6 +153,11 @@ def to_torch(module: nnx.Module, values: Mapping[str, Any], layout: str = "relea
     for path, variable in variables.items():
         for key, tensor in theirs(names, path, variable.kind, np.asarray(values[path])).items():
             tensors[key] = np.asarray(tensor, order="C")
+    kept = dead or {}
+    for key, shape in names.dead.items():
+        tensors[key] = np.asarray(kept[key]) if key in kept else np.zeros(shape, np.float32)
+    for key, value in names.buffers.items():
+        tensors[key] = np.asarray(kept.get(key, value))
     return tensors
 
 
@@ -87,15 +172,24 @@ def theirs(
 
 
 def load(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release") -> nnx.Module:
-    """Fills a module in place from a state dict (see `from_torch`) and returns it."""
+    """Fills a module in place from a state dict (see `from_torch`) and returns it.
+
+    Tensors that the module has no use for are kept on it for `dump`.
+    """
     values = from_torch(module, tensors, layout)
     parameters.assign(module, {path: np.asarray(value, order="C") for path, value in values.items()})
+    module.kept_aside = KeptAside(dead_tensors(module, tensors, layout))  # type: ignore[attr-defined]
     return module
 
 
 def dump(module: nnx.Module, layout: str = "release") -> dict[str, np.ndarray]:
     """The state dict of a filled module; the exact inverse of `load`."""
-    return to_torch(module, parameters.split(module)[1], layout)
+    aside = getattr(module, "kept_aside", KeptAside({}))
+    return to_torch(module, parameters.split(module)[1], layout, aside.tensors)
+
+
+def _group(path: str, optional: Sequence[str]) -> int | None:
+    return next((i for i, pattern in enumerate(optional) if re.match(pattern, path)), None)
 
 
 def _canonical(tensors: Mapping[str, np.ndarray], names: KeyMap | AssemblyMap) -> dict[str, np.ndarray]:
@@ -118,6 +212,17 @@ def _ours(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:
             tensor = tensor[..., 0]
         return tensor.T if tensor.ndim == 2 else tensor
     return tensor
+
+
+def _our_shape(shape: tuple[int, ...], kind: parameters.Kind) -> tuple[int, ...]:
+    """The shape of `_ours` of a tensor of this shape."""
+    if kind == "conv" and len(shape) == 4:
+        return shape[2], shape[3], shape[1], shape[0]
+    if kind == "linear" and len(shape) > 1:
+        while len(shape) > 2 and shape[-1] == 1:
+            shape = shape[:-1]
+        return shape[::-1] if len(shape) == 2 else shape
+    return shape
 
 
 def _theirs(value: np.ndarray, kind: parameters.Kind, trailing_axes: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,8 @@ from jax.experimental import multihost_utils
 
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE_BYTES = 4096
+
+Result = TypeVar("Result")
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
@@ -102,6 +104,27 @@ def on_first_process(action: Callable[[], None]) -> None:
         raise failure
     if received:
         raise ValueError(received.decode(errors="replace"))
+
+
+def on_every_process(action: Callable[[], Result]) -> Result:
+    """Runs `action` in every process; if it fails in one, all fail, so that none is left waiting for others.
+
+    Raises:
+        Exception: the action's own where it failed; ValueError in the others.
+    """
+    if jax.process_count() == 1:
+        return action()
+    failure: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    failed = multihost_utils.process_allgather(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed.any():
+        raise ValueError(f"failed in process {int(np.argmax(failed))}; its own message says why")
+    return result
 
 
 class Preempted(Exception):

@@ -1,22 +1,23 @@
 """Where parameters come from: initial values, published priors, and the stages already trained."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mperceiver_jax import convert
 from mperceiver_jax.config import ConfigError, Experiment
+from mperceiver_jax.convert.importing import priors_directory
+from mperceiver_jax.convert.parts import lacking, listed
+from mperceiver_jax.convert.priors import PriorsDirectory
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training.checkpoints import Checkpoints
+from mperceiver_jax.training.runtime import on_every_process
 
 Place = Callable[[str, np.ndarray], Any]
-
-# What MPerceiver adds to the published models: a file of priors may lack it.
-ADDED = r"unet\..*\.spade\.|ir_adapter\.|cm_inv\.|tp$|drm\.|predictor\.fc[12]\."
 
 
 def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
@@ -26,20 +27,57 @@ def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
 def starting_values(experiment: Experiment, model: MPerceiver, place: Place) -> Params:
     """Initial values, with the published priors in their place where the experiment names some.
 
+    Published weights are converted on first use (`convert.importing.priors_directory`). In a distributed
+    run every process must call this.
+
     Args:
-        place: puts each float32 array where it belongs, one at a time.
+        place: puts each array where it belongs, one at a time.
 
     Raises:
         ConfigError: the priors cannot be used; says why.
     """
-    priors: Params = {}
-    if experiment.priors:
+    given: Params = {}
+    if (directory := _priors(experiment, model)) is not None:
         try:
-            tensors = convert.read_torch(experiment.priors)
-            priors = convert.from_torch(model, tensors, layout="release", optional=ADDED)
-        except (ValueError, OSError) as error:
+            given = {path: place(path, value) for path, value in directory.values()}
+        except ValueError as error:
             raise ConfigError(f"config.priors: {error}") from error
-    return parameters.initial_values(model, experiment.seed, place, priors)
+    return parameters.initial_values(model, experiment.seed, place, given)
+
+
+def starting_readers(experiment: Experiment, model: MPerceiver) -> dict[str, Callable[[], np.ndarray]]:
+    """`starting_values` one by one: for every path, what reads or makes its value. For one process."""
+    readers: dict[str, Callable[[], np.ndarray]] = {
+        path: partial(parameters.initial_value, path, variable, experiment.seed)
+        for path, variable in parameters.declared(model).items()
+    }
+    if (directory := _priors(experiment, model)) is not None:
+        readers |= {path: partial(directory.read, path) for path in directory.shapes}
+    return readers
+
+
+def _priors(experiment: Experiment, model: MPerceiver) -> PriorsDirectory | None:
+    if not experiment.priors:
+        return None
+    try:
+        return on_every_process(lambda: _fitting(priors_directory(experiment.priors, model), model))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"config.priors: {error}") from error
+
+
+def _fitting(directory: PriorsDirectory, model: MPerceiver) -> PriorsDirectory:
+    """The directory, if it holds a model of this kind with all that training needs."""
+    declared = {path: tuple(v.get_value().shape) for path, v in parameters.declared(model).items()}
+    wrong = [
+        f"{path} {shape} (expected: {declared.get(path, 'nothing of that name')})"
+        for path, shape in directory.shapes.items()
+        if declared.get(path) != shape
+    ]
+    if wrong:
+        raise ValueError(f"{directory.path}: priors of another model: {listed(wrong, 5)}")
+    if problems := lacking(model, directory.shapes):
+        raise ValueError(f"{directory.path}: " + "; ".join(problems))
+    return directory
 
 
 def trained_values(

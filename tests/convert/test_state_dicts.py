@@ -12,9 +12,7 @@ from mperceiver_jax.models.predictor import DegradationPredictor, PredictorConfi
 from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig
 
 VISION = VisionConfig(image_size=8, patch_size=4, width=8, layers=2, heads=2, embed_width=6)
-TEXT = TextConfig(
-    width=8, layers=2, layers_run=1, heads=2, vocabulary=5, context_length=6, projection_width=6
-)
+TEXT = TextConfig(width=8, layers=2, layers_run=1, heads=2, vocabulary=5, context_length=6, projection_width=6)
 MODULES = {
     "AutoencoderKL": lambda: AutoencoderKL(VAEConfig(base_channels=8, channel_mult=(1, 2), groups=4)),
     "VisionTower": lambda: VisionTower(VISION),
@@ -149,18 +147,29 @@ def test_published_sizes_are_consumed_whole(name):
     assert sum(value.size for value in values.values()) == sum(value.size for value in state.values())
 
 
-def test_optional_parameters_may_be_absent_one_by_one_but_not_in_halves():
+def test_optional_parameters_may_be_absent_together_but_not_in_halves():
     module = parameters.initialise(MODULES["VisionTower"]())
     tensors = convert.dump(module, "transformers")
-    part = "vision_model.encoder.layers.1.self_attn.{}_proj.bias"
-    some = {k: v for k, v in tensors.items() if k not in [part.format(p) for p in "qkv"]}
-    optional = r"transformer\.resblocks\.1\.attn\.in_proj_bias$"
+    block = "vision_model.encoder.layers.1."
+    some = {key: value for key, value in tensors.items() if not key.startswith(block)}
+    optional = [r"transformer\.resblocks\.1\."]
     values = convert.from_torch(module, some, "transformers", optional=optional)
     absent = set(parameters.declared(module)) - set(values)
-    assert absent == {"transformer.resblocks.1.attn.in_proj_bias"}
+    assert absent and all(path.startswith("transformer.resblocks.1.") for path in absent)
     del some["vision_model.post_layernorm.bias"]
     with pytest.raises(ValueError, match=r"1 missing: vision_model\.post_layernorm\.bias"):
         convert.from_torch(module, some, "transformers", optional=optional)
-    del tensors[part.format("q")]
+    del tensors[block + "self_attn.q_proj.bias"]
     with pytest.raises(ValueError, match=r"1 missing: .*q_proj\.bias"):
         convert.from_torch(module, tensors, "transformers", optional=optional)
+
+
+def test_matching_reads_no_value():
+    class Announced:
+        def __init__(self, shape):
+            self.shape = shape
+
+    module = MODULES["VisionTower"]()
+    tensors = {k: Announced(v.shape) for k, v in convert.dump(parameters.initialise(module), "transformers").items()}
+    found = convert.state_dicts.match(module, tensors, "transformers", where="predictor.model.")
+    assert found.keys() == {f"predictor.model.{path}" for path in parameters.declared(module)}

@@ -1,5 +1,10 @@
 """Reading and writing tensor files."""
 
+import json
+import sys
+import types
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -54,17 +59,139 @@ def test_missing_file(tmp_path):
         convert.read_torch(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ""])
-def test_files_that_could_hold_code_are_not_opened(tmp_path, suffix):
+def test_files_of_other_kinds_are_refused(tmp_path):
+    (tmp_path / "weights.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"weights\.h5: a file of another kind; .*\.safetensors, \.ckpt"):
+        convert.read_torch(tmp_path / "weights.h5")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ".pth"])
+def test_pickles_are_read_for_their_tensors(tmp_path, suffix):
+    torch = pytest.importorskip("torch")
     path = tmp_path / f"weights{suffix}"
-    path.write_bytes(b"\x80\x04.")
-    with pytest.raises(ValueError, match=r"only \.safetensors"):
+    tensors = {key: torch.from_numpy(value) for key, value in TENSORS.items()}
+    tensors["brain"] = torch.tensor([[0.5, 3.0]], dtype=torch.bfloat16).T
+    torch.save(tensors, path)
+    found = convert.read_torch(path)
+    assert found.keys() == tensors.keys()
+    for key, value in TENSORS.items():
+        assert found[key].dtype == value.dtype and np.array_equal(found[key], value), key
+    assert found["brain"].shape == (2, 1) and list(found["brain"].astype(np.float32)[:, 0]) == [0.5, 3.0]
+    # The format before 2020, which cannot be mapped.
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    assert np.array_equal(convert.read_torch(path)["matrix"], TENSORS["matrix"])
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_pickles_is_not_run(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    path, victim = tmp_path / "weights.ckpt", tmp_path / "victim"
+    content = {"state_dict": {"a": torch.ones(1)}, "callbacks": Harm(victim)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"weights\.ckpt: damaged, or holds more than tensors.*open"):
         convert.read_torch(path)
+    assert not victim.exists()
+
+
+def test_what_lightning_leaves_beside_the_tensors_is_passed_over(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(name)
+    exec("class ModelCheckpoint: pass\nclass LooseDict(dict): pass", module.__dict__)
+    packages = ["pytorch_lightning", "pytorch_lightning.callbacks", name]
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, module if package == name else types.ModuleType(package))
+    state = module.ModelCheckpoint()
+    state.best = 0.5
+    loose = module.LooseDict(rate=1e-4)
+    content = {"state_dict": {"a": torch.ones(2)}, "callbacks": {module.ModelCheckpoint: state}, "hyper": loose}
+    torch.save(content, tmp_path / "weights.ckpt")
+    for package in packages:
+        monkeypatch.delitem(sys.modules, package)
+    assert list(convert.read_torch(tmp_path / "weights.ckpt")["a"]) == [1, 1]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-200], lambda data: data[:30], lambda data: b""])
+def test_damaged_pickles_are_named(tmp_path, damage):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "weights.ckpt"
+    torch.save({"a": torch.ones(500)}, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"weights\.ckpt: damaged"):
+        convert.read_torch(path)
+
+
+def test_tensors_larger_than_their_file_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(1).expand(2**40)}, tmp_path / "bomb.pt")
+    with pytest.raises(ValueError, match=r"bomb\.pt: a claims .* bytes, more than the file has"):
+        convert.read_torch(tmp_path / "bomb.pt")
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(1)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"bomb\.pt: compressed"):
+        convert.read_torch(tmp_path / "bomb.pt")
+
+
+def test_shards_are_read_by_their_index(tmp_path):
+    convert.write_safetensors(tmp_path / "m-1-of-2.safetensors", {"a": TENSORS["matrix"]})
+    convert.write_safetensors(tmp_path / "m-2-of-2.safetensors", {"b": TENSORS["half"]})
+    index = tmp_path / "m.safetensors.index.json"
+    places = {"a": "m-1-of-2.safetensors", "b": "m-2-of-2.safetensors"}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    found = convert.read_torch(index)
+    assert found.keys() == {"a", "b"} and np.array_equal(found["b"], TENSORS["half"])
+    for bad, told in [
+        (json.dumps({"weight_map": {**places, "c": "m-1-of-2.safetensors"}}), r"c should be in m-1-of-2"),
+        (json.dumps({"weight_map": {"a": "../secret.safetensors"}}), r"no shards beside it"),
+        (json.dumps({"weight_map": {"a": 3}}), r"damaged"),
+        ("{", r"damaged"),
+    ]:
+        index.write_text(bad)
+        with pytest.raises(ValueError, match=rf"index\.json: .*{told}"):
+            convert.read_torch(index)
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors: no such file"):
+        convert.read_torch(index)
+
+
+def test_opening_reads_no_tensor(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    convert.write_safetensors(path, TENSORS)
+    opened = convert.torch_files.open_tensors(path)
+    assert {key: (t.shape, t.dtype) for key, t in opened.items()} == {
+        key: (value.shape, value.dtype) for key, value in TENSORS.items()
+    }
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        opened["matrix"].read()
 
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda data: data[:-4], lambda data: data[:20], lambda data: b"", lambda data: b"PK\x03\x04" * 30],
+    [
+        lambda data: data[:-4],
+        lambda data: data[:20],
+        lambda data: b"",
+        lambda data: b"PK\x03\x04" * 30,
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data + b"more",
+        lambda data: data.replace(b'"shape":[2,3]', b'"shape":[9,9]'),
+        lambda data: (10**6).to_bytes(8, "little") + b"[" * 10**6,
+    ],
 )
 def test_damaged_files_are_named(tmp_path, damage):
     path = tmp_path / "weights.safetensors"

@@ -1,0 +1,206 @@
+"""From published weights to a directory of priors: found, checked as a whole, then converted one by one."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mperceiver_jax.config import to_mapping
+from mperceiver_jax.convert.parts import lacking, part_of
+from mperceiver_jax.convert.priors import FORMAT, PriorsDirectory, check_vacant, is_priors, write_priors
+from mperceiver_jax.convert.recognition import find_parts, recognise
+from mperceiver_jax.convert.sources import WeightFile, weight_files
+from mperceiver_jax.convert.state_dicts import Found
+from mperceiver_jax.convert.torch_files import open_tensors
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training.progress import progress_bar
+
+DTYPES: dict[str, Any] = {
+    "stored": None,
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""What values can be converted to; `stored` keeps each tensor's own (float64 becomes float32)."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one weight file gives to a model.
+
+    Attributes:
+        file: where it is.
+        layout: what the file is, in words.
+        found: {our path: its tensors}, without what an earlier file gave.
+    """
+
+    file: WeightFile
+    layout: str
+    found: dict[str, Found]
+
+    @property
+    def parts(self) -> list[str]:
+        """Titles of the parts it gives, in a fixed order."""
+        return list(dict.fromkeys(part_of(path).title for path in self.found))
+
+
+def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contribution]:
+    """Looks into sources: what each file holds, all names and shapes checked, no value read.
+
+    A parameter that several files have is taken from the first.
+
+    Raises:
+        FileNotFoundError, ValueError: see `weight_files`, `open_tensors` and `find_parts`.
+    """
+    result: list[Contribution] = []
+    taken: set[str] = set()
+    for source in sources:
+        for file in weight_files(source):
+            tensors = open_tensors(file.path)
+            found = find_parts(model, tensors, file.name)
+            own = {path: tensor for path, tensor in found.items() if path not in taken}
+            taken |= own.keys()
+            result.append(Contribution(file, recognise(tensors, file.name).title, own))
+    return result
+
+
+def import_priors(
+    sources: Sequence[str],
+    output: str | Path,
+    model: MPerceiver,
+    dtype: str = "stored",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Converts published weights into a directory of priors that holds all that training needs.
+
+    Args:
+        sources: paths or hub repositories, see `weight_files`; together a full model.
+        output: the directory to write.
+        model: built abstractly; says which parameters there are, and their shapes.
+        dtype: one of `DTYPES`.
+        say: told what is found.
+
+    Raises:
+        FileExistsError: `output` is there already.
+        FileNotFoundError, ValueError: the sources cannot be used; names files and keys. Nothing is written.
+    """
+    check_vacant(output)
+    given = contributions(model, sources)
+    for contribution in given:
+        say(f"{contribution.file.name}: {contribution.layout}, {', '.join(contribution.parts) or 'nothing new'}")
+    found = {path: tensors for contribution in given for path, tensors in contribution.found.items()}
+    if problems := lacking(model, found):
+        raise ValueError(f"{', '.join(sources)}: " + "; ".join(problems))
+    hashes = _hashes(given)
+    records = [
+        {
+            "name": contribution.file.name,
+            "layout": contribution.layout,
+            "parts": contribution.parts,
+            "sha256": {file.name: hashes[file] for file in contribution.file.files},
+            "licence": sorted({part_of(path).licence for path in contribution.found}),
+        }
+        for contribution in given
+    ]
+    order = [path for path in parameters.declared(model) if path in found]
+    with progress_bar("importing", len(order)) as bar:
+
+        def values() -> Iterator[tuple[str, np.ndarray]]:
+            for path in order:
+                yield path, converted(found[path], DTYPES[dtype])
+                bar.update(1)
+
+        write_priors(output, values(), records)
+    return Path(output)
+
+
+def converted(found: Found, dtype: np.dtype | None) -> np.ndarray:
+    """A parameter's value, contiguous, in another dtype or its own.
+
+    Raises:
+        ValueError: values that are no floating-point numbers, not finite, or too large for the dtype; names
+            file and key.
+    """
+    tensor = found.tensors[0]
+    where = f"{tensor.file}: {', '.join(found.keys)}"
+    value = found.read()
+    # `kind` of bfloat16 is V in numpy's eyes.
+    if value.dtype != ml_dtypes.bfloat16 and value.dtype.kind != "f":
+        raise ValueError(f"{where}: holds {value.dtype}, not floating-point numbers")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{where}: holds values that are not finite")
+    own = np.dtype(np.float32) if value.dtype == np.float64 else value.dtype
+    with np.errstate(over="ignore"):
+        result = value.astype(dtype or own, order="C")
+    if result.dtype.itemsize < value.dtype.itemsize and not np.isfinite(result).all():
+        raise ValueError(f"{where}: too large for {result.dtype}; choose another --dtype")
+    return result
+
+
+def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:
+    """The directory that `config.priors` means; published weights are converted on first use.
+
+    Args:
+        priors: a directory of priors, or sources of `import_priors` separated by commas. Their
+            conversion is kept in `$XDG_CACHE_HOME/mperceiver_jax/priors` (`~/.cache` by default), by
+            the path, size and date of local files or the name of a repository. Processes that share
+            the cache wait for the one that converts.
+
+    Raises:
+        FileNotFoundError, ValueError: see `import_priors` and `PriorsDirectory`.
+    """
+    if is_priors(priors):
+        return PriorsDirectory(priors)
+    sources = [source.strip() for source in priors.split(",") if source.strip()]
+    identity = json.dumps([FORMAT, to_mapping(model.config), [_identity(source) for source in sources]])
+    directory = _cache() / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(directory.with_suffix(".lock")):
+        if not is_priors(directory):
+            import_priors(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
+            print(f"importing: kept in {directory}", flush=True)
+    return PriorsDirectory(directory)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).expanduser().absolute() / "mperceiver_jax" / "priors"
+
+
+def _identity(source: str) -> list[Any]:
+    """What tells a source from another, without reading it."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return [source]
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return [str(path.resolve()), *((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _hashes(given: Sequence[Contribution]) -> dict[Path, str]:
+    files = [file for contribution in given for file in contribution.file.files]
+    hashes = {}
+    with progress_bar("hashing", sum(file.stat().st_size for file in files)) as bar:
+        for file in files:
+            digest = hashlib.sha256()
+            with open(file, "rb") as content:
+                while block := content.read(2**20):
+                    digest.update(block)
+                    bar.update(len(block))
+            hashes[file] = digest.hexdigest()
+    return hashes

@@ -1,0 +1,34 @@
+"""Which sizes of model a conversion expects."""
+
+import argparse
+import runpy
+from pathlib import Path
+
+from mperceiver_jax.config import from_mapping
+from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="the experiment whose model is meant (default: the published sizes, as in configs/allinone.py:sd21)",
+    )
+
+
+def model_of(config: str | None) -> MPerceiver:
+    """The abstract model of a config file; of the published sizes when None.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be used.
+    """
+    if config is None:
+        return MPerceiver(MPerceiverConfig.sd21())
+    file, _, variant = config.partition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--config: {file}: no such file")
+    get_config = runpy.run_path(file).get("get_config")
+    if get_config is None:
+        raise ValueError(f"--config: {file} has no get_config")
+    mapping = get_config(variant) if variant else get_config()
+    return MPerceiver(from_mapping(MPerceiverConfig, mapping.model.to_dict(), "config.model"))

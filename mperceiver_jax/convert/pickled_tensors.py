@@ -1,0 +1,151 @@
+"""PyTorch's pickled checkpoints (.ckpt, .bin, .pt, .pth), opened for their tensors only.
+
+torch's weights-only reader builds tensors and plain containers and refuses everything else.
+The one addition: objects that Lightning leaves beside the tensors (the state of callbacks,
+hyperparameters) become empty shells, since published checkpoints contain them.
+"""
+
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+
+# Where frameworks keep the tensors within a checkpoint; averages before what they are averages of.
+_CONTAINERS = ("state_dict", "params_ema", "params")
+_BYSTANDERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+# Pages of a mapped file stay in memory until it is closed; it is opened anew after so many bytes.
+_REOPEN_AFTER = 256 * 2**20
+
+Entry = tuple[tuple[int, ...], np.dtype | str, Callable[[], np.ndarray]]
+
+
+def open_pickled(path: Path) -> dict[str, Entry]:
+    """{key: (shape, dtype, function that reads the values)}; a dtype unknown to numpy is given by its name.
+
+    Raises:
+        ValueError: torch is not installed; the file is damaged, or holds more than tensors; names the file.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: reading pickled checkpoints takes torch (pip install 'mperceiver-jax[torch]'); "
+            ".safetensors files are read without"
+        ) from error
+    file = _MappedFile(path)
+    found: dict[str, Entry] = {}
+    for key, tensor in file.tensors().items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(f"{path}: {key} is no plain tensor (sparse or quantised)")
+        found[key] = (tuple(tensor.shape), _dtype(tensor), lambda key=key: file.read(key))  # type: ignore[misc]
+    if not found:
+        raise ValueError(f"{path}: holds no tensors")
+    return found
+
+
+class _MappedFile:
+    """A checkpoint whose tensors are views of the file."""
+
+    def __init__(self, path: Path):
+        self._path, self._state, self._read = path, _load(path), 0
+
+    def tensors(self) -> dict[str, Any]:
+        return self._state
+
+    def read(self, key: str) -> np.ndarray:
+        if self._read > _REOPEN_AFTER:
+            self._state = {}
+            self._state, self._read = _load(self._path), 0
+        tensor = self._state[key]
+        size = math.prod(tensor.shape) * tensor.element_size()
+        if size > self._path.stat().st_size:
+            raise ValueError(f"{self._path}: {key} claims {size:,} bytes, more than the file has")
+        self._read += size
+        return _numpy(tensor).copy()
+
+
+class _Shell:
+    """Stands for an object that is no tensor; takes any state and does nothing with it."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Shell":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint by their keys, as views of the mapped file."""
+    import torch
+
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError(f"{path}: compressed, as PyTorch never writes; not read")
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        else:
+            unknown = []
+        # torch fills plain mappings only, so what is one by its name becomes one.
+        shells: list[Any] = [
+            (OrderedDict if name.endswith("Dict") else _Shell, name) for name in unknown if name.startswith(_BYSTANDERS)
+        ]
+        with torch.serialization.safe_globals(shells):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: damaged, or holds more than tensors, which could run code ({_gist(error)}); not read. "
+            "Take a .safetensors file, or save the bare state dict where you trust the file"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path}: damaged, or no PyTorch checkpoint ({_gist(error)})") from error
+    return _tensors(content, path)
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Any]:
+    import torch
+
+    for name in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds no state dict but a {type(content).__name__}")
+    return {str(key): value.detach() for key, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _dtype(tensor: Any) -> np.dtype | str:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    except TypeError:
+        return str(tensor.dtype).removeprefix("torch.")
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _gist(error: BaseException) -> str:
+    """What torch says was found, without its advice."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    _, _, telling = text.rpartition("WeightsUnpickler error: ")
+    return telling.partition(" Please use")[0].partition(" Check the documentation")[0][:200].rstrip(". ")
