@@ -4,6 +4,9 @@ float32 on any device, to about 1e-5 what `evaluate.metrics` computes in float64
 need trained weights, are `models.lpips` and `models.dists`. Images are (b, h, w, channels) in [0, 1], clipped.
 """
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -63,8 +66,9 @@ def _parts(x: Array, y: Array, name: WindowName) -> tuple[Array, Array]:
     def blur(values: Array) -> Array:
         # Shifted sums: exact float32 on every device, where a convolution may compute in bfloat16.
         height, width = values.shape[1] - size + 1, values.shape[2] - size + 1
-        rows = sum(w * values[:, k : k + height] for k, w in enumerate(window.weights))
-        return sum(w * rows[:, :, k : k + width] for k, w in enumerate(window.weights))
+        add = functools.partial(functools.reduce, operator.add)
+        rows = add([w * values[:, k : k + height] for k, w in enumerate(window.weights)])
+        return add([w * rows[:, :, k : k + width] for k, w in enumerate(window.weights)])
 
     return ssim_parts(x, y, blur, window.sample)
 

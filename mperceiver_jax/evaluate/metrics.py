@@ -161,9 +161,7 @@ def _halved(image: np.ndarray) -> np.ndarray:
 def _prepared(image: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     image, truth = np.asarray(image), np.asarray(truth)
     if image.shape != truth.shape or image.ndim != 3:
-        raise ValueError(
-            f"images to compare must have one shape (h, w, channels), got {image.shape}, {truth.shape}"
-        )
+        raise ValueError(f"images to compare must have one shape (h, w, channels), got {image.shape}, {truth.shape}")
     for values in (image, truth):
         if not np.issubdtype(values.dtype, np.floating):
             raise ValueError(f"images to compare must be float in [0, 1], got {values.dtype}")

@@ -105,9 +105,7 @@ def _halved(grey: np.ndarray) -> np.ndarray:
     weights /= weights.sum()
     for axis in (0, 1):
         # Eight taps have their centre at index 4; the first output lies between the pixels 0 and 1.
-        grey = np.take(
-            correlate1d(grey, weights, axis, mode="reflect"), np.arange(1, grey.shape[axis], 2), axis
-        )
+        grey = np.take(correlate1d(grey, weights, axis, mode="reflect"), np.arange(1, grey.shape[axis], 2), axis)
     return grey
 
 

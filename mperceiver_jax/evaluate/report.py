@@ -167,7 +167,7 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
             f"- **Restoration is worse than leaving the picture alone**, by at least one metric, on "
             f"{len(worse)} of {len(tasks)} tasks: {', '.join(worse)}."
         )
-    return _table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {remark}" for remark in remarks])
+    return table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {remark}" for remark in remarks])
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
@@ -190,21 +190,22 @@ def _predictor(predictor: Mapping[str, Any]) -> str:
         classes = predictor.get("classes") or [str(i) for i in range(len(confusion))]
         rows = [[name, *(_number(n, 0) for n in row)] for name, row in zip(classes, confusion, strict=True)]
         text.append("Rows are the true class, columns the predicted one.")
-        text.append(_table(["true \\ predicted", *classes], rows))
+        text.append(table(["true \\ predicted", *classes], rows))
     return "\n\n".join(text)
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for stage in stages for key in stage))
     rows = [[_cell(stage.get(column)) for column in columns] for stage in stages]
-    return _table([column.replace("_", " ") for column in columns], rows)
+    return table([column.replace("_", " ") for column in columns], rows)
 
 
 def _pairs(header: Sequence[str], values: Mapping[str, Any], decimals: int) -> str:
-    return _table(header, [[name, _number(value, decimals)] for name, value in values.items()])
+    return table(header, [[name, _number(value, decimals)] for name, value in values.items()])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
     align = ["---"] + ["---:"] * (len(header) - 1)
     lines = []
     for line in [header, align, *rows]:

@@ -1,0 +1,271 @@
+"""The evaluation command: figures under a stated protocol. `python -m mperceiver_jax.evaluate --help`."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mperceiver_jax.evaluate.protocols import Protocol, describe, load_protocol, protocol_names
+
+if TYPE_CHECKING:
+    from mperceiver_jax.evaluate.runner import Subject
+
+EXAMPLES = """\
+examples:
+  what protocols there are, what they measure and their traps
+    python -m mperceiver_jax.evaluate protocols
+    python -m mperceiver_jax.evaluate protocols promptir-3task
+  a trained model
+    python -m mperceiver_jax.evaluate --checkpoint=runs/small --protocol=promptir-3task --data=DIR --output=figures
+  another system's pictures, DIR/<set>/<name of the degraded picture>.png, by the same ruler
+    python -m mperceiver_jax.evaluate --outputs=DIR --protocol=promptir-3task --data=DATA --output=peer --title=NLM
+  any two folders
+    python -m mperceiver_jax.evaluate --outputs=restored --protocol=folder --data=truths
+    python -m mperceiver_jax.evaluate --checkpoint=runs/small --protocol=folder --set=folder=rainy,clean
+  more metrics, and an earlier evaluation in the same table
+    python -m mperceiver_jax.evaluate --outputs=DIR --protocol=cdd11 --data=DATA --metrics=psnr,ssim,lpips_alex,dists \\
+      --beside=peer
+
+Written to --output: images.csv (every picture), report.json, report.md (tables, with published figures),
+index.html (worst and best pictures with a slider; open it from the file system), restored/ (of a model).
+An evaluation that was interrupted goes on when the same command is given again.
+
+metrics: psnr, ssim (as the protocol says), psnr_y, ssim_y (luma), ms_ssim; lpips_alex, lpips_vgg (pip install
+mperceiver-jax[lpips]); dists ([dists]); niqe (--niqe-model); fid, kid (--features).
+
+exit status: 0 measured; 1 something could not be read, restored or measured; 2 nothing was begun, the message says why.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m mperceiver_jax.evaluate",
+        description="Measure a trained model, or another system's pictures, under a published protocol.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("command", nargs="?", choices=["protocols"], help="print the protocols and stop")
+    add("names", nargs="*", metavar="PROTOCOL", help="only these")
+    what = result.add_mutually_exclusive_group()
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="workdir of a training run")
+    what.add_argument("--outputs", type=Path, metavar="DIR", help="pictures that any system restored")
+    add("--protocol", metavar="NAME", help=f"{', '.join(protocol_names())}, or your own .toml file")
+    add("--data", type=Path, metavar="DIR", help="folder of the test sets; `protocols` shows what is looked for in it")
+    add("--output", type=Path, metavar="DIR", help="results (default: evaluations/PROTOCOL-TITLE)")
+    add("--title", help="in tables (default: name of the folder that is evaluated)")
+    add("--sets", metavar="A,B", help="only these sets")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=[LQ,]GT",
+        help="folders of a set, degraded and clean, in place of the protocol's; may be repeated",
+    )
+    add("--pairing", metavar="RULE", help="stem, prefix, or PATTERN=>REPLACEMENT from a degraded stem to a clean one")
+    add("--partial", action="store_true", help="measure what is there; the report says what is missing")
+    add("--restart", action="store_true", help="forget what was measured before")
+    add("--metrics", metavar="A,B", help="in place of the protocol's")
+    add("--niqe-model", type=Path, metavar="FILE", help="modelparameters.mat of NIQE's authors")
+    add(
+        "--features",
+        metavar="NET",
+        help="for fid and kid: vgg16, a TorchScript file such as inception-2015-12-05.pt, or MODULE:FUNCTION",
+    )
+    add(
+        "--beside", action="append", default=[], metavar="DIR", help="--output of an earlier evaluation, for the tables"
+    )
+    add("--show", type=int, default=6, metavar="N", help="worst and best pictures on the page (default: %(default)s)")
+    add("--batch-size", type=int, metavar="N", help="pictures of one size at a time (default: one per device)")
+    model = result.add_argument_group("with --checkpoint")
+    model.add_argument("--sampler", help="as in the restore command (default: as configured)")
+    model.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: as configured)")
+    model.add_argument("--seed", type=int, default=42, metavar="N", help="of the starting noise (default: %(default)s)")
+    model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
+    model.add_argument("--priors", type=Path, metavar="PATH", help="published weights, if they have moved")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "protocols":
+            print("\n\n".join(describe(load_protocol(name)) for name in options.names or protocol_names()))
+            return 0
+        protocol = _protocol(options)
+        folders = _folders(options.set)
+        if options.data is None and {one.name for one in protocol.sets} - set(folders):
+            raise ValueError(f"give --data=DIR, where the sets of {protocol.name} lie (or --set for each)")
+    except (OSError, ValueError) as error:
+        return _told(error, 2)
+    try:
+        print(_evaluate(options, protocol, folders))
+    except KeyboardInterrupt:
+        print("evaluate: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except _Unbegun as error:
+        return _told(error.args[0], 2)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        return _told(error, 1)
+    return 0
+
+
+class _Unbegun(Exception):
+    """Something is wrong with what was asked for; nothing was measured."""
+
+
+def _told(error: Exception, status: int) -> int:
+    print(f"evaluate: {error}", file=sys.stderr)
+    return status
+
+
+def _protocol(options: argparse.Namespace) -> Protocol:
+    if options.protocol is None:
+        raise ValueError(f"give --protocol, one of {', '.join(protocol_names())}")
+    if options.checkpoint is None and options.outputs is None:
+        raise ValueError("give --checkpoint=DIR (a training run) or --outputs=DIR (pictures)")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise ValueError(f"--batch-size must be 1 or more, not {options.batch_size}")
+    protocol = load_protocol(options.protocol)
+    if options.pairing:
+        protocol = replace(protocol, sets=tuple(replace(s, pairing=(options.pairing,)) for s in protocol.sets))
+    return protocol
+
+
+def _folders(given: Sequence[str]) -> Mapping[str, tuple[Path | None, Path]]:
+    """NAME=[LQ,]GT, repeated, as {name: (lq or None, gt)}."""
+    folders: dict[str, tuple[Path | None, Path]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        lq, comma, gt = value.rpartition(",")
+        if not equals or not gt or (comma and not lq):
+            raise ValueError(f"--set={text}: give NAME=GT or NAME=LQ,GT")
+        folders[name] = (Path(lq) if lq else None, Path(gt))
+    return folders
+
+
+def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[str, Any]) -> str:
+    """Everything after the first checks; returns what to tell the user."""
+    # Not before the flags are known to be in order: JAX takes seconds to start.
+    from mperceiver_jax.evaluate import journal, page, pairs, runner, set_metrics, tables
+    from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
+    from mperceiver_jax.training.sharding import make_mesh
+
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()] if text else []
+    source = options.outputs or options.checkpoint
+    title = options.title or source.resolve().name
+    output = options.output or Path("evaluations") / f"{protocol.name}-{title.replace('/', '-')}"
+    try:
+        pictures, warnings = pairs.find_pairs(
+            protocol,
+            options.data or Path(),
+            sets=split(options.sets),
+            folders=folders,
+            outputs=options.outputs,
+            partial=options.partial,
+        )
+        mesh = make_mesh()
+        scorer = Scorer(split(options.metrics) or protocol.ruler.metrics, protocol.ruler, mesh, options.niqe_model)
+        of_sets = any(name in scorer.metrics for name in OF_SETS)
+        if of_sets and not options.features:
+            raise ValueError("fid and kid need --features=NET; no package ships the Inception network, see --help")
+        extractor = set_metrics.feature_extractor(options.features) if of_sets else None
+        batch_size = options.batch_size or mesh.size
+        subject = _subject(options, title, pictures, mesh, batch_size)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if options.restart:
+            (output / journal.NAME).unlink(missing_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _Unbegun(error) from error
+    settings = {"features": options.features} if of_sets else {}
+    if options.niqe_model and "niqe" in scorer.metrics:
+        settings["niqe_model"] = str(options.niqe_model)
+    rows, sets = runner.evaluate(
+        subject, protocol, pictures, scorer, output, batch_size=batch_size, extractor=extractor, settings=settings
+    )
+    results = tables.summarise(
+        rows,
+        sets,
+        protocol,
+        title=title,
+        identity=subject.identity | settings,
+        pictures=pairs.list_hash(pictures),
+        warnings=warnings,
+    )
+    beside = [tables.read_beside(folder, results) for folder in options.beside]
+    tables.write_tables(output, results, rows, protocol, beside)
+    ranked_by = next((name for name in scorer.metrics if name not in OF_SETS), None)
+    told = [f"{title}, {protocol.name}, {len(rows)} pictures: {_in_short(results, protocol)}"]
+    if ranked_by and options.show > 0:
+        stream = pairs.NoiseStream(protocol.noise_seed, pictures)
+        by_key = {(picture.set, picture.name): picture for picture in pictures}
+
+        def shown(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+            picture = by_key[row["set"], row["name"]]
+            made = replace(picture, output=runner.output_file(picture, output))
+            degraded, clean, restored = pairs.read_pair(made, protocol.ruler, stream)
+            return row, {"input": degraded, "output": restored, "truth": clean}
+
+        worst, best = page.worst_and_best(rows, ranked_by, options.show)
+        path = page.write_page(
+            output, results, protocol, ranked_by, [shown(row) for row in worst], [shown(row) for row in best]
+        )
+        told.append(f"pictures: {path}")
+    return "\n".join([*told, f"tables: {output / 'report.md'}"])
+
+
+def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":
+    from mperceiver_jax.evaluate.runner import Subject
+
+    if options.outputs is not None:
+        return Subject(title, {"outputs": str(options.outputs.resolve())})
+    if bare := [picture.key for picture in pictures if picture.lq is None and picture.noise is None]:
+        raise ValueError(f"there is no degraded picture to restore for {bare[0]} ({len(bare)} in all); see --set")
+    import warnings
+
+    from absl import logging
+
+    from mperceiver_jax.restore import Restorer
+    from mperceiver_jax.restore.many import ManyPictures
+    from mperceiver_jax.training.fingerprint import fingerprint
+
+    logging.set_verbosity(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        restorer = Restorer.from_checkpoint(
+            options.checkpoint,
+            sampler=options.sampler,
+            steps=options.steps,
+            seed=options.seed,
+            refine=options.refine,
+            priors=options.priors,
+        )
+    for note in restorer.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    identity = {
+        "checkpoint": str(options.checkpoint.resolve()),
+        "weights": fingerprint(restorer._params)[:16],
+        "sampler": options.sampler or "as configured",
+        "steps": restorer.sampler.steps,
+        "seed": restorer.seed,
+        "refined": restorer.refine,
+    }
+    return Subject(title, identity, ManyPictures(restorer, mesh, batch_size))
+
+
+def _in_short(results: Mapping[str, Any], protocol: Protocol) -> str:
+    from mperceiver_jax.evaluate.scoring import FACTS
+    from mperceiver_jax.evaluate.tables import value_text
+
+    both = {**results["sets"], **results["averages"]}
+    last = [name for name in protocol.columns if name in both][-1]
+    values = [f"{FACTS[name].heading} {value_text(value, name)}" for name, value in both[last]["output"].items()]
+    return f"{last}: {', '.join(values)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""An evaluation from beginning to end: read, restore, measure, keep; batch after batch of pictures of one size."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.pictures import decode_picture
+from mperceiver_jax.evaluate.journal import Journal
+from mperceiver_jax.evaluate.pairs import NoiseStream, Pair, list_hash, read_pair
+from mperceiver_jax.evaluate.protocols import Protocol
+from mperceiver_jax.evaluate.rulers import measured, prepared
+from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
+from mperceiver_jax.evaluate.set_metrics import Extractor, frechet_distance, kernel_distance
+from mperceiver_jax.restore.picture_files import encode_png, quantise, write_atomically
+from mperceiver_jax.training.progress import progress_bar
+
+# What restores pictures of one size: list of float32 (h, w, 3) in [0, 1] -> the same, restored.
+Restore = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        title: in tables.
+        identity: what its pictures depend on: a folder, or checkpoint, sampler, seed.
+        restore: restores pictures of one size; None where outputs are read from a folder.
+    """
+
+    title: str
+    identity: dict[str, Any]
+    restore: Restore | None = None
+
+
+def evaluate(
+    subject: Subject,
+    protocol: Protocol,
+    pictures: Sequence[Pair],
+    scorer: Scorer,
+    output: Path,
+    *,
+    batch_size: int = 1,
+    extractor: Extractor | None = None,
+    settings: dict[str, Any] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Measures every picture that was not measured before.
+
+    Restored pictures are written to `output/restored/<set>/<name>.png`, scored before they are rounded
+    unless the protocol rounds. Killed at any moment, it goes on with the same call.
+
+    Args:
+        batch_size: pictures of one size that are restored and measured at a time.
+        extractor: needed for FID and KID, see `set_metrics`.
+        settings: further things that figures depend on; part of the evaluation's identity.
+
+    Returns:
+        (a row per picture in the order given: `set`, `name`, `height`, `width`, `output`, the metrics, and
+        `input_<metric>` where there is a degraded picture; the metrics of whole sets).
+
+    Raises:
+        ValueError: a picture that cannot be read or measured; names it. Another evaluation in `output`.
+    """
+    identity = {
+        "protocol": protocol.name,
+        "ruler": protocol.ruler.in_words(),
+        "metrics": list(scorer.metrics),
+        "pictures": list_hash(pictures),
+        "count": len(pictures),
+        "noise_seed": protocol.noise_seed,
+        **(settings or {}),
+        **subject.identity,
+    }
+    journal = Journal(output, identity)
+    stamps = {picture.key: picture.stamp() for picture in pictures}
+    open_ones = [picture for picture in pictures if not _done(journal, picture, stamps, output, subject)]
+    stream = NoiseStream(protocol.noise_seed, pictures)
+    batches = list(_batches(open_ones, batch_size))
+    with (
+        ThreadPoolExecutor() as pool,
+        progress_bar("evaluating", len(pictures), len(pictures) - len(open_ones)) as bar,
+    ):
+        read = lambda batch: [pool.submit(_read, picture, protocol, stream) for picture in batch]
+        # The next batch is decoded while this one is restored and measured.
+        ahead: list[list[Future]] = [read(batch) for batch in batches[:1]]
+        for number, batch in enumerate(batches):
+            ahead += [read(following) for following in batches[number + 1 : number + 2]]
+            loaded = [future.result() for future in ahead.pop(0)]
+            outputs = _outputs(subject, batch, loaded, output)
+            rows = _measure(pool, batch, loaded, outputs, scorer, protocol)
+            journal.append({**row, "stamp": stamps[row["key"]]} for row in rows)
+            bar.update(len(batch))
+    rows = [journal.rows[picture.key] for picture in pictures]
+    found = [{k: v for k, v in row.items() if k not in ("key", "stamp")} for row in rows]
+    for row, picture in zip(found, pictures, strict=True):
+        row["output"] = str(output_file(picture, output).resolve())
+    return found, _of_sets(scorer, protocol, pictures, output, extractor, batch_size)
+
+
+def output_file(picture: Pair, output: Path) -> Path:
+    """The output of a picture: another system's, or what our model made of it."""
+    return picture.output or output / "restored" / picture.set / f"{picture.name}.png"
+
+
+def _done(journal: Journal, picture: Pair, stamps: dict, output: Path, subject: Subject) -> bool:
+    kept = subject.restore is None or output_file(picture, output).is_file()
+    return kept and journal.done(picture.key, stamps[picture.key])
+
+
+def _batches(pictures: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
+    """Set by set, pictures of one size together, as many as fit."""
+    for _, group in itertools.groupby(pictures, key=lambda picture: picture.set):
+        sizes: dict[tuple[int, int], list[Pair]] = {}
+        for picture in group:
+            sizes.setdefault(picture.size, []).append(picture)
+        for alike in sizes.values():
+            for first in range(0, len(alike), size):
+                yield alike[first : first + size]
+
+
+def _read(picture: Pair, protocol: Protocol, stream: NoiseStream) -> tuple:
+    try:
+        return read_pair(picture, protocol.ruler, stream)
+    except ValueError as error:
+        raise ValueError(f"{picture.key}: {error}") from error
+
+
+def _outputs(subject: Subject, batch: Sequence[Pair], loaded: Sequence[tuple], output: Path) -> list[np.ndarray]:
+    if subject.restore is None:
+        return [made for _, _, made in loaded]
+    outputs = subject.restore([degraded for degraded, _, _ in loaded])
+    for picture, restored in zip(batch, outputs, strict=True):
+        write_atomically(output_file(picture, output), encode_png(quantise(restored)))
+    return outputs
+
+
+def _measure(
+    pool: ThreadPoolExecutor,
+    batch: Sequence[Pair],
+    loaded: Sequence[tuple],
+    outputs: Sequence[np.ndarray],
+    scorer: Scorer,
+    protocol: Protocol,
+) -> list[dict[str, Any]]:
+    see = lambda pixels: measured(pixels, protocol.ruler)
+    truths = [see(clean) for _, clean, _ in loaded]
+    sides: dict[str, list[np.ndarray | None]] = {
+        "": [see(made) for made in outputs],
+        "input_": [None if degraded is None else see(degraded) for degraded, _, _ in loaded],
+    }
+    rows: list[dict[str, Any]] = [
+        {"key": p.key, "set": p.set, "name": p.name, "height": p.size[0], "width": p.size[1]} for p in batch
+    ]
+    for prefix, seen in sides.items():
+        # All of one set have a degraded picture, or none has.
+        if any(image is None for image in seen):
+            continue
+        images = [image for image in seen if image is not None]
+        try:
+            of_host = list(pool.map(scorer.on_host, images, truths))
+            of_device = scorer.on_device(images, truths)
+        except ValueError as error:
+            raise ValueError(f"{batch[0].key} and others of its size: {error}") from error
+        for row, *found in zip(rows, of_host, of_device, strict=True):
+            row.update({prefix + name: value for part in found for name, value in part.items()})
+    return rows
+
+
+def _of_sets(
+    scorer: Scorer,
+    protocol: Protocol,
+    pictures: Sequence[Pair],
+    output: Path,
+    extractor: Extractor | None,
+    batch_size: int,
+) -> dict[str, dict[str, float]]:
+    """FID and KID of every set, from the files as they are seen: 8 bits, border cut."""
+    if not any(name in scorer.metrics for name in OF_SETS):
+        return {}
+    if extractor is None:
+        raise ValueError("fid and kid need --features; see --help")
+    cut = protocol.ruler.border
+
+    def features(batch: Sequence[Pair], truth: bool) -> np.ndarray:
+        levels = []
+        for picture in batch:
+            pixels = decode_picture(picture.gt if truth else output_file(picture, output))
+            pixels = prepared(pixels, protocol.ruler)
+            if pixels.dtype != np.uint8:
+                pixels = (pixels >> 8).astype(np.uint8)
+            levels.append(pixels[cut : pixels.shape[0] - cut, cut : pixels.shape[1] - cut])
+        return extractor(np.stack(levels))
+
+    found: dict[str, dict[str, float]] = {}
+    with progress_bar("features", 2 * len(pictures)) as bar:
+        for name, group in itertools.groupby(pictures, key=lambda picture: picture.set):
+            members = list(group)
+            sides = []
+            for truth in (False, True):
+                parts = []
+                for batch in _batches(members, batch_size):
+                    parts.append(features(batch, truth))
+                    bar.update(len(batch))
+                sides.append(np.concatenate(parts))
+            try:
+                distance = frechet_distance(sides[0], sides[1])
+                kernel, _ = kernel_distance(sides[0], sides[1])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            both = {"fid": distance, "kid": 1000 * kernel}
+            found[name] = {metric: value for metric, value in both.items() if metric in scorer.metrics}
+    return found
