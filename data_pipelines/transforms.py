@@ -24,9 +24,7 @@ def pad_to(image: np.ndarray, side: int) -> np.ndarray:
     return np.pad(image, border, mode="reflect")
 
 
-def random_crop(
-    images: tuple[np.ndarray, ...], side: int, rng: np.random.Generator
-) -> tuple[np.ndarray, ...]:
+def random_crop(images: tuple[np.ndarray, ...], side: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """The same random (side, side) window of every image, as views; smaller images are padded first."""
     images = tuple(pad_to(image, side) for image in images)
     height, width = _common_size(images)
@@ -63,25 +61,26 @@ def flip(images: tuple[np.ndarray, ...], kind: str, rng: np.random.Generator) ->
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Antialiased bicubic resize (Pillow: the filter widens with the reduction).
 
-    uint8 pixels stay uint8; uint16 and float32 are computed in float32 and come back in their own type,
-    float32 clipped to [0, 1] because bicubic weights overshoot.
+    uint8 pixels stay uint8; uint16 and float32 are computed in float32 and come back in their own type.
+    Bicubic weights overshoot at edges: values are cut to their range, after the rows and after the columns,
+    as Pillow does it with bytes, so that all types agree.
     """
     if image.shape[:2] == (height, width):
         return image
     if image.dtype == np.uint8:
         picture = Image.fromarray(np.ascontiguousarray(image))
         return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-    resized = _resize_float(image.astype(np.float32), height, width)
-    if image.dtype == np.uint16:
-        return np.clip(np.rint(resized), 0, 65535).astype(np.uint16)
-    return np.clip(resized, 0, 1)
+    most = 65535 if image.dtype == np.uint16 else 1
+    resized = _resize_float(image.astype(np.float32), height, width, most)
+    return np.rint(resized).astype(np.uint16) if image.dtype == np.uint16 else resized
 
 
 def clip_view(image: np.ndarray, size: int) -> np.ndarray:
     """The image as the CLIP image tower wants it.
 
     The whole image is resized straight to the square, its aspect not kept, so that nothing at the border is
-    lost; then normalised with CLIP's mean and deviation.
+    lost; then normalised with CLIP's mean and deviation. A picture of 256 levels gets what Pillow makes of it
+    as bytes, on which the published towers were trained; others keep their precision.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
@@ -90,14 +89,29 @@ def clip_view(image: np.ndarray, size: int) -> np.ndarray:
     Returns:
       float32 (size, size, 3), about [-1.8, 2.2].
     """
-    return np.ascontiguousarray((resize(image, size, size) - CLIP_MEAN) / CLIP_STD)
+    if _has_256_levels(image[:1]) and _has_256_levels(image):  # mostly told by the first row
+        seen = resize(np.rint(image * 255).astype(np.uint8), size, size) / np.float32(255)
+    else:
+        seen = resize(image, size, size)
+    return np.ascontiguousarray((seen - CLIP_MEAN) / CLIP_STD)
 
 
-def _resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _has_256_levels(image: np.ndarray) -> bool:
+    levels = image * 255
+    return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
+
+
+def _resize_float(image: np.ndarray, height: int, width: int, most: float) -> np.ndarray:
+    # Pillow's order: rows first, unless only the columns become fewer pixels.
+    columns_first = height < image.shape[0] and width > image.shape[1]
+    between = (image.shape[1], height) if columns_first else (width, image.shape[0])
     channels = []
     for k in range(image.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(image[..., k]))  # mode 'F': no rounding on the way
-        channels.append(np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC)))
+        plane = image[..., k]
+        for size in (between, (width, height)):
+            picture = Image.fromarray(np.ascontiguousarray(plane))  # mode 'F': no rounding on the way
+            plane = np.clip(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)), 0, most)
+        channels.append(plane)
     return np.stack(channels, axis=-1)
 
 

@@ -1,5 +1,7 @@
 """Padding, crops, flips, resizing and the CLIP view."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +92,26 @@ def test_clip_view_is_pillows_bicubic_of_the_whole_image_normalised():
     for k in range(3):
         plane = Image.fromarray(picture[..., k]).resize((16, 16), Image.Resampling.BICUBIC)
         np.testing.assert_allclose(view[..., k] * CLIP_STD[k] + CLIP_MEAN[k], np.asarray(plane), atol=1e-5)
+
+
+PHOTOS = Path(__file__).parents[2] / "data_pipelines" / "photos" / "heldout"
+
+
+@pytest.mark.parametrize("name", ["brushes_0", "grace_hopper_0", "one_stands_out_1", "picos_de_europa_2"])
+@pytest.mark.parametrize("cut", [(700, 700), (224, 224), (150, 100), (40, 300)])
+def test_clip_view_of_photographs_is_what_pillow_makes_of_their_bytes(name, cut):
+    """Reduced, enlarged, as they are, and one side each; black and white edges overshoot."""
+    with Image.open(PHOTOS / f"{name}.jpg") as photo:
+        photo = photo.convert("RGB")
+        photo = photo.crop((90, 60, min(90 + cut[0], photo.width), min(60 + cut[1], photo.height)))
+    expected = np.asarray(photo.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+    pixels = np.asarray(photo, np.float32) / 255
+    off = lambda image: np.abs((clip_view(image, 224) * CLIP_STD + CLIP_MEAN) * 255 - expected)
+    assert off(pixels).max() < 1e-3
+    # With more levels than 256 nothing is rounded, neither between the rows and the columns nor at the end.
+    finer = np.clip(pixels + np.random.default_rng(0).uniform(-2e-5, 2e-5, pixels.shape), 0, 1).astype(np.float32)
+    assert 0.01 < off(finer).mean() < 0.35 or photo.size == (224, 224)
+    assert off(finer).max() < 1.2
 
 
 def test_clip_view_keeps_float_precision():
