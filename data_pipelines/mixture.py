@@ -58,7 +58,8 @@ class TaskMixture(grain.transforms.DatasetSelectionMap):
         self.cycle = math.lcm(*(edge.denominator for edge in edges))
         # Exact integers: edge * cycle is whole, so floor(edge + r / cycle) is an integer division.
         scaled = np.array([int(edge * self.cycle) for edge in edges], np.int64)
-        rounded = (scaled[None, :] + np.arange(self.cycle)[:, None]) // self.cycle
+        offset = np.arange(self.cycle) * _stride(self.cycle) % self.cycle
+        rounded = (scaled[None, :] + offset[:, None]) // self.cycle
         counts = np.diff(rounded, axis=1)
         self._per_cycle = counts.sum(axis=0)
         self._before = np.cumsum(counts, axis=0) - counts
@@ -133,3 +134,11 @@ def exact_shares(weights: Sequence[float]) -> list[Fraction]:
     for k in order[: max(0, _FINEST - sum(parts))]:
         parts[k] += 1
     return [Fraction(part, sum(parts)) for part in parts]
+
+
+def _stride(cycle: int) -> int:
+    """How the offsets of a cycle follow each other: one by one in a short cycle; in a long one by about the
+    golden section of it, so that a few batches in a row already hold the weights nearly."""
+    if cycle <= 64:
+        return 1
+    return next(k for k in range(round(cycle * 0.618), cycle) if math.gcd(k, cycle) == 1)

@@ -24,7 +24,8 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import transforms
-from data_pipelines.mixture import TaskMixture
+from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
+from data_pipelines.open_source import Source, open_source
 from data_pipelines.pictures import as_float
 from data_pipelines.sources import PairedFolders, PhotoSource, bundled_photos
 from data_pipelines.tasks import TASKS, Task
@@ -52,9 +53,13 @@ class PipelineConfig:
       threads: decoding threads of a process; 0 prepares batches when they are asked for.
       prefetch: batches kept ready by the threads.
       workers: processes besides this one; 0 uses threads only (better below about four cores).
-      pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')}; such a task reads
-        its pairs instead of degrading photographs.
-      photos: folder of clean training photographs; '' takes the bundled ones.
+      mixing: how tasks share the batches, one of `mixture.MIXINGS`: by `weights`, or by how many pictures
+        (times repeats) their sources have.
+      temperature: of mixing='temperature'.
+      pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')} or {'source': name}
+        as in `open_source` (prepared data, TFDS; repeats and sums of them); such a task reads its pairs
+        instead of degrading photographs. Clean pictures from a source are degraded as the task does.
+      photos: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
       heldout_photos: folder of clean photographs kept from training; '' takes the bundled ones.
       cache_megabytes: decoded pictures kept in memory, for each source and worker.
     """
@@ -67,6 +72,8 @@ class PipelineConfig:
     clip_view: str = "full"
     flips: str = "horizontal"
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixing: str = "weights"
+    temperature: float = 1.0
     seed: int = 0
     threads: int = 2
     prefetch: int = 4
@@ -92,8 +99,14 @@ class PipelineConfig:
         if self.flips not in ("none", "horizontal", "dihedral"):
             raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {self.flips!r}")
         for task, pair in self.pairs.items():
-            if not {"lq", "gt"} <= set(pair) <= {"lq", "gt", "pairing"}:
-                raise ValueError(f"pairs[{task!r}] has {sorted(pair)}; it takes 'lq', 'gt' and 'pairing'")
+            if set(pair) != {"source"} and not {"lq", "gt"} <= set(pair) <= {"lq", "gt", "pairing"}:
+                raise ValueError(
+                    f"pairs[{task!r}] has {sorted(pair)}; it takes 'source', or 'lq', 'gt' and 'pairing'"
+                )
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}, not {self.mixing!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
 
 
 def train_batches(
@@ -107,21 +120,35 @@ def train_batches(
         iterating, a picture that cannot be read or a pair of different sizes.
     """
     weights = _task_weights(config, tasks)
-    photos: PhotoSource | None = None  # one object for all tasks: its cache is shared
+    photos: Source | None = None  # one object for all tasks: its cache is shared
     streams = []
+    lengths = {}
     for task in weights:
-        source: PhotoSource | PairedFolders
         if task.name in config.pairs:
-            source = PairedFolders(**config.pairs[task.name], cache_megabytes=config.cache_megabytes)
+            source = _paired_source(config.pairs[task.name], config.cache_megabytes)
         else:
-            photos = photos or PhotoSource(config.photos or bundled_photos("train"), config.cache_megabytes)
-            source = photos
+            source = photos = photos or _photo_source(config)
         seed = int(np.random.SeedSequence([config.seed, task.label]).generate_state(1)[0])
         stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
         streams.append(stream.random_map(_MakeExample(config, task)))
-    mixture = TaskMixture(list(weights.values()), config.batch_size, process_index, process_count)
+        lengths[task.name] = len(source)
+    given = {task.name: weight for task, weight in weights.items()}
+    mixed_by = mixture_weights(lengths, config.mixing, config.temperature, given, config.batch_size)
+    mixture = TaskMixture(list(mixed_by.values()), config.batch_size, process_index, process_count)
     mixed = grain.MapDataset.select_from_datasets(streams, mixture)
     return TrainBatches(mixed.batch(config.batch_size // process_count), config)
+
+
+def _paired_source(pair: Mapping[str, str], cache_megabytes: float) -> Source:
+    if "source" in pair:
+        return open_source(pair["source"], cache_megabytes)
+    return PairedFolders(**pair, cache_megabytes=cache_megabytes)
+
+
+def _photo_source(config: PipelineConfig) -> Source:
+    if not config.photos:
+        return PhotoSource(bundled_photos("train"), config.cache_megabytes)
+    return open_source(config.photos, config.cache_megabytes)
 
 
 class TrainBatches(grain.DatasetIterator):

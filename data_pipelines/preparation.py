@@ -138,12 +138,18 @@ def _write_split(
         source = hashlib.sha256(source.encode()).hexdigest()
         shard = Shard.finished(folder, file, source)
         if shard is None:
-            results = _ordered(lambda pair: _read(pair, task, tree), pairs, workers)
-            shard = write_shard(folder, file, _counted(results, bar), source)
+            shard = write_shard(folder, file, _counted(read_records(pairs, task, tree, workers), bar), source)
         else:
             bar.update(len(pairs))
         shards.append(shard)
     return shards
+
+
+def read_records(
+    pairs: Iterable[Pair], task: str, tree: Tree, workers: int = 0
+) -> Iterator[Record | tuple[str, str, str]]:
+    """Records in the order of the pairs, read by many threads; (kind, name, what) for pairs that are no use."""
+    return _ordered(lambda pair: _read(pair, task, tree), pairs, workers or os.cpu_count() or 1)
 
 
 def _read(pair: Pair, task: str, tree: Tree) -> Record | tuple[str, str, str]:

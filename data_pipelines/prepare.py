@@ -5,6 +5,7 @@
     python -m data_pipelines.prepare gopro --source=/data/GOPRO_Large --output=/data/prepared/gopro
     python -m data_pipelines.prepare pairs --source=/data/mine --lq=foggy --gt=clear --task=dehaze --output=...
     python -m data_pipelines.prepare clean --source=/data/photos --output=...
+    python -m data_pipelines.prepare gopro --source=/data/GOPRO_Large --format=tfds --output=~/tensorflow_datasets
     python -m data_pipelines.prepare verify /data/prepared/gopro            read back, compare all hashes
     python -m data_pipelines.prepare plan promptir                          what a mixture amounts to
 
@@ -34,6 +35,7 @@ from data_pipelines.preparation import (
     prepare,
 )
 from data_pipelines.shards import check_shards
+from data_pipelines.tfds_sets import build
 from data_pipelines.tree import Tree, read_list
 
 _COMMANDS = ("list", "check", "verify", "plan")
@@ -124,6 +126,13 @@ def _run(command: str, options: argparse.Namespace) -> None:
     problem = free_space_problem(found, options.output)
     if problem:
         raise ValueError(problem)
+    if options.format == "tfds":
+        name = options.tfds_name or layout.name
+        task = options.task or layout.task
+        kept = build(layout, task, found, tree, options.output, name, strict=options.strict, workers=workers)
+        print("\n".join(f"{split}: {count} records" for split, count in kept.items()))
+        print(f"written: tfds:restoration_pairs/{name} in {options.output} (TFDS_DATA_DIR)")
+        return
     manifest = prepare(
         layout,
         options.task or layout.task,
@@ -208,7 +217,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("name", help="a set that 'prepare list' shows")
     parser.add_argument("--source", required=True, help="folder of the unpacked download; never written")
     if command == "prepare":
-        parser.add_argument("--output", required=True, help="folder to make; must not exist")
+        parser.add_argument("--output", required=True, help="folder to make (--format=tfds: the TFDS data folder)")
+        parser.add_argument("--format", choices=("shards", "tfds"), default="shards", help="tfds: a TFDS data set")
+        parser.add_argument("--tfds-name", default="", help="tfds: CONFIG of restoration_pairs/CONFIG")
         parser.add_argument("--shard-megabytes", type=float, default=SHARD_MEGABYTES, help="size of a shard")
     parser.add_argument("--strict", action="store_true", help="any fault refuses the whole")
     parser.add_argument("--split", action="append", help="only this split; may be given several times")

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data_pipelines.mixture import TaskMixture, exact_shares
+from data_pipelines.mixture import TaskMixture, exact_shares, mixture_weights
 
 CASES = [
     ([1] * 9, 36),  # divisible: every batch the same
@@ -83,3 +83,26 @@ def test_wrong_arguments():
         TaskMixture([1], 4, 0, 3)
     with pytest.raises(ValueError, match="process_index"):
         TaskMixture([1], 4, 2, 2)
+
+
+def test_few_batches_of_a_long_cycle_hold_the_weights_nearly():
+    mixture = TaskMixture([1.0, 2.0**0.5], 6)
+    assert mixture.cycle > 400
+    for first in (0, 100, 777):
+        tasks = np.array([mixture[k][0] for k in range(6 * first, 6 * (first + 20))])
+        assert abs(tasks.mean() - float(mixture.shares[1])) < 0.01
+    numbers = sorted(number for task, number in (mixture[k] for k in range(6 * mixture.cycle)) if task == 1)
+    assert numbers == list(range(len(numbers)))
+
+
+def test_mixture_weights():
+    lengths = {"noise": 46296, "rain": 24000, "haze": 72135}
+    assert mixture_weights(lengths, "proportional") == lengths
+    assert mixture_weights(lengths, "temperature", 1.0) == pytest.approx(lengths)
+    assert mixture_weights(lengths, "temperature", 2.0)["rain"] == pytest.approx(24000**0.5)
+    assert mixture_weights(lengths, "weights", weights={"rain": 3.0}) == {"noise": 1.0, "rain": 3.0, "haze": 1.0}
+    assert set(mixture_weights(lengths, "one_per_task", batch_size=6).values()) == {1.0}
+    with pytest.raises(ValueError, match="no multiple of the 3 tasks"):
+        mixture_weights(lengths, "one_per_task", batch_size=4)
+    with pytest.raises(ValueError, match="temperature must be a positive number"):
+        mixture_weights(lengths, "temperature", 0.0)
