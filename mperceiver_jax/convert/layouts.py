@@ -16,6 +16,7 @@ from mperceiver_jax.convert.latent_diffusion import (
 )
 from mperceiver_jax.convert.mioir import swinir_release, uformer_release
 from mperceiver_jax.convert.mperceiver import mperceiver_release
+from mperceiver_jax.convert.pip import pip_release
 from mperceiver_jax.convert.restorers import am_promptir_release, promptir_release
 
 
@@ -49,6 +50,7 @@ LAYOUTS: dict[tuple[str, str], Callable[[Any], KeyMap | AssemblyMap]] = {
     ("PromptedRestormer", "release"): plain,
     ("PromptedPromptIR", "release"): plain,
     ("Classifier", "release"): plain,
+    ("PIP", "release"): pip_release,
     ("AMPromptIR", "release"): am_promptir_release,
 }
 """(class name, layout) -> the map for an instance of that class."""

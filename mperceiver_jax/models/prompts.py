@@ -122,8 +122,8 @@ class Prompted(nnx.Module):
 
         Args:
             image: RGB in [0, 1].
-            tasks: explicit prompts only: weight of every task, in the order of `TASKS`: one-hot labels,
-                or what `Classifier.choice` says.
+            tasks: explicit prompts only: weight of every task, in the order of `TASKS`, see `conditions`.
+                The release gives the classifier's most probable task all the weight.
             key: for stochastic depth while training, in the networks that have it.
 
         Raises:
@@ -188,8 +188,3 @@ class Classifier(nnx.Module):
         for conv in rest:
             image = conv(jax.nn.leaky_relu(image, 0.1))
         return self.lastOut(image.astype(jnp.float32).mean((1, 2)).astype(image.dtype))
-
-    def choice(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"]:
-        """The most probable task as one-hot weights, the `tasks` of a network with explicit prompts."""
-        logits = self(image)
-        return jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=jnp.float32)

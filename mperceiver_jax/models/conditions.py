@@ -1,0 +1,47 @@
+"""Which degradation a network is told of: weights of its classes, from labels or from a predictor."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def weights_of_labels(labels: Int[Array, "b"], classes: int) -> Float[Array, "b classes"]:
+    """One-hot weights (oracle). Several degradations at once are the mean of theirs."""
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+
+
+def weights_of_logits(
+    logits: Float[Array, "b p"],
+    classes: int | None = None,
+    meaning: Sequence[int | None] | None = None,
+    *,
+    hard: bool = False,
+) -> Float[Array, "b classes"]:
+    """What a predictor says, as weights that sum to one (blind). float32.
+
+    Args:
+        classes: of the network; as many as the predictor has by default.
+        meaning: the network's class for each of the predictor's, None for one that the network does not
+            know; by default they are the same. Probabilities of one class add up; the unknown are left out.
+        hard: the most probable class alone.
+
+    Raises:
+        ValueError: `meaning` does not fit the logits and the classes, or knows none of them.
+    """
+    predicted = logits.shape[-1]
+    classes = predicted if classes is None else classes
+    meaning = tuple(range(predicted) if meaning is None else meaning)
+    known = [ours for ours in meaning if ours is not None]
+    if len(meaning) != predicted or not known or min(known) < 0 or max(known) >= classes:
+        raise ValueError(f"meaning {meaning} does not lead from {predicted} predicted classes to {classes}")
+    table = np.zeros((predicted, classes), np.float32)
+    for theirs, ours in enumerate(meaning):
+        if ours is not None:
+            table[theirs, ours] = 1
+    # The softmax is over what is known, so that something is left however sure the predictor is of the rest.
+    wide = jnp.where(table.any(-1), logits.astype(jnp.float32), -jnp.inf)
+    weights = jax.nn.softmax(wide, -1) @ table
+    return weights_of_labels(weights.argmax(-1), classes) if hard else weights
