@@ -5,16 +5,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from mperceiver_jax.config import to_mapping
-from mperceiver_jax.convert.parts import lacking, part_of
+from mperceiver_jax.convert.parts import PARTS, lacking, part_of
 from mperceiver_jax.convert.priors import FORMAT, PriorsDirectory, check_vacant, is_priors, write_priors
 from mperceiver_jax.convert.recognition import find_parts, recognise
 from mperceiver_jax.convert.sources import WeightFile, weight_files
@@ -23,6 +23,7 @@ from mperceiver_jax.convert.torch_files import open_tensors
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training.progress import progress_bar
+from mperceiver_jax.training.runtime import on_every_process, on_first_process
 
 DTYPES: dict[str, Any] = {
     "stored": None,
@@ -49,8 +50,9 @@ class Contribution:
 
     @property
     def parts(self) -> list[str]:
-        """Titles of the parts it gives, in a fixed order."""
-        return list(dict.fromkeys(part_of(path).title for path in self.found))
+        """Titles of the parts it gives, in the order of `PARTS`."""
+        given = {part_of(path) for path in self.found}
+        return [part.title for part in PARTS if part in given]
 
 
 def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contribution]:
@@ -152,22 +154,38 @@ def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:
     Args:
         priors: a directory of priors, or sources of `import_priors` separated by commas. Their
             conversion is kept in `$XDG_CACHE_HOME/mperceiver_jax/priors` (`~/.cache` by default), by
-            the path, size and date of local files or the name of a repository. Processes that share
-            the cache wait for the one that converts.
+            the path, size and date of local files or the name of a repository. In a distributed run
+            process 0 converts, and all processes must call this; of several runs that share the
+            cache one converts, and the others wait.
 
     Raises:
-        FileNotFoundError, ValueError: see `import_priors` and `PriorsDirectory`.
+        FileNotFoundError, ValueError: see `import_priors` and `PriorsDirectory`; in every process.
     """
     if is_priors(priors):
-        return PriorsDirectory(priors)
-    sources = [source.strip() for source in priors.split(",") if source.strip()]
-    identity = json.dumps([FORMAT, to_mapping(model.config), [_identity(source) for source in sources]])
-    directory = _cache() / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return on_every_process(lambda: PriorsDirectory(priors))
+    whole = [priors] if Path(priors).expanduser().exists() else priors.split(",")
+    sources = [source.strip() for source in whole if source.strip()]
+    directory = _cache() / _identity(sources, model)
+    on_first_process(lambda: _convert_once(sources, directory, model))
+    return on_every_process(lambda: _opened(directory))
+
+
+def _convert_once(sources: Sequence[str], directory: Path, model: MPerceiver) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(directory.with_suffix(".lock")):
+    with open(directory.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_priors(directory):
             import_priors(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
             print(f"importing: kept in {directory}", flush=True)
+
+
+def _opened(directory: Path) -> PriorsDirectory:
+    if not is_priors(directory):
+        raise FileNotFoundError(
+            f"process 0 has converted the priors, but {directory} is not to be seen from process "
+            f"{jax.process_index()}: let XDG_CACHE_HOME be a directory that all hosts share, or run `python -m "
+            "mperceiver_jax.convert import` beforehand and give its directory"
+        )
     return PriorsDirectory(directory)
 
 
@@ -176,20 +194,18 @@ def _cache() -> Path:
     return Path(base).expanduser().absolute() / "mperceiver_jax" / "priors"
 
 
-def _identity(source: str) -> list[Any]:
-    """What tells a source from another, without reading it."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        return [source]
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return [str(path.resolve()), *((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _identity(sources: Sequence[str], model: MPerceiver) -> str:
+    """What tells these sources from others, without reading them."""
+    told: list[Any] = [FORMAT, to_mapping(model.config)]
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.exists():
+            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+            sizes = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            told.append([str(path.resolve()), *sizes])
+        else:
+            told.append(source)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _hashes(given: Sequence[Contribution]) -> dict[Path, str]:

@@ -98,7 +98,8 @@ def is_priors(path: str | Path) -> bool:
 def write_priors(
     directory: str | Path, values: Iterable[tuple[str, np.ndarray]], sources: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes a directory of priors; it appears complete or not at all. By one process.
+    """Writes a directory of priors; it appears complete or not at all. In a distributed run by process 0
+    alone (Orbax lets no other write).
 
     Args:
         directory: must not exist, or be empty.

@@ -15,7 +15,6 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training.checkpoints import Checkpoints
-from mperceiver_jax.training.runtime import on_every_process
 
 Place = Callable[[str, np.ndarray], Any]
 
@@ -60,7 +59,7 @@ def _priors(experiment: Experiment, model: MPerceiver) -> PriorsDirectory | None
     if not experiment.priors:
         return None
     try:
-        return on_every_process(lambda: _fitting(priors_directory(experiment.priors, model), model))
+        return _fitting(priors_directory(experiment.priors, model), model)
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.priors: {error}") from error
 

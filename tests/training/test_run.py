@@ -277,7 +277,8 @@ def test_an_evaluation_that_was_lost_is_made_again(autoencoder, tmp_path):
     assert record["summary"]["last_loss"] == run.read_record(original, "vae")["summary"]["last_loss"]
 
 
-def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path):
+def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = []
     for seed in range(2):
         model = MPerceiver(nine_classes())

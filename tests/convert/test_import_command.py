@@ -1,0 +1,83 @@
+"""The commands `import` and `inspect`, as their users see them."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mperceiver_jax.convert.__main__ import main
+from mperceiver_jax.convert.priors import PriorsDirectory
+from tests.convert import published
+
+CONFIG = f"--config={published.__file__}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """(Stable Diffusion's file, OpenCLIP's, the release's)."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, tensors in (("sd", published.stable_diffusion()), ("release", published.release())):
+        save_file({key: np.asarray(value) for key, value in tensors.items()}, folder / f"{name}.safetensors")
+    return str(folder / "sd.safetensors"), published.open_clip_file(folder), str(folder / "release.safetensors")
+
+
+def test_import_writes_a_directory_and_says_what_it_is(files, tmp_path, capsys):
+    sd, open_clip, _ = files
+    output = tmp_path / "priors"
+    assert main(["import", sd, open_clip, f"--output={output}", "--dtype=bfloat16", CONFIG]) == 0
+    told = capsys.readouterr().out
+    assert "sd.safetensors: a Stable Diffusion checkpoint (CompVis), UNet, autoencoder, text tower" in told
+    assert "open_clip_model.safetensors: an OpenCLIP model, image tower" in told
+    assert "licence of the weights: CreativeML Open RAIL++-M" in told and f"--config.priors={output}" in told
+    directory = PriorsDirectory(output)
+    assert {str(value.dtype) for _, value in directory.values()} == {"bfloat16"}
+    assert sorted(path.name for path in output.iterdir()) == ["record.json", "values"]
+    assert main(["inspect", str(output), CONFIG]) == 0
+    told = capsys.readouterr().out
+    assert "priors in our layout" in told and "sha256" in told and "All that training needs is there." in told
+    assert main(["import", sd, open_clip, f"--output={output}", CONFIG]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_inspect_says_what_a_file_is_and_what_is_missing(files, capsys):
+    sd, open_clip, release = files
+    assert main(["inspect", sd, CONFIG]) == 0
+    told = capsys.readouterr().out
+    count = sum(np.size(v) for k, v in published.stable_diffusion().items() if k.startswith("model.diffusion_model."))
+    assert "layout: a Stable Diffusion checkpoint (CompVis)" in told and "UNet: " in told
+    assert f"{count:,} float32" in told
+    assert "the image tower is missing; it is in OpenCLIP ViT-H/14" in told
+    assert "not there, and not needed to begin: dual branch" in told
+    assert main(["inspect", sd, open_clip, CONFIG]) == 0
+    assert "All that training needs is there." in capsys.readouterr().out
+    assert main(["inspect", release, CONFIG]) == 0
+    told = capsys.readouterr().out
+    assert "dual branch (modulators" in told and "not needed to begin" not in told
+
+
+def test_failures_are_one_line(files, tmp_path, capsys):
+    sd, _, _ = files
+    (tmp_path / "bad.ckpt").write_bytes(b"no checkpoint")
+    save_file({"a.weight": np.zeros(3)}, tmp_path / "foreign.safetensors")
+    for arguments, told in [
+        (["import", sd], "the image tower is missing"),
+        (["import", str(tmp_path / "bad.ckpt")], "bad.ckpt: damaged"),
+        (["import", "absent/nowhere.safetensors"], "no such file or directory"),
+        (["inspect", str(tmp_path / "foreign.safetensors")], "not usable"),
+    ]:
+        more = [f"--output={tmp_path / 'priors'}"] if arguments[0] == "import" else []
+        assert main([*arguments, *more, CONFIG]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"{arguments[0]}: ") and told in error and error.count("\n") == 1
+    assert not (tmp_path / "priors").exists()
+    # Against the published sizes a small model is refused by its shapes.
+    assert main(["import", sd, f"--output={tmp_path / 'priors'}"]) == 1
+    assert "of another shape" in (error := capsys.readouterr().err) or "missing" in error
+
+
+@pytest.mark.parametrize("command", ["import", "inspect"])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m mperceiver_jax.convert {command}" in text and "open_clip_model.safetensors" in text
