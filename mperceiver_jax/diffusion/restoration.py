@@ -52,10 +52,12 @@ def sample_latent(
     shape = model.latent_shape(lq.shape)
     key_z, key_x, key_s = jax.random.split(key, 3)
     condition = model.condition(lq, lq_clip, jax.random.normal(key_z, shape, lq.dtype))
+    # What no step changes is computed before the first: keys and values of the text and of the visual prompts.
     prompts = model.ir_adapter.prompts(lq.dtype)
+    ready = condition._replace(context=model.unet.read(condition.context))
 
     def denoise(x, t):
-        out = model.predict(x.astype(lq.dtype), t, condition, prompts)
+        out = model.predict(x.astype(lq.dtype), t, ready, prompts)
         return out if model.config.prediction == "epsilon" else sampler.schedule.noise_of_velocity(x, out, t)
 
     latent = sampler(denoise, jax.random.normal(key_x, shape), key_s)

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, attention, gelu
+from mperceiver_jax.models.attention import KeysValues, attention
+from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
 from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter
 
 
@@ -126,13 +127,6 @@ class VisionTower(nnx.Module):
         for block in self.transformer.resblocks:
             x, _ = block(x)
         return self.ln_post(x[:, 0]) @ self.proj[...].astype(dtype)
-
-
-class KeysValues(NamedTuple):
-    """Keys and values of one layer, (sequences, tokens, width) each."""
-
-    keys: Array
-    values: Array
 
 
 class Beginning(NamedTuple):

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mperceiver_jax.models.clip import KeysValues, TextTower
-from mperceiver_jax.models.layers import CrossAttention, LayerNorm, Linear, attention
+from mperceiver_jax.models.attention import KeysValues, attention
+from mperceiver_jax.models.clip import TextTower
+from mperceiver_jax.models.layers import CrossAttention, LayerNorm, Linear
 
 TokenOrder = Literal["t_cm", "cm_t"]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mperceiver_jax.models.attention import attention
 from mperceiver_jax.models.layers import (
     Conv,
     CrossAttention,
@@ -22,7 +23,6 @@ from mperceiver_jax.models.layers import (
     Linear,
     ResnetBlock,
     TimeEmbedding,
-    attention,
     run,
 )
 from mperceiver_jax.models.parameters import normal, parameter

@@ -12,15 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.parameters import ONES, ZEROS, fan_in_uniform, normal, parameter
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
-
-# Logits of one example that attention may hold at once: 512 MB in float32. Pictures of 512 pixels at
-# the scale of Stable Diffusion stay below it.
-LOGITS_AT_ONCE = 2**27
 
 
 def gelu(x: Array) -> Array:
@@ -164,59 +161,6 @@ class Embedding(nnx.Module):
         return jnp.asarray(self.weight[...])[ids]
 
 
-def attention(
-    q: Float[Array, "b n c"],
-    k: Float[Array, "b m c"],
-    v: Float[Array, "b m c"],
-    heads: int,
-    mask: Bool[Array, "#b #heads #n #m"] | None = None,
-) -> Float[Array, "b n c"]:
-    """Multi-head attention with scale 1/sqrt(head width); heads are contiguous runs of channels.
-
-    The one place where an attention kernel is chosen: cuDNN's on NVIDIA GPUs for half
-    precision, long self-attention without a mask and head widths it takes; XLA's elsewhere,
-    which holds all logits in memory and is therefore given large pictures piece by piece.
-
-    Args:
-        mask: true where a query may look at a key.
-    """
-
-    def split(x: Array) -> Array:
-        return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
-
-    width = q.shape[-1] // heads
-    fused = (
-        jax.default_backend() == "gpu"
-        and q.dtype in (jnp.bfloat16, jnp.float16)
-        and mask is None
-        and min(q.shape[1], k.shape[1]) >= 256
-        and width % 8 == 0
-        and width <= 128
-    )
-    queries, keys, values = split(q), split(k), split(v)
-    rows = max(LOGITS_AT_ONCE // (k.shape[1] * heads), 1)
-    if fused or mask is not None or rows >= q.shape[1]:
-        out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn" if fused else "xla")
-    else:
-        out = _by_pieces(
-            lambda piece: jax.nn.dot_product_attention(piece, keys, values, implementation="xla"),
-            queries,
-            rows,
-        )
-    return out.reshape(q.shape)
-
-
-def _by_pieces(attend: Callable[[Array], Array], queries: Float[Array, "b n h w"], rows: int) -> Array:
-    """`attend(queries)`, at most `rows` queries at a time, one piece after the other."""
-    b, n, *rest = queries.shape
-    count = -(-n // rows)
-    rows = -(-n // count)
-    padded = jnp.pad(queries, ((0, 0), (0, count * rows - n), (0, 0), (0, 0)))
-    pieces = jnp.moveaxis(padded.reshape(b, count, rows, *rest), 1, 0)
-    out = jnp.moveaxis(jax.lax.map(attend, pieces), 0, 1)
-    return out.reshape(b, count * rows, *rest)[:, :n]
-
-
 class CrossAttention(nnx.Module):
     """Attention from `x` to `context` (to itself without one); keys as in the latent-diffusion family.
 
@@ -231,9 +175,17 @@ class CrossAttention(nnx.Module):
         self.to_out = nnx.List([Linear(inner, query_width)])
         self.heads = heads
 
-    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n c"]:
-        context = x if context is None else context
-        return self.to_out[0](attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | KeysValues | None = None
+    ) -> Float[Array, "b n c"]:
+        """`context` may be what `read` made of it before; the result is the same."""
+        if not isinstance(context, KeysValues):
+            context = self.read(x if context is None else context)
+        return self.to_out[0](attention(self.to_q(x), context.keys, context.values, self.heads))
+
+    def read(self, context: Float[Array, "b m d"]) -> KeysValues:
+        """What attending to `context` needs of it."""
+        return KeysValues(self.to_k(context), self.to_v(context))
 
 
 def timestep_embedding(t: Int[Array, "b"] | Float[Array, "b"], width: int) -> Float[Array, "b width"]:

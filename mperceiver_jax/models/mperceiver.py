@@ -9,7 +9,7 @@ Source: MPerceiver (CVPR 2024, arXiv 2312.02918); the detail refinement module i
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from mperceiver_jax.models.ir_adapter import IRAdapter, IRAdapterConfig
 from mperceiver_jax.models.parameters import normal, parameter
 from mperceiver_jax.models.predictor import DegradationPredictor, PredictorConfig
 from mperceiver_jax.models.unet import UNet, UNetConfig
-from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig
+from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig, posterior
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -130,13 +130,26 @@ class Condition(NamedTuple):
         z_lq: scaled latent, (b, h, w, latent channels).
         taps: encoder features for the DRM, finest first.
         logits: degradation logits, (b, classes).
-        context: text context, (b, 77, width).
+        context: text context, (b, 77, width), or what the UNet's `read` made of it.
     """
 
     z_lq: Array
     taps: tuple[Array, ...]
     logits: Array
-    context: Array
+    context: Any
+
+
+class Observation(NamedTuple):
+    """What the frozen towers make of a pair of pictures: all that the dual branch learns from.
+
+    Attributes:
+        lq, gt: moments of the autoencoder's posterior, (b, h, w, 2 * latent channels), see `vae.posterior`.
+        embedding: of the CLIP view, (b, embed).
+    """
+
+    lq: Array
+    gt: Array
+    embedding: Array
 
 
 class MPerceiver(nnx.Module):
@@ -157,13 +170,22 @@ class MPerceiver(nnx.Module):
         self, picture: Float[Array, "b h w 3"], noise: Float[Array, "b hh ww c"] | None = None
     ) -> tuple[Float[Array, "b hh ww c"], tuple[Array, ...]]:
         """(scaled posterior sample, or the mean without noise; encoder taps for the DRM)."""
-        posterior = self.vae.encode(picture)
-        z = posterior.mean if noise is None else posterior.sample(noise)
-        return z * self.config.vae.scaling_factor, posterior.taps
+        found = self.vae.encode(picture)
+        z = found.mean if noise is None else found.sample(noise)
+        return z * self.config.vae.scaling_factor, found.taps
 
-    def perceive(
-        self, lq_clip: Float[Array, "b s s 3"]
-    ) -> tuple[Float[Array, "b embed"], Float[Array, "b classes"]]:
+    def observe(
+        self, lq: Float[Array, "b h w 3"], gt: Float[Array, "b h w 3"], lq_clip: Float[Array, "b s s 3"]
+    ) -> Observation:
+        """The frozen part of the dual branch's training, free of chance."""
+        low, high = self.vae.encode_pair(lq, gt)
+        return Observation(low.moments, high.moments, self.perceive(lq_clip)[0])
+
+    def latent(self, moments: Float[Array, "b h w m"], noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Scaled sample of a posterior."""
+        return posterior(moments).sample(noise) * self.config.vae.scaling_factor
+
+    def perceive(self, lq_clip: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b embed"], Float[Array, "b classes"]]:
         """(image embedding, degradation logits) of the CLIP view; no gradient passes the embedding."""
         embedding, logits = self.predictor(lq_clip)
         return jax.lax.stop_gradient(embedding), logits

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mperceiver_jax.models.attention import KeysValues
 from mperceiver_jax.models.layers import CrossAttention, GroupNorm, LayerNorm, Linear, gelu
 
 
@@ -43,7 +44,7 @@ class TransformerBlock(nnx.Module):
         self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], context: KeysValues) -> Float[Array, "b n c"]:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -67,8 +68,16 @@ class SpatialTransformer(nnx.Module):
         )
         self.proj_out = Linear(channels, channels)
 
-    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"] | tuple[KeysValues, ...]
+    ) -> Float[Array, "b h w c"]:
+        """`context`: the tokens, or what `read` made of them."""
+        read = context if isinstance(context, tuple) else self.read(context.astype(x.dtype))
         tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context.astype(x.dtype))
+        for block, seen in zip(self.transformer_blocks, read, strict=True):
+            tokens = block(tokens, seen)
         return x + self.proj_out(tokens).reshape(x.shape)
+
+    def read(self, context: Float[Array, "b m d"]) -> tuple[KeysValues, ...]:
+        """Keys and values of the context for every block; they do not depend on the map."""
+        return tuple(block.attn2.read(context) for block in self.transformer_blocks)

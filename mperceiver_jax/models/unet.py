@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mperceiver_jax.models.attention import KeysValues
 from mperceiver_jax.models.layers import (
     Conv,
     Downsample,
@@ -25,6 +26,9 @@ from mperceiver_jax.models.layers import (
 from mperceiver_jax.models.modulator import Form, Modulator, Start
 from mperceiver_jax.models.parameters import start_variance_preserving
 from mperceiver_jax.models.spatial_transformer import SpatialTransformer
+
+Read = tuple[tuple[KeysValues, ...], ...]
+"""Keys and values of a context: for every transformer of a stage, for every block in it."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if not set(self.attention_levels) <= set(range(self.levels)):
-            raise ValueError(
-                f"UNetConfig.attention_levels {self.attention_levels}: {self.levels} levels exist"
-            )
+            raise ValueError(f"UNetConfig.attention_levels {self.attention_levels}: {self.levels} levels exist")
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"UNetConfig: width {width} does not divide into {self.groups} groups")
@@ -140,19 +142,21 @@ class Stage(nnx.Module):
             for width_in in widths_in
         )
         self.attentions = nnx.List(
-            SpatialTransformer(
-                width, config.context_width, head_width=config.head_width, groups=config.groups
-            )
+            SpatialTransformer(width, config.context_width, head_width=config.head_width, groups=config.groups)
             for _ in range(transformers)
         )
         self.remat = config.remat
 
-    def layer(self, index: int, h: Array, temb: Array, context: Array, features: Array | None) -> Array:
+    def layer(self, index: int, h: Array, temb: Array, context: Read, features: Array | None) -> Array:
         """One residual block and its transformer, if it has one."""
         h = run(self.resnets[index], h, temb, features, remat=self.remat)
         if index < len(self.attentions):
-            h = run(self.attentions[index], h, context, remat=self.remat)
+            h = run(self.attentions[index], h, context[index], remat=self.remat)
         return h
+
+    def read(self, context: Float[Array, "b n d"]) -> Read:
+        """Keys and values of the context for every transformer of this stage."""
+        return tuple(transformer.read(context) for transformer in self.attentions)
 
 
 class DownBlock(Stage):
@@ -166,7 +170,7 @@ class DownBlock(Stage):
         super().__init__(config, [before] + [width] * (n - 1), width, transformers)
         self.downsamplers = nnx.List([Downsample(width)] if level < config.levels - 1 else [])
 
-    def __call__(self, h: Array, temb: Array, context: Array, features: Array | None) -> list[Array]:
+    def __call__(self, h: Array, temb: Array, context: Read, features: Array | None) -> list[Array]:
         """Every map it makes, in order: each goes on the stack of skips, the last one also onwards."""
         made = []
         for index in range(len(self.resnets)):
@@ -182,7 +186,7 @@ class MidBlock(Stage):
         width = config.widths[-1]
         super().__init__(config, [width, width], width, 1)
 
-    def __call__(self, h: Array, temb: Array, context: Array, features: Array | None) -> Array:
+    def __call__(self, h: Array, temb: Array, context: Read, features: Array | None) -> Array:
         return self.layer(1, self.layer(0, h, temb, context, features), temb, context, features)
 
 
@@ -199,9 +203,7 @@ class UpBlock(Stage):
         super().__init__(config, widths_in, width, transformers)
         self.upsamplers = nnx.List([Upsample(width)] if level else [])
 
-    def __call__(
-        self, h: Array, skips: Sequence[Array], temb: Array, context: Array, features: Array | None
-    ) -> Array:
+    def __call__(self, h: Array, skips: Sequence[Array], temb: Array, context: Read, features: Array | None) -> Array:
         """`skips`: one map for each residual block, in the order of their use."""
         for index, skip in enumerate(skips):
             h = self.layer(index, jnp.concatenate([h, skip], -1), temb, context, features)
@@ -228,7 +230,7 @@ class UNet(nnx.Module):
         self,
         latent: Float[Array, "b h w c"],
         t: Int[Array, "b"] | Float[Array, "b"],
-        context: Float[Array, "b n d"],
+        context: Float[Array, "b n d"] | tuple[Read, ...],
         features: Sequence[Float[Array, "b _ _ f"]] | None = None,
     ) -> Float[Array, "b h w c"]:
         """The predicted noise, in the dtype of the latent.
@@ -236,7 +238,7 @@ class UNet(nnx.Module):
         Args:
             latent: the noisy latent, scaled; sides are multiples of 2 ** (levels - 1).
             t: timesteps, 0..999.
-            context: text tokens, all of which are attended to.
+            context: text tokens, all of which are attended to, or what `read` made of them.
             features: one map per level, finest first, sides halving from the latent's; without
                 them the UNet is the plain one of the prior.
 
@@ -245,15 +247,22 @@ class UNet(nnx.Module):
         """
         self._check(latent, features)
         maps: list[Array | None] = [None] * self.config.levels if features is None else list(features)
+        read = context if isinstance(context, tuple) else self.read(context.astype(latent.dtype))
+        seen = iter(read)
         temb = self.time_embedding(t, latent.dtype)
         skips = [self.conv_in(latent)]
         for down, features_here in zip(self.down_blocks, maps, strict=True):
-            skips += down(skips[-1], temb, context, features_here)
-        h = self.mid_block(skips[-1], temb, context, maps[-1])
+            skips += down(skips[-1], temb, next(seen), features_here)
+        h = self.mid_block(skips[-1], temb, next(seen), maps[-1])
         for up, features_here in zip(self.up_blocks, reversed(maps), strict=True):
             taken = [skips.pop() for _ in up.resnets]
-            h = up(h, taken, temb, context, features_here)
+            h = up(h, taken, temb, next(seen), features_here)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+    def read(self, context: Float[Array, "b n d"]) -> tuple[Read, ...]:
+        """Keys and values of the context for every stage in order: they depend neither on the latent nor on
+        the timestep, so that sampling computes them once."""
+        return tuple(stage.read(context) for stage in [*self.down_blocks, self.mid_block, *self.up_blocks])
 
     def _check(self, latent: Array, features: Sequence[Array] | None) -> None:
         levels, (height, width) = self.config.levels, latent.shape[1:3]

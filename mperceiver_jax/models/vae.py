@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample, attention
+from mperceiver_jax.models.attention import attention
+from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample
 from mperceiver_jax.models.parameters import Init, start_variance_preserving
 
 EPS = 1e-6
@@ -87,6 +88,11 @@ class Posterior(NamedTuple):
     logvar: Array
     taps: tuple[Array, ...]
 
+    @property
+    def moments(self) -> Float[Array, "b h w c2"]:
+        """Mean and log-variance side by side; `posterior` takes them apart."""
+        return jnp.concatenate([self.mean, self.logvar], -1)
+
     def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """mean + std * noise, for standard normal noise; in the dtype of the mean."""
         std = jnp.exp(0.5 * self.logvar.astype(jnp.float32))
@@ -127,6 +133,16 @@ class AutoencoderKL(nnx.Module):
             )
         raw, taps = self.encoder(x)
         return posterior(self.quant_conv(raw), taps)
+
+    def encode_pair(
+        self, one: Float[Array, "b h w c"], other: Float[Array, "b h w c"]
+    ) -> tuple[Posterior, Posterior]:
+        """The posteriors of both, encoded as one batch, in which they alternate: rows that lie on different
+        devices stay there."""
+        b = one.shape[0]
+        both = self.encode(jnp.stack([one, other], 1).reshape(2 * b, *one.shape[1:]))
+        apart = jax.tree.map(lambda x: x.reshape(b, 2, *x.shape[1:]), both)
+        return jax.tree.map(lambda x: x[:, 0], apart), jax.tree.map(lambda x: x[:, 1], apart)
 
     def decode(self, z: Float[Array, "b h w c"], refine: Refine | None = None) -> Float[Array, "b hh ww 3"]:
         """Pictures, nominally in [-1, 1] but not clipped, from unscaled latents.

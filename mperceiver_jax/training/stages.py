@@ -11,7 +11,7 @@ the batch. Pictures in a batch are in [0, 1]; models see [-1, 1].
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import jax
@@ -22,7 +22,7 @@ from mperceiver_jax.config import Experiment
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.lpips import load_lpips, lpips
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver import Condition, MPerceiver, Observation
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.patchgan import PatchGAN, PatchGANConfig
 from mperceiver_jax.training import losses
@@ -149,17 +149,26 @@ def _predictor(experiment: Experiment, assembled, dtype) -> Stage:
     return Stage("predictor", f"degradation predictor {what}", trains, loss)
 
 
+def observation(model: MPerceiver, batch: Mapping[str, jax.Array], dtype: jnp.dtype) -> Observation:
+    """What the frozen towers make of a batch of pictures; taken from the batch where it was stored before."""
+    if "embedding" in batch:
+        return Observation(**{name: batch[name].astype(dtype) for name in Observation._fields})
+    lq, gt = (to_model_range(batch[name], dtype) for name in ("lq", "gt"))
+    return model.observe(lq, gt, batch["lq_clip"].astype(dtype))
+
+
 def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
     """Noise prediction under both branches: text context and adapter features of the degraded picture."""
 
     def loss(params, batch, key, step):
         model = assembled(params)
         key_gt, key_lq, key_t, key_n = jax.random.split(key, 4)
-        gt = to_model_range(batch["gt"], dtype)
-        lq = to_model_range(batch["lq"], dtype)
-        shape = model.latent_shape(gt.shape)
-        z, _ = model.encode(gt, jax.random.normal(key_gt, shape, dtype))
-        condition = model.condition(lq, batch["lq_clip"].astype(dtype), jax.random.normal(key_lq, shape, dtype))
+        seen = observation(model, batch, dtype)
+        shape = (*seen.gt.shape[:-1], seen.gt.shape[-1] // 2)
+        z = model.latent(seen.gt, jax.random.normal(key_gt, shape, dtype))
+        z_lq = model.latent(seen.lq, jax.random.normal(key_lq, shape, dtype))
+        logits = model.predictor.head(seen.embedding)
+        condition = Condition(z_lq, (), logits, model.context(seen.embedding, logits))
         t, noise = _timesteps_and_noise(key_t, key_n, z)
         out = model.predict(SCHEDULE.add_noise(z, noise, t), t, condition)
         return losses.mean_squared_error(out, diffusion_target(experiment, z, noise, t)), {}
@@ -195,13 +204,14 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
     def loss(params, batch, key, step):
         model = assembled(params)
         key_z, key_s, key_n = jax.random.split(key, 3)
-        gt = to_model_range(batch["gt"], dtype)
-        _, taps = model.encode(to_model_range(batch["lq"], dtype))
+        lq, gt = (to_model_range(batch[name], dtype) for name in ("lq", "gt"))
         _, logits = model.perceive(batch["lq_clip"].astype(dtype))
         if choice.drm_latents == "sampled":
+            _, taps = model.encode(lq)
             z = batch["latent"].astype(dtype)
         else:
-            z, _ = model.encode(gt, jax.random.normal(key_z, model.latent_shape(gt.shape), dtype))
+            (_, _, taps), clean = model.vae.encode_pair(lq, gt)
+            z = model.latent(clean.moments, jax.random.normal(key_z, clean.mean.shape, dtype))
             spread = jax.random.uniform(key_s, (z.shape[0], 1, 1, 1)) * choice.drm_perturbation
             z = z + spread.astype(dtype) * jax.random.normal(key_n, z.shape, dtype)
         perceptual = {k[len(PERCEPTUAL) :]: v for k, v in params.items() if k.startswith(PERCEPTUAL)}

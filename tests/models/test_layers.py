@@ -10,7 +10,7 @@ from mperceiver_jax import convert
 from mperceiver_jax.convert.keymaps import KeyMap
 from mperceiver_jax.convert.latent_diffusion import RESNET_BLOCK
 from mperceiver_jax.convert.layouts import LAYOUTS
-from mperceiver_jax.models import layers, parameters
+from mperceiver_jax.models import attention, layers, parameters
 from mperceiver_jax.models.ir_adapter import AttentionBlock
 from mperceiver_jax.models.spatial_transformer import FeedForward, SpatialTransformer
 from tests.fixtures import fixture, nhwc
@@ -138,7 +138,7 @@ def test_attention_piece_by_piece_is_the_same(monkeypatch, queries):
         return layers.attention(q, k, v, heads=2)
 
     whole, slope = value(q), jax.grad(lambda q: value(q).var())(q)
-    monkeypatch.setattr(layers, "LOGITS_AT_ONCE", 4 * 13 * 2)  # four queries at a time
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE", 4 * 13 * 2)  # four queries at a time
     assert "scan" in str(jax.make_jaxpr(value)(q))
     np.testing.assert_allclose(value(q), whole, atol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda q: value(q).var())(q), slope, atol=1e-6)

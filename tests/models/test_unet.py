@@ -110,11 +110,12 @@ def test_intermediate_maps_and_output_equal_the_release():
         unet = parameters.merge(structure, params)
         temb = unet.time_embedding(t, latent.dtype)
         first = unet.conv_in(latent)
-        second, third = unet.down_blocks[0](first, temb, context, fine)
-        (fourth,) = unet.down_blocks[1](third, temb, context, coarse)
-        middle = unet.mid_block(fourth, temb, context, coarse)
-        up = unet.up_blocks[0](middle, [fourth, third], temb, context, coarse)
-        last = unet.up_blocks[1](up, [second, first], temb, context, fine)
+        seen = unet.read(context)
+        second, third = unet.down_blocks[0](first, temb, seen[0], fine)
+        (fourth,) = unet.down_blocks[1](third, temb, seen[1], coarse)
+        middle = unet.mid_block(fourth, temb, seen[2], coarse)
+        up = unet.up_blocks[0](middle, [fourth, third], temb, seen[3], coarse)
+        last = unet.up_blocks[1](up, [second, first], temb, seen[4], fine)
         names = [
             *(f"input_blocks.{k}" for k in range(4)),
             "middle_block",
@@ -250,7 +251,8 @@ def test_remat_changes_no_gradient():
         structure, _ = parameters.split(MidBlock(replace(config, remat=remat)))
 
         def loss(params, h):
-            return jnp.square(parameters.merge(structure, params)(h, temb, context, features[0])).mean()
+            block = parameters.merge(structure, params)
+            return jnp.square(block(h, temb, block.read(context), features[0])).mean()
 
         return jax.jit(jax.grad(loss, (0, 1)))(params, h)
 
