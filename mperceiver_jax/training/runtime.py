@@ -1,5 +1,6 @@
 """Starting JAX on one or several hosts, agreeing among processes, and stopping in time."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from jax.experimental import multihost_utils
 
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE_BYTES = 4096
+_PATIENCE = 6 * 3600  # seconds
+_MEETINGS = itertools.count()
 
 Result = TypeVar("Result")
 
@@ -81,7 +84,8 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
 
 
 def on_first_process(action: Callable[[], None]) -> None:
-    """Runs `action` in process 0 while the others wait; if it fails, all of them fail with its message.
+    """Runs `action` in process 0 while the others wait, for hours if need be; if it fails, all of them fail
+    with its message.
 
     Raises:
         Exception: the action's own in process 0; ValueError with the same text in the others.
@@ -95,6 +99,7 @@ def on_first_process(action: Callable[[], None]) -> None:
             action()
         except Exception as error:
             failure = error
+    _meet()
     message = np.zeros(_MESSAGE_BYTES, np.uint8)
     if failure is not None:
         text = (str(failure) or type(failure).__name__).encode()[:_MESSAGE_BYTES]
@@ -119,12 +124,22 @@ def on_every_process(action: Callable[[], Result]) -> Result:
         result = action()
     except Exception as error:
         failure = error
+    _meet()
     failed = multihost_utils.process_allgather(np.int32(failure is not None))
     if failure is not None:
         raise failure
     if failed.any():
         raise ValueError(f"failed in process {int(np.argmax(failed))}; its own message says why")
     return result
+
+
+def _meet() -> None:
+    """Returns when every process is here. The first collective would give up after half a minute."""
+    # Not at the top: what only starts a runtime need not load Orbax.
+    from orbax.checkpoint import multihost
+
+    everyone = set(range(jax.process_count()))
+    multihost.sync_global_processes(f"meeting {next(_MEETINGS)}", timeout=_PATIENCE, processes=everyone)
 
 
 class Preempted(Exception):
