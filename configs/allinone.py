@@ -4,9 +4,10 @@
         Every module and every stage at a size that trains from nothing, on the bundled
         photographs, in well under 20 minutes on two CPU cores and in 4 GB of memory.
 
-    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.priors=FILE
+    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.priors=DIR
         The paper's scale: predictor, dual branch and detail refinement on top of the published
-        Stable Diffusion 2.1 and OpenCLIP ViT-H/14 weights. For accelerators. The authors'
+        Stable Diffusion 2.1 and OpenCLIP ViT-H/14 weights, in a directory that `python -m
+        mperceiver_jax.convert import` wrote. For accelerators. The authors'
         batch size, iteration count and schedule are not published in full; what is known of
         their release (AdamW, 1e-4 constant, decay 0.01, crops of 512) is kept.
 

@@ -22,10 +22,9 @@ from mperceiver_jax.command_line import one_line
 from mperceiver_jax.convert.model_config import add_config_argument, model_of
 from mperceiver_jax.convert.parts import PARTS, lacking, part_of
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
-from mperceiver_jax.convert.recognition import find_parts, recognise
+from mperceiver_jax.convert.recognition import find_parts, named_parts, recognise
 from mperceiver_jax.convert.sources import WeightFile, weight_files
-from mperceiver_jax.convert.state_dicts import Found
-from mperceiver_jax.convert.torch_files import StoredTensor, open_tensors
+from mperceiver_jax.convert.torch_files import open_tensors
 from mperceiver_jax.models.mperceiver import MPerceiver
 
 
@@ -71,14 +70,10 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
     print(f"{file.name}: {len(tensors):,} tensors in {len(files)} file(s), {size / 1e9:.2f} GB")
     print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
     print(f"  layout: {recognise(tensors, file.name).title}")
-    found = find_parts(model, tensors, file.name)
-    for part in PARTS:
-        own = {path: tensor for path, tensor in found.items() if part_of(path) is part}
-        if own:
-            stored = [tensor for one in own.values() for tensor in _stored(one)]
-            numbers = ((tensor.dtype, math.prod(tensor.shape)) for tensor in stored)
-            print(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
-    return set(found)
+    for part, stored in named_parts(model, tensors, file.name).items():
+        numbers = ((tensor.dtype, math.prod(tensor.shape)) for tensor in stored)
+        print(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
+    return set(find_parts(model, tensors, file.name))
 
 
 def _describe_priors(directory: PriorsDirectory) -> set[str]:
@@ -92,10 +87,6 @@ def _describe_priors(directory: PriorsDirectory) -> set[str]:
         hashes = ", ".join(f"{name} sha256 {value[:16]}..." for name, value in source["sha256"].items())
         print(f"  from {source['name']} ({source['layout']}; {hashes}); licence: {'; '.join(source['licence'])}")
     return set(values)
-
-
-def _stored(found: Found) -> tuple[StoredTensor, ...]:
-    return found.tensors
 
 
 def _types(sizes: Iterable[tuple[np.dtype | str, int]]) -> str:

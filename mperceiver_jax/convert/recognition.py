@@ -5,9 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
-from mperceiver_jax.convert.parts import listed, optional_groups
+from mperceiver_jax.convert.layouts import keymap
+from mperceiver_jax.convert.parts import Part, listed, optional_groups, part_of
 from mperceiver_jax.convert.state_dicts import Found, match
 from mperceiver_jax.convert.torch_files import StoredTensor
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 
 
@@ -97,3 +99,21 @@ def find_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: st
     if not found:
         raise ValueError(f"{where} looks like {family.title}, but holds nothing of it")
     return found
+
+
+def named_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: str) -> dict[Part, list[StoredTensor]]:
+    """What a file holds of each part by its names alone, complete or not and of whatever shape, for telling people.
+
+    Raises:
+        ValueError: an unknown layout.
+    """
+    held: dict[Part, list[StoredTensor]] = {}
+    for name, prefix, layout in recognise(tensors, where).modules:
+        module = attrgetter(name)(model) if name else model
+        names = keymap(module, layout)
+        own = {names.canonical(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
+        for path in parameters.declared(module):
+            there = [own[key] for key in names.keys(path) if key in own]
+            if there:
+                held.setdefault(part_of(f"{name}.{path}" if name else path), []).extend(there)
+    return held
