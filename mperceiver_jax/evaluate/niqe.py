@@ -7,9 +7,11 @@ of that release; also circulating as `niqe_pris_params.npz`), so the user names 
 
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from scipy.ndimage import correlate1d
 from scipy.special import gamma
 
@@ -48,7 +50,7 @@ def read_niqe_model(path: str | Path) -> PristineModel:
                 if model.mean.shape != (FEATURES,) or model.covariance.shape != (FEATURES, FEATURES):
                     raise ValueError(f"mean {model.mean.shape}, covariance {model.covariance.shape}")
                 return model
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError, BadZipFile, MatReadError) as error:
         raise ValueError(f"{path}: no NIQE model of {FEATURES} features ({error})") from error
     raise ValueError(f"{path}: no NIQE model; it should hold {' or '.join(map(str, _NAMES))}")
 

@@ -1,0 +1,331 @@
+"""The evaluation command on small trees: right figures, named faults, interruptions, a model."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.pictures import decode_picture
+from data_pipelines.sources import bundled_photos
+from mperceiver_jax.evaluate import runner
+from mperceiver_jax.evaluate.__main__ import main
+from mperceiver_jax.evaluate.journal import Journal
+from mperceiver_jax.evaluate.metrics import psnr
+from mperceiver_jax.evaluate.pairs import NoiseStream, find_pairs, read_pair
+from mperceiver_jax.evaluate.protocols import load_protocol
+from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.picture_files import encode_png, pad_to
+from tests.restore.finished_run import finished_run
+
+measure = pytest.importorskip("skimage.metrics")
+restoration = pytest.importorskip("skimage.restoration")
+
+NOISE = ("CBSD68-15", "CBSD68-25", "CBSD68-50")
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def photos(count=3, height=53, width=70):
+    names = sorted(Path(bundled_photos("heldout")).glob("*.jpg"))[:count]
+    return [decode_picture(name)[100 : 100 + height + k, 100 : 100 + width] for k, name in enumerate(names)]
+
+
+def middle(pixels):
+    """PromptIR's crop to multiples of 16."""
+    rows, columns = (side % 16 for side in pixels.shape[:2])
+    height, width = pixels.shape[:2]
+    return pixels[rows // 2 : height - rows + rows // 2, columns // 2 : width - columns + columns // 2]
+
+
+def table(folder):
+    with (folder / "images.csv").open() as file:
+        return {(row["set"], row["name"]): row for row in csv.DictReader(file)}
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory):
+    """Non-local means on PromptIR's noise, as an independent script does it, and scikit-image's figures."""
+    root = tmp_path_factory.mktemp("peer")
+    for k, photo in enumerate(photos()):
+        save(root / "data" / "denoise" / "bsd68" / f"im{k}.png", photo)
+    np.random.seed(0)
+    figures = {}
+    for name, sigma in zip(NOISE, (15, 25, 50), strict=True):
+        for k, photo in enumerate(photos()):
+            clean = middle(photo)
+            noisy = np.clip(clean + np.random.randn(*clean.shape) * sigma, 0, 255).astype(np.uint8)
+            restored = restoration.denoise_nl_means(noisy, 3, 3, sigma / 300, channel_axis=-1)
+            levels = np.uint8(np.rint(np.clip(restored, 0, 1) * 255))
+            save(root / "outputs" / name / f"im{k}.png", levels)
+            figures[name, f"im{k}"] = {
+                "psnr": measure.peak_signal_noise_ratio(clean, levels),
+                "ssim": measure.structural_similarity(clean, levels, channel_axis=-1),
+                "input_psnr": measure.peak_signal_noise_ratio(clean, noisy),
+            }
+    return root, figures
+
+
+def command(root, output, *more):
+    arguments = [f"--data={root / 'data'}", "--protocol=promptir-3task", f"--sets={','.join(NOISE)}"]
+    return main([f"--outputs={root / 'outputs'}", *arguments, f"--output={output}", *more])
+
+
+def test_a_classical_method_gets_the_figures_of_an_independent_script(peer, tmp_path, capsys):
+    root, expected = peer
+    assert command(root, tmp_path, "--title=NLM", "--show=2") == 0
+    found = table(tmp_path)
+    assert found.keys() == expected.keys()
+    for key, figures in expected.items():
+        for name, value in figures.items():
+            assert float(found[key][name]) == pytest.approx(value, abs=1e-5), (key, name)
+    results = report(tmp_path)
+    for name in NOISE:
+        mean = np.mean([figures["psnr"] for key, figures in expected.items() if key[0] == name])
+        assert results["sets"][name]["output"]["psnr"] == pytest.approx(mean, abs=1e-5)
+    # Two sets of the five are not there, so that there is no average; counts are not the published ones.
+    assert results["averages"] == {} and len(results["warnings"]) == 3
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| \*\*NLM\*\* \| [\d.]+ \| [\d.]+ \| [\d.]+ \| measured here \|", text)
+    assert "| PromptIR (35.6 M) | 33.98 | 31.31 | 28.06 | R, S |" in text
+    assert all(trap in text for trap in load_protocol("promptir-3task").traps)
+    assert "warning: CBSD68-15 has 3 pictures here" in capsys.readouterr().err
+
+
+def test_the_page_needs_nothing_but_its_own_pictures(peer, tmp_path):
+    root, figures = peer
+    assert command(root, tmp_path, "--show=2") == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "http" not in page and "<!--" not in page
+    shown = re.findall(r"pictures/[0-9a-f]{12}-(?:input|output|truth)\.png", page)
+    assert len(shown) == 3 * 4 and all((tmp_path / name).is_file() for name in shown)
+    order = re.findall(r"<figcaption>(\S+): (\S+),", page)
+    ranked = sorted(figures, key=lambda key: figures[key]["psnr"])
+    assert order == [*ranked[:2], *ranked[:-3:-1]]
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_alike(peer, tmp_path, monkeypatch, capsys):
+    root, _ = peer
+    assert command(root, tmp_path / "whole") == 0
+    measured, real = [], runner._measure
+
+    def counted(pool, batch, *rest):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.extend(batch)
+        return real(pool, batch, *rest)
+
+    monkeypatch.setattr(runner, "_measure", counted)
+    assert command(root, tmp_path / "parts", "--batch-size=1") == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+    # As a kill leaves it: a line that was not finished.
+    journal = tmp_path / "parts" / "images.jsonl"
+    journal.write_text(journal.read_text() + '{"key": "CBSD68-25/im1", "psnr": 1')
+    measured[:] = [None] * 5
+    assert command(root, tmp_path / "parts", "--batch-size=1") == 0
+    assert len(measured) == 5 + 5
+    for name in ("images.csv", "report.md"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # Nothing is measured twice, but for what has changed.
+    measured.clear()
+    measured.append(None)
+    assert command(root, tmp_path / "parts") == 0 and len(measured) == 1
+    path = root / "outputs" / "CBSD68-50" / "im2.png"
+    before = path.read_bytes()
+    save(path, 255 - decode_picture(path))
+    assert command(root, tmp_path / "parts") == 0 and len(measured) == 2
+    assert float(table(tmp_path / "parts")["CBSD68-50", "im2"]["psnr"]) < 15
+    path.write_bytes(before)
+    # Other settings are another evaluation.
+    assert command(root, tmp_path / "parts", "--metrics=psnr") == 1
+    assert "metrics: ['psnr', 'ssim'] then, ['psnr'] now" in capsys.readouterr().err
+    assert command(root, tmp_path / "parts", "--metrics=psnr", "--restart") == 0
+
+
+def test_faults_are_named_before_anything_is_measured(peer, tmp_path, capsys):
+    root, _ = peer
+    arguments = ["--protocol=folder", f"--output={tmp_path / 'out'}", f"--data={tmp_path / 'gt'}"]
+    for k, photo in enumerate(photos()):
+        save(tmp_path / "gt" / f"{k}.png", photo)
+        if k < 2:
+            save(tmp_path / "made" / f"{k}.png", photo[: 50 + k])
+    run = lambda *more: (main([f"--outputs={tmp_path / 'made'}", *arguments, *more]), capsys.readouterr().err)
+    status, told = run()
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert "1 outputs are missing" in told and "gt/2.png" in told and "--partial" in told
+    assert "made/0.png is 70x50, not 70x53" in told and "made/1.png is 70x51, not 70x54" in told
+    save(tmp_path / "made" / "0.png", photos()[0])
+    save(tmp_path / "made" / "1.png", photos()[1])
+    status, told = run("--partial")
+    assert status == 0 and "warning: folder: 1 outputs are missing" in told
+    assert len(table(tmp_path / "out")) == 2 and "inf" in (tmp_path / "out" / "report.md").read_text()
+    assert report(tmp_path / "out")["sets"]["folder"]["output"]["psnr"] is None  # infinite: equal pictures
+    save(tmp_path / "made" / "9.png", photos()[0])
+    assert "1 of 3 pictures" in run()[1]
+    (tmp_path / "made" / "9.png").unlink()
+    for more, message in [
+        (["--metrics=psnr,vmaf"], "unknown metrics vmaf"),
+        (["--metrics=niqe"], "--niqe-model"),
+        (["--metrics=fid"], "--features"),
+        (["--sets=rain"], "no set rain"),
+        (["--set=folder"], "NAME=LQ,GT"),
+        (["--protocol=nothing"], "promptir-3task"),
+    ]:
+        status, told = run("--partial", *more)
+        assert status == 2 and message in told, told
+    assert command(root, tmp_path / "none", "--sets=Rain100L") == 2
+    assert "no folder derain/Rain100L/target" in capsys.readouterr().err
+
+
+def test_folders_equal_scikit_image_whatever_the_names(tmp_path):
+    rng = np.random.default_rng(0)
+    expected = []
+    for k, photo in enumerate(photos()):
+        noisy = np.clip(photo + rng.normal(0, 20, photo.shape), 0, 255).astype(np.uint8)
+        save(tmp_path / "gt" / f"norain-{k}.png", photo)
+        save(tmp_path / "made" / f"rain-{k}.png", noisy)
+        expected.append(measure.peak_signal_noise_ratio(photo, noisy))
+    folders = [f"--outputs={tmp_path / 'made'}", f"--data={tmp_path / 'gt'}", f"--output={tmp_path / 'out'}"]
+    assert main([*folders, "--protocol=folder", "--pairing=^rain=>norain", "--metrics=psnr,fid,kid,psnr_y",
+                 "--features=tests.evaluate.test_set_metrics:mean_colour"]) == 0  # fmt: skip
+    found = report(tmp_path / "out")["sets"]["folder"]["output"]
+    assert found["psnr"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert found["psnr_y"] > found["psnr"] and found["fid"] > 0 and "kid" in found
+    # The same again, with the first in its table.
+    again = [*folders[:2], f"--output={tmp_path / 'two'}", "--protocol=folder", "--pairing=^rain=>norain"]
+    assert main([*again, f"--beside={tmp_path / 'out'}", "--title=second", "--show=0"]) == 0
+    text = (tmp_path / "two" / "report.md").read_text()
+    assert "| **second** |" in text and "| made |" in text and not (tmp_path / "two" / "index.html").exists()
+
+
+class Halver:
+    """A restorer whose model halves a picture and adds a hundredth of noise; it pads to multiples of 16."""
+
+    seed, refine, colour, notes = 7, True, "none", ("a stage is unfinished",)
+    sampler = SimpleNamespace(steps=3)
+    _params: ClassVar = {"factor": jnp.array(0.5)}
+
+    def _padded(self, picture):
+        return pad_to(picture, 16, 16)
+
+    def _view(self, padded):
+        return np.zeros((1, 2, 2, 3), np.float32)
+
+    @staticmethod
+    def _restored(params, lq, lq_clip, key):
+        assert lq.shape[0] == 1  # every picture by itself, with the same noise
+        return params["factor"] * lq + 0.01 * jax.random.uniform(key, lq.shape), None
+
+    def alone(self, picture):
+        padded = self._padded(picture)[None]
+        out, _ = self._restored(self._params, padded, None, jax.random.key(self.seed))
+        return np.asarray(out)[0, : picture.shape[0], : picture.shape[1]]
+
+
+def small_pairs(root):
+    """Pairs of two sizes."""
+    for k, photo in enumerate(photos(5, 40, 48)):
+        save(root / "gt" / f"{k}.png", photo[: 40 - k % 2])
+        save(root / "lq" / f"{k}.png", photo[: 40 - k % 2] // 2)
+    return root
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_model_is_run_over_devices_and_scored_before_rounding(tmp_path, monkeypatch, capsys, batch_size):
+    data = small_pairs(tmp_path / "data")
+    monkeypatch.setattr(Restorer, "from_checkpoint", lambda *_, **__: Halver())
+    (tmp_path / "mine.toml").write_text(
+        'title = "Mine"\nabout = ""\ntraps = []\n[ruler]\nlevels = "float"\nmetrics = ["psnr"]\n'
+        '[[sets]]\nname = "a"\ntask = "x"\nlq = "lq"\ngt = "gt"\n'
+    )
+    arguments = [f"--checkpoint={tmp_path / 'run'}", f"--data={data}", f"--protocol={tmp_path / 'mine.toml'}"]
+    if batch_size:
+        arguments.append(f"--batch-size={batch_size}")
+    assert main([*arguments, f"--output={tmp_path / 'out'}", "--title=half"]) == 0
+    assert "warning: a stage is unfinished" in capsys.readouterr().err
+    rows = table(tmp_path / "out")
+    for k in range(5):
+        degraded, truth = (decode_picture(data / side / f"{k}.png") / np.float32(255) for side in ("lq", "gt"))
+        restored = Halver().alone(degraded)
+        assert float(rows["a", str(k)]["psnr"]) == pytest.approx(psnr(restored, truth), abs=1e-4)
+        written = decode_picture(tmp_path / "out" / "restored" / "a" / f"{k}.png")
+        assert np.abs(255 * restored - written).max() <= 0.51
+    identity = report(tmp_path / "out")["evaluated"]
+    assert identity["seed"] == 7 and identity["steps"] == 3 and len(identity["weights"]) == 16
+    # A restored picture that has gone is made again.
+    (tmp_path / "out" / "restored" / "a" / "2.png").unlink()
+    assert main([*arguments, f"--output={tmp_path / 'out'}", "--title=half"]) == 0
+    assert (tmp_path / "out" / "restored" / "a" / "2.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_trained_model_in_batches_restores_as_it_does_alone(tmp_path):
+    finished_run(tmp_path / "run")
+    data = small_pairs(tmp_path / "data")
+    arguments = [f"--checkpoint={tmp_path / 'run'}", f"--data={data}", "--protocol=folder"]
+    assert main([*arguments, f"--output={tmp_path / 'out'}"]) == 0
+    restorer = Restorer.from_checkpoint(tmp_path / "run")
+    for k in range(5):
+        alone = restorer(decode_picture(data / "lq" / f"{k}.png"))
+        written = decode_picture(tmp_path / "out" / "restored" / "folder" / f"{k}.png")
+        assert np.abs(alone.astype(int) - written).max() <= 1
+
+
+def test_protocols_are_printed(capsys):
+    assert main(["protocols"]) == 0
+    assert capsys.readouterr().out.count("trap: ") > 20
+    assert main(["protocols", "cdd11"]) == 0
+    assert "eleven" in capsys.readouterr().out
+    assert main(["protocols", "none"]) == 2
+    assert main([]) == 2 and "--protocol" in capsys.readouterr().err
+
+
+def test_lists_restrict_a_set_and_the_noise_stream_does_not_depend_on_what_is_chosen(tmp_path):
+    for k, photo in enumerate(photos()):
+        save(tmp_path / "denoise" / "bsd68" / f"im{k}.png", photo)
+        save(tmp_path / "snow100k" / "gt" / f"s{k}.jpg", photo)
+        save(tmp_path / "snow100k" / "input" / f"s{k}.jpg", photo)
+    (tmp_path / "snow100k" / "snowtest100k_L.txt").write_text("s0.jpg\nsub/s2.jpg\n\n")
+    snow, _ = find_pairs(load_protocol("all-weather"), tmp_path, sets=["Snow100K-L"])
+    assert [pair.name for pair in snow] == ["s0", "s2"]
+    protocol = load_protocol("promptir-3task")
+    every, _ = find_pairs(protocol, tmp_path, sets=NOISE)
+    last, _ = find_pairs(protocol, tmp_path, sets=NOISE[2:])
+    assert last == every[6:]
+    noisy = [read_pair(pairs[-1], protocol.ruler, NoiseStream(0, pairs))[0] for pairs in (every, last)]
+    np.testing.assert_array_equal(*noisy)
+
+
+def test_a_journal_keeps_what_fits_and_refuses_what_does_not(tmp_path):
+    journal = Journal(tmp_path, {"protocol": "a"})
+    journal.append([{"key": "s/1", "stamp": [1, 2], "psnr": float("inf")}])
+    again = Journal(tmp_path, {"protocol": "a"})
+    assert again.done("s/1", [1, 2]) and not again.done("s/1", [1, 3]) and not again.done("s/2", [1, 2])
+    assert again.rows["s/1"]["psnr"] == float("inf")
+    with pytest.raises(ValueError, match=r"protocol: a then, b now.*--restart"):
+        Journal(tmp_path, {"protocol": "b"})
+
+
+def test_noise_of_sixteen_bits_is_refused(tmp_path):
+    save(tmp_path / "denoise" / "bsd68" / "a.png", photos()[0])
+    protocol = load_protocol("promptir-3task")
+    pairs, _ = find_pairs(protocol, tmp_path, sets=NOISE[:1])
+    path = tmp_path / "deep.png"
+    path.write_bytes(encode_png(np.zeros((48, 64, 3), np.uint16)))
+    with pytest.raises(ValueError, match="has 16"):
+        read_pair(replace(pairs[0], gt=path), protocol.ruler, NoiseStream(0, pairs))
