@@ -62,12 +62,10 @@ def load_dists(weights: str | Path | None = None) -> dict[str, np.ndarray]:
     if alpha.shape != (sum(_CHANNELS),) or beta.shape != alpha.shape:
         raise ValueError(f"{weights}: alpha and beta must have {sum(_CHANNELS)} values, have {alpha.size}")
     total = alpha.sum() + beta.sum()
-    return params | {"alpha": np.float32(alpha / total), "beta": np.float32(beta / total)}
+    return params | {"alpha": (alpha / total).astype(np.float32), "beta": (beta / total).astype(np.float32)}
 
 
-def dists(
-    params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]
-) -> Float[Array, "b"]:
+def dists(params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
     """Distance of each pair; 0 for equal images. float32, differentiable, jittable.
 
     At the pictures' own size; the paper's figures are for pictures whose shorter side was made 256.
