@@ -58,8 +58,8 @@ class TfdsPictures:
         wanted = [n for n in (lq, gt) if n in known] if lq in known else [n for n in ("image",) if n in known]
         if not wanted or (lq in known and gt not in known):
             raise ValueError(
-                f"tfds:{name} has the features {', '.join(sorted(known))}; pairs are {lq} and {gt}, clean pictures image. "
-                "Name others as in tfds:NAME:SPLIT(rainy,clean)"
+                f"tfds:{name} has the features {', '.join(sorted(known))}; pairs are {lq} and {gt}, clean pictures "
+                "image. Name others as in tfds:NAME:SPLIT(rainy,clean)"
             )
         try:
             self._source = builder.as_data_source(split=split, decoders={n: tfds.decode.SkipDecoding() for n in wanted})
