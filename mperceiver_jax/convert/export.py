@@ -18,7 +18,7 @@ import numpy as np
 from mperceiver_jax.convert.adapter_notes import describe
 from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
 from mperceiver_jax.convert.layouts import keymap
-from mperceiver_jax.convert.library_homes import homes
+from mperceiver_jax.convert.library_homes import homes, scheduler_config
 from mperceiver_jax.convert.mperceiver import mperceiver_release
 from mperceiver_jax.convert.safetensors_writer import rounded, write_streamed
 from mperceiver_jax.convert.schedule_tables import schedule_tables
@@ -69,8 +69,8 @@ def export(
         form: `release`, one file with exactly the keys and shapes of the public release, tables of the
             schedule included. The release contains no detail refinement: ours goes into a second file,
             NAME.drm.safetensors. `safetensors`, one file with all parameters under the release's names,
-            the refinement's behind `drm.`. `diffusers`, the directories `unet` and `vae` for diffusers,
-            `text_encoder` and `image_encoder` for transformers, and everything else in
+            the refinement's behind `drm.`. `diffusers`, the directories `unet`, `vae` and `scheduler` for
+            diffusers, `text_encoder` and `image_encoder` for transformers, and everything else in
             `adapters.safetensors`, which `adapters.json` describes.
         dtype: of the floating-point numbers, rounded to the nearest.
 
@@ -161,6 +161,8 @@ def _write_diffusers(
         write(Part(keymap(home.module, home.layout), paths, home.root), folder / home.folder / home.file)
         of_weights = {"dtype": dtype} if home.layout == "transformers" else {}
         _write_json(folder / home.folder / "config.json", home.config | of_weights)
+    scheduler = scheduler_config(Schedule(), model.config.prediction)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     if left:
         names = mperceiver_release(model)
         write(Part(names, tuple(left)), folder / "adapters.safetensors")
@@ -168,4 +170,5 @@ def _write_diffusers(
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ examples:
 formats:
   release      exactly the keys and shapes of the public release, which loads it strictly. The release has no
                detail refinement; NAME.drm.safetensors beside it holds ours.
-  diffusers    unet/ and vae/ for diffusers' from_pretrained, text_encoder/ and image_encoder/ for that of
-               transformers, everything else in adapters.safetensors, described in adapters.json.
+  diffusers    unet/, vae/ and scheduler/ for diffusers' from_pretrained, text_encoder/ and image_encoder/ for
+               that of transformers, everything else in adapters.safetensors, described in adapters.json.
   safetensors  one file with everything: the release's names, and drm.* for the detail refinement.
 """
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from flax import nnx
 
+from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.clip import TextConfig, VisionConfig
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver import MPerceiver, Prediction
 from mperceiver_jax.models.unet import UNetConfig
 from mperceiver_jax.models.vae import VAEConfig
 
@@ -107,6 +108,23 @@ def vae_config(config: VAEConfig) -> dict[str, Any]:
         "norm_num_groups": config.groups,
         "act_fn": "silu",
         "scaling_factor": config.scaling_factor,
+    }
+
+
+def scheduler_config(schedule: Schedule, prediction: Prediction) -> dict[str, Any]:
+    """For diffusers' DDIMScheduler; with 50 steps its timesteps are ours, 981, 961, ..., 1."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": "0.38.0",
+        "num_train_timesteps": schedule.steps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": prediction,
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "set_alpha_to_one": True,
+        "clip_sample": False,
     }
 
 

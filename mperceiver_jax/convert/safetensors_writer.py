@@ -39,7 +39,7 @@ def write_streamed(path: str | os.PathLike[str], shapes: Shapes, tensors: Iterab
                 expected = next(announced, None)
                 if expected != (name, (tensor.dtype, tensor.shape)):
                     raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} came where {expected} was announced")
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
             if (expected := next(announced, None)) is not None:
                 raise ValueError(f"{expected[0]} was announced and did not come")
             file.flush()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +22,13 @@ Which = Literal["trained", "ema"]
 Reader = Callable[[], np.ndarray]
 
 
-class OnDemand(Mapping[str, np.ndarray]):
+class OnDemand(Mapping[str, Any]):
     """{path: array}, where every array is read anew each time and kept by nobody here."""
 
-    def __init__(self, readers: Mapping[str, Reader]):
+    def __init__(self, readers: Mapping[str, Callable[[], Any]]):
         self._readers = readers
 
-    def __getitem__(self, path: str) -> np.ndarray:
+    def __getitem__(self, path: str) -> Any:
         return self._readers[path]()
 
     def __iter__(self) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Exported files: what the release, diffusers and transformers load, and exactly what came in."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -8,8 +9,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from mperceiver_jax import convert
-from mperceiver_jax.config import Experiment, from_mapping
-from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.export import export
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.diffusion.schedule import Schedule
@@ -22,9 +21,7 @@ from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
 from mperceiver_jax.models.predictor import PredictorConfig
 from mperceiver_jax.models.unet import UNetConfig
 from mperceiver_jax.models.vae import VAEConfig
-from mperceiver_jax.training.workdir import read_config
 from tests.fixtures import fixture, nchw, nhwc
-from tests.restore.finished_run import finished_run
 from tests.tiny import tiny_config
 
 LIBRARY_FOLDERS = ("unet", "vae", "text_encoder", "image_encoder")
@@ -179,6 +176,21 @@ def test_diffusers_computes_what_we_do(model, values, diffusers_folder):
     assert vae.config.scaling_factor == model.config.vae.scaling_factor
 
 
+def test_diffusers_samples_at_our_timesteps(diffusers_folder, tmp_path):
+    pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler.from_pretrained(diffusers_folder / "scheduler")
+    scheduler.set_timesteps(50)
+    assert list(scheduler.timesteps) == list(range(981, 0, -20))
+    assert np.allclose(scheduler.alphas_cumprod, Schedule().alphas_cumprod, rtol=1e-4)
+    assert (scheduler.final_alpha_cumprod, scheduler.config.prediction_type) == (1, "epsilon")
+    turned = MPerceiver(replace(tiny_config(), prediction="v_prediction"))
+    export(turned, {"tp": random_values(turned)["tp"]}, tmp_path / "v", "diffusers")
+    assert (
+        diffusers.DDIMScheduler.from_pretrained(tmp_path / "v" / "scheduler").config.prediction_type == "v_prediction"
+    )
+
+
 def test_transformers_computes_what_we_do(model, values, diffusers_folder):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     structure, _ = parameters.split(model)
@@ -252,51 +264,3 @@ def test_priors_alone_are_no_release_but_directories(model, values, tmp_path):
     with pytest.raises(ValueError, match=r"no values of unet\.conv_in\.bias \(1 of"):
         export(model, priors, tmp_path / "half", "diffusers")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "workdir"
-    return workdir, finished_run(workdir)
-
-
-def test_a_run_is_exported_as_restoring_would_use_it(run, tmp_path, capsys):
-    workdir, used = run
-    path = tmp_path / "all.safetensors"
-    assert main(["export", str(workdir), f"--output={path}", "--format=safetensors"]) == 0
-    found = load_file(path)
-    expected = convert.to_torch(MPerceiver(run_config(workdir)), used)
-    same(found, expected)
-    printed = capsys.readouterr().out
-    assert (
-        "vae: moving average as of update 2" in printed and "drm: last parameters" in printed and str(path) in printed
-    )
-
-
-def run_config(workdir):
-    return from_mapping(Experiment, read_config(workdir)).model
-
-
-def test_the_last_parameters_can_be_taken_instead(run, tmp_path, capsys):
-    """In this run they are not numbers, which shows that they were taken, and that such are refused."""
-    workdir, _ = run
-    path = tmp_path / "all.safetensors"
-    arguments = ["export", str(workdir), f"--output={path}", "--format=safetensors", "--weights=trained"]
-    assert main(arguments) == 1
-    assert "first_stage_model." in (said := capsys.readouterr()).err and "not finite" in said.err
-    assert "vae: last parameters" in said.out and not path.exists()
-
-
-def test_mistakes_in_the_command_are_told_in_one_line(run, tmp_path, capsys):
-    workdir, _ = run
-    cases = {
-        (str(tmp_path), f"--output={tmp_path / 'a.safetensors'}", "--format=release"): "neither",
-        (str(workdir), f"--output={tmp_path / 'a.bin'}", "--format=release"): "NAME.safetensors",
-        (str(workdir), f"--output={workdir}", "--format=diffusers"): "exists already",
-        (str(workdir / "checkpoints"), f"--output={tmp_path / 'b'}", "--format=diffusers"): str(workdir),
-    }
-    for arguments, message in cases.items():
-        assert main(["export", *arguments]) == 1
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
