@@ -1,5 +1,6 @@
 """Where published weights are: a file, a directory as diffusers or transformers write it, or a hub repository."""
 
+import logging
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def _from_hub(source: str, repository: str, file: str, revision: str | None) -> 
             f"{source}: no such file or directory; to download a hub repository of that name install "
             "huggingface-hub (pip install 'mperceiver-jax[hub]')"
         ) from error
+    # Its client tells of every retry; what matters is said below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         names, fetch = _listing(hub, repository, revision)
         weights = [file] if file else chosen(names, source)

@@ -110,7 +110,7 @@ def match(
     used.update(dead, names.buffers)
     unexpected = [key for key in tensors if key not in used and not names.ignored(key)]
     problems = [
-        f"{len(some)} {what}: " + "; ".join(sorted(some)[:20]) + (" ..." if len(some) > 20 else "")
+        f"{len(some)} {what}: " + "; ".join(sorted(some)[:10]) + (" ..." if len(some) > 10 else "")
         for what, some in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if some
     ]
