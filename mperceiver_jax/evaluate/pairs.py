@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipelines.pictures import as_float, decode_picture
+from data_pipelines.pictures import SUFFIXES, as_float, decode_picture
 from data_pipelines.sources import clean_stem, picture_paths
+from data_pipelines.stored_pictures import Picture
 from mperceiver_jax.evaluate.protocols import Protocol, SetOfPairs
+from mperceiver_jax.evaluate.published_trees import NamedPair, pairs_in_tree, tree_below
 from mperceiver_jax.evaluate.rulers import Ruler, centre_crop, prepared, prepared_size
 
 # How many names an error lists.
@@ -33,8 +35,8 @@ class Pair:
 
     set: str
     name: str
-    gt: Path
-    lq: Path | None
+    gt: Picture
+    lq: Picture | None
     output: Path | None
     size: tuple[int, int]
     noise: tuple[float, int] | None = None
@@ -45,7 +47,8 @@ class Pair:
 
     def stamp(self) -> list[int]:
         """Sizes and times of the files it is measured from; a change makes an earlier result void."""
-        stats = [path.stat() for path in (self.gt, self.lq, self.output) if path is not None]
+        files = [self.gt.path, self.lq.path if self.lq else None, self.output]
+        stats = [path.stat() for path in files if path is not None]
         return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
 
 
@@ -63,7 +66,8 @@ def find_pairs(
     Args:
         data: the folder below which the sets lie.
         sets: only these; all when empty.
-        folders: set name -> (degraded or None, clean) in place of the protocol's folders.
+        folders: set name -> (degraded or None, clean) in place of the protocol's folders; or (None, the
+            set's published tree).
         outputs: folder of another system's outputs, `<set>/<name>.<suffix>`, or the files themselves where
             there is one set.
         partial: leave out sets, and pictures, that are missing; else they are errors.
@@ -89,33 +93,36 @@ def find_pairs(
         if not wanted and one.noise is None:
             continue
         try:
-            lq, gt = (folders or {}).get(one.name) or _folders(one, data, outputs is None)
-            source = _output_folder(outputs, one.name, len(chosen) == 1) if outputs is not None else None
-            # Without degraded pictures the outputs themselves tell which truths they belong to.
-            alone = wanted and lq is None and one.noise is None and source is not None
-            found = _pairs(one, data, source if alone else lq, gt, alone)
+            source = _output_folder(outputs, one.name, len(chosen) == 1) if outputs is not None and wanted else None
+            found, alone = _found(one, data, (folders or {}).get(one.name), source, partial)
         except FileNotFoundError as error:
             if wanted and not partial:
                 raise
             if wanted:
                 warnings.append(f"{one.name} is left out: {error}")
             continue
-        numbered = []
+        numbered: list[Pair] = []
+        differing: list[str] = []
         for name, degraded, clean in found:
-            size = prepared_size(*_size(clean), protocol.ruler)
+            whole = _size(clean)
+            if degraded is not None and _size(degraded) != whole:
+                differing.append(f"{degraded.path} and {clean.path}")
+                continue
+            size = prepared_size(whole[0], whole[1], protocol.ruler)
             noise = None if one.noise is None else (one.noise, drawn)
             drawn += 0 if one.noise is None else 3 * size[0] * size[1]
             numbered.append(Pair(one.name, name, clean, degraded, None, size, noise))
         if not wanted:
+            continue
+        if differing:
+            problems.append(f"{one.name}: {len(differing)} pairs differ in size: {_some(differing)}")
             continue
         if one.count and len(numbered) != one.count:
             warnings.append(f"{one.name} has {len(numbered)} pictures here; the published set has {one.count}")
         if outputs is not None:
             assert source is not None
             numbered, missing = _with_outputs(numbered, source)
-            if alone:
-                missing = sorted({str(path) for path in picture_paths(gt)} - {str(p.gt) for p in numbered})
-                missing = [f"for {path}" for path in missing]
+            missing += [f"for {path}" for path in alone]
             if missing:
                 text = f"{one.name}: {len(missing)} outputs are missing in {source}: {_some(missing)}"
                 (warnings if partial else problems).append(text)
@@ -165,37 +172,51 @@ def read_pair(
     Raises:
         ValueError: a file that cannot be read; names it.
     """
-    clean = prepared(decode_picture(picture.gt), ruler)
+    clean = prepared(_pixels(picture.gt), ruler)
     degraded = output = None
     if picture.noise is not None:
         if clean.dtype != np.uint8:
-            raise ValueError(f"{picture.gt}: noise is added to pictures of 8 bits; this one has 16")
+            raise ValueError(f"{picture.gt.path}: noise is added to pictures of 8 bits; this one has 16")
         degraded = as_float(stream.noisy(picture, clean))
     elif picture.lq is not None:
-        degraded = as_float(prepared(decode_picture(picture.lq), ruler))
+        degraded = as_float(prepared(_pixels(picture.lq), ruler))
     if picture.output is not None:
         # Larger than the size measured at: not cropped yet, as `find_pairs` has checked.
         output = as_float(centre_crop(decode_picture(picture.output), *picture.size))
     return degraded, as_float(clean), output
 
 
-def _folders(one: SetOfPairs, data: Path, needs_lq: bool) -> tuple[Path | None, Path]:
+def _found(
+    one: SetOfPairs, data: Path, given: tuple[Path | None, Path] | None, outputs: Path | None, partial: bool
+) -> tuple[list[NamedPair], list[Path]]:
+    """The pairs of a set by name; and, where there are no degraded pictures, the truths that no output is for."""
     first = lambda names: next((data / name for name in names if (data / name).is_dir()), None)
-    lq, gt = first(one.lq), first(one.gt)
-    if gt is None:
-        raise FileNotFoundError(f"{one.name}: no folder {' or '.join(one.gt)} in {data}; --set names others")
-    if lq is None and one.lq and needs_lq:
-        raise FileNotFoundError(f"{one.name}: no folder {' or '.join(one.lq)} in {data}; --set names others")
-    return lq, gt
+    lq, gt = given or (first(one.lq), first(one.gt))
+    tree = tree_below(data, one.layout) if one.layout and given is None else None
+    if one.layout and given is not None and lq is None and one.lq and not _holds_pictures(given[1]):
+        tree, gt = given[1], None
+    if tree is not None and (gt is None or (lq is None and one.lq)):
+        assert one.layout is not None
+        return pairs_in_tree(tree, one.layout, partial), []
+    if gt is None or (lq is None and one.lq and outputs is None):
+        looked = " or ".join(one.gt if gt is None else one.lq)
+        raise FileNotFoundError(f"{one.name}: no folder {looked} in {data}; --set names others")
+    # Without degraded pictures the outputs themselves tell which truths they belong to.
+    alone = lq is None and one.noise is None and outputs is not None
+    pairs = _pairs(one, data, outputs if alone else lq, gt, alone)
+    unused = sorted({*picture_paths(gt)} - {clean.path for _, _, clean in pairs}) if alone else []
+    return pairs, unused
 
 
-def _pairs(
-    one: SetOfPairs, data: Path, lq: Path | None, gt: Path, outputs: bool
-) -> list[tuple[str, Path | None, Path]]:
+def _holds_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def _pairs(one: SetOfPairs, data: Path, lq: Path | None, gt: Path, outputs: bool) -> list[NamedPair]:
     """(name, degraded, clean), by name. `outputs`: `lq` holds outputs, there are no degraded pictures."""
     clean = _by_stem(gt)
     if lq is None:
-        pairs: list[tuple[str, Path | None, Path]] = [(stem, None, path) for stem, path in sorted(clean.items())]
+        pairs: list[NamedPair] = [(stem, None, Picture(path)) for stem, path in sorted(clean.items())]
     else:
         degraded = list(_by_stem(lq).values())
         partners = {rule: [clean_stem(path.stem, rule) for path in degraded] for rule in one.pairing}
@@ -206,16 +227,14 @@ def _pairs(
                 f"{one.name}: {len(missing[rule])} of {len(degraded)} pictures in {lq} have no truth in {gt} "
                 f"(rule {rule!r}): looked for {_some(missing[rule])}; another rule is given with --pairing"
             )
-        pairs = [(path.stem, path, clean[name]) for path, name in zip(degraded, partners[rule], strict=True)]
-        if outputs:
-            pairs = [(name, None, path) for name, _, path in pairs]
-        wrong = [f"{a} and {b}" for _, a, b in pairs if a is not None and _size(a) != _size(b)]
-        if wrong:
-            raise ValueError(f"{one.name}: {len(wrong)} pairs differ in size: {_some(wrong)}")
+        pairs = [
+            (path.stem, None if outputs else Picture(path), Picture(clean[name]))
+            for path, name in zip(degraded, partners[rule], strict=True)
+        ]
     names = next((data / name for name in one.listed if (data / name).is_file()), None)
     if names is not None:
         stems = {Path(line.split()[0]).stem for line in names.read_text().splitlines() if line.strip()}
-        pairs = [pair for pair in pairs if pair[0] in stems or pair[2].stem in stems]
+        pairs = [pair for pair in pairs if pair[0] in stems or pair[2].path.stem in stems]
         if not pairs:
             raise ValueError(f"{one.name}: none of the pictures in {lq or gt} is in the list {names}")
     return pairs
@@ -250,7 +269,7 @@ def _wrong_sizes(pictures: Sequence[Pair], ruler: Ruler) -> list[str]:
     """Outputs of neither the size that is measured nor, where the protocol crops, the whole picture's."""
     wrong = []
     for picture in pictures:
-        if picture.output is not None and (size := _size(picture.output)) != picture.size:
+        if picture.output is not None and (size := _size(Picture(picture.output))) != picture.size:
             whole = _size(picture.gt)
             if ruler.longest or size != whole:
                 expected = f"{picture.size[1]}x{picture.size[0]}"
@@ -258,14 +277,26 @@ def _wrong_sizes(pictures: Sequence[Pair], ruler: Ruler) -> list[str]:
     return [f"{len(wrong)} outputs have a wrong size: {_some(wrong)}"] if wrong else []
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """(height, width) without decoding, upright."""
+def _size(picture: Picture) -> tuple[int, int]:
+    """(height, width), upright; of a file without decoding it."""
+    if picture.block is not None:
+        height, width, _ = _pixels(picture).shape
+        return height, width
     try:
-        with Image.open(path) as file:
+        with Image.open(picture.path) as file:
             turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return file.size if turned else (file.height, file.width)  # type: ignore[return-value]
+            return (file.width, file.height) if turned else (file.height, file.width)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read the picture {path}: {error}; replace it or take it out") from error
+        raise ValueError(f"cannot read the picture {picture.path}: {error}; replace it or take it out") from error
+
+
+def read_truth(pair: Pair) -> np.ndarray:
+    """The clean picture as it is stored."""
+    return _pixels(pair.gt)
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    return decode_picture(picture.path if picture.block is None else picture.read())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -26,6 +26,8 @@ class SetOfPairs:
             the first that fits every picture is taken.
         noise: sigma, in levels of 8 bits, of the noise that is added to the clean pictures.
         listed: files with the names of the test pictures, one a line; where one exists others are left out.
+        layout: `NAME/SPLIT` of `data_pipelines.layouts`, by which a published tree is read where none of the
+            folders is there.
         count: pictures in the published set.
         group: sets of one group are averaged together.
     """
@@ -37,6 +39,7 @@ class SetOfPairs:
     pairing: tuple[str, ...] = ("stem",)
     noise: float | None = None
     listed: tuple[str, ...] = ()
+    layout: str | None = None
     count: int | None = None
     group: str | None = None
 
@@ -114,7 +117,8 @@ def describe(protocol: Protocol) -> str:
             where = f"{one.lq[0]} -> {one.gt[0]} ({' or '.join(one.pairing)})"
         else:
             where = f"{one.gt[0]} + noise of sigma {one.noise:g}, stream of seed {protocol.noise_seed}, 8 bits"
-        lines.append(f"  set {one.name} ({one.task}{count}): {where}")
+        tree = f"; or the published tree in {one.layout.partition('/')[0]}/" if one.layout else ""
+        lines.append(f"  set {one.name} ({one.task}{count}): {where}{tree}")
     for name, members in protocol.averages.items():
         lines.append(f"  {name}: unweighted mean of {len(members)} sets")
     lines += [f"  trap: {trap}" for trap in protocol.traps]

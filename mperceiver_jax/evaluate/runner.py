@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.pictures import decode_picture
 from mperceiver_jax.evaluate.journal import Journal
-from mperceiver_jax.evaluate.pairs import NoiseStream, Pair, list_hash, read_pair
+from mperceiver_jax.evaluate.pairs import NoiseStream, Pair, list_hash, read_pair, read_truth
 from mperceiver_jax.evaluate.protocols import Protocol
 from mperceiver_jax.evaluate.rulers import measured, prepared
 from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
@@ -189,8 +189,9 @@ def _of_sets(
     def features(batch: Sequence[Pair], truth: bool) -> np.ndarray:
         levels = []
         for picture in batch:
-            pixels = decode_picture(picture.gt if truth else output_file(picture, output))
-            pixels = prepared(pixels, protocol.ruler)
+            pixels = prepared(
+                read_truth(picture) if truth else decode_picture(output_file(picture, output)), protocol.ruler
+            )
             if pixels.dtype != np.uint8:
                 pixels = (pixels >> 8).astype(np.uint8)
             levels.append(pixels[cut : pixels.shape[0] - cut, cut : pixels.shape[1] - cut])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_pipelines.pictures import decode_picture
 from data_pipelines.sources import bundled_photos
+from data_pipelines.stored_pictures import Picture
 from mperceiver_jax.evaluate import runner
 from mperceiver_jax.evaluate.__main__ import main
 from mperceiver_jax.evaluate.journal import Journal
@@ -311,6 +312,41 @@ def test_lists_restrict_a_set_and_the_noise_stream_does_not_depend_on_what_is_ch
     np.testing.assert_array_equal(*noisy)
 
 
+def test_published_trees_are_read_by_their_layouts(tmp_path, capsys):
+    hazy, clear = tmp_path / "data" / "SOTS-outdoor" / "hazy", tmp_path / "data" / "SOTS-outdoor" / "clear"
+    for k, photo in enumerate(photos()):
+        save(clear / f"{k:04d}.png", photo)
+        for name in ("0.8_0.2", "1_0.04"):
+            save(hazy / f"{k:04d}_{name}.png", photo // 2 + 100)
+            save(tmp_path / "made" / f"{k:04d}_{name}.png", photo)
+    arguments = [f"--outputs={tmp_path / 'made'}", "--protocol=promptir-3task", "--sets=SOTS-outdoor", "--show=0"]
+    run = lambda where, *more: main([*arguments, f"--output={tmp_path / where}", *more])
+    assert run("a", f"--data={tmp_path / 'data'}") == 0
+    # The same tree under any name.
+    (tmp_path / "data" / "SOTS-outdoor").rename(tmp_path / "data" / "elsewhere")
+    everywhere = [f"--data={tmp_path / 'data'}", f"--set=SOTS-outdoor={tmp_path / 'data' / 'elsewhere'}"]
+    assert run("b", *everywhere) == 0
+    assert [name for _, name in table(tmp_path / "a")] == [name for _, name in table(tmp_path / "b")]
+    assert (
+        len(table(tmp_path / "a")) == 6
+        and float(table(tmp_path / "a")["SOTS-outdoor", "0001_1_0.04"]["input_psnr"]) < 20
+    )
+    (tmp_path / "data" / "elsewhere" / "clear" / "0002.png").unlink()
+    assert run("c", *everywhere) == 2
+    assert "hazy/0002_0.8_0.2.png (no clean picture" in capsys.readouterr().err
+    assert run("d", *everywhere, "--partial") == 0 and len(table(tmp_path / "d")) == 4
+
+
+def test_pairs_of_different_sizes_are_named(tmp_path, capsys):
+    for k, photo in enumerate(photos()):
+        save(tmp_path / "gt" / f"{k}.png", photo)
+        save(tmp_path / "lq" / f"{k}.png", photo[: 53 + k // 2])
+    arguments = [f"--outputs={tmp_path / 'gt'}", "--protocol=folder", f"--output={tmp_path / 'out'}"]
+    assert main([*arguments, f"--data={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert "2 pairs differ in size" in told and "lq/1.png" in told and "lq/0.png" not in told
+
+
 def test_a_journal_keeps_what_fits_and_refuses_what_does_not(tmp_path):
     journal = Journal(tmp_path, {"protocol": "a"})
     journal.append([{"key": "s/1", "stamp": [1, 2], "psnr": float("inf")}])
@@ -328,4 +364,4 @@ def test_noise_of_sixteen_bits_is_refused(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(encode_png(np.zeros((48, 64, 3), np.uint16)))
     with pytest.raises(ValueError, match="has 16"):
-        read_pair(replace(pairs[0], gt=path), protocol.ruler, NoiseStream(0, pairs))
+        read_pair(replace(pairs[0], gt=Picture(path)), protocol.ruler, NoiseStream(0, pairs))
