@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import transforms
+from data_pipelines.degradations.protocols import protocol_named
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
 from data_pipelines.open_source import Source, open_source
 from data_pipelines.pictures import as_float
@@ -59,6 +60,8 @@ class PipelineConfig:
       pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')} or {'source': name}
         as in `open_source` (prepared data, TFDS; repeats and sums of them); such a task reads its pairs
         instead of degrading photographs. Clean pictures from a source are degraded as the task does.
+      degradations: task name -> name of a published degradation (`degradations.protocols`) that takes the
+        place of the task's own.
       photos: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
       heldout_photos: folder of clean photographs kept from training; '' takes the bundled ones.
       cache_megabytes: decoded pictures kept in memory, for each source and worker.
@@ -79,6 +82,7 @@ class PipelineConfig:
     prefetch: int = 4
     workers: int = 0
     pairs: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    degradations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     photos: str = ""
     heldout_photos: str = ""
     cache_megabytes: float = 300.0
@@ -103,6 +107,11 @@ class PipelineConfig:
                 raise ValueError(
                     f"pairs[{task!r}] has {sorted(pair)}; it takes 'source', or 'lq', 'gt' and 'pairing'"
                 )
+        for task, name in self.degradations.items():
+            try:
+                protocol_named(name)
+            except ValueError as error:
+                raise ValueError(f"degradations[{task!r}]: {error}") from None
         if self.mixing not in MIXINGS:
             raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}, not {self.mixing!r}")
         if not self.temperature > 0:
@@ -230,7 +239,7 @@ class HeldoutExamples(Sequence[Example]):
         which, k = divmod(index, len(self._chosen))
         task, photo = self._tasks[which], self._photos[self._chosen[k]]
         gt = _centre_cut(photo["image"], self._config)
-        lq = _degrade(gt, task, np.random.default_rng([self._seed, task.label, k]))
+        lq = _degrade(gt, task, self._config, np.random.default_rng([self._seed, task.label, k]))
         view = transforms.clip_view(lq, self._config.clip_size)
         return {"name": photo["name"], "task": task.label, "lq": lq, "gt": gt, "lq_clip": view}
 
@@ -258,14 +267,16 @@ class _MakeExample(grain.transforms.RandomMap):
         if "image" in element:
             (photo,) = transforms.flip((element["image"],), config.flips, rng)
             gt = as_float(_random_cut(photo, config, rng))
-            lq = _degrade(gt, self._task, rng)
+            lq = _degrade(gt, self._task, config, rng)
         else:
             lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
-        lq_crop, gt_crop = (as_float(crop) for crop in transforms.random_crop((lq, gt), config.crop, rng))
-        seen = lq_crop if config.clip_view == "crop" else as_float(lq)
+        lq_crop, gt_crop = transforms.random_crop((lq, gt), config.crop, rng)
+        seen = lq_crop if config.clip_view == "crop" else lq
+        if seen.dtype != np.uint8:  # bytes are seen as they are: a large picture is not turned to floats for it
+            seen = as_float(seen)
         return {
-            "lq": np.ascontiguousarray(lq_crop),
-            "gt": np.ascontiguousarray(gt_crop),
+            "lq": np.ascontiguousarray(as_float(lq_crop)),
+            "gt": np.ascontiguousarray(as_float(gt_crop)),
             "lq_clip": transforms.clip_view(seen, config.clip_size),
             "task": np.int32(self._task.label),
         }
@@ -294,8 +305,10 @@ def _cut_side(photo: np.ndarray, config: PipelineConfig, scale: float) -> int:
     return max(size, min(round(size * scale), *photo.shape[:2]))
 
 
-def _degrade(gt: np.ndarray, task: Task, rng: np.random.Generator) -> np.ndarray:
-    lq = np.ascontiguousarray(task.synthesise(gt, rng), dtype=np.float32)
+def _degrade(gt: np.ndarray, task: Task, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
+    published = config.degradations.get(task.name)
+    synthesise = protocol_named(published) if published else task.synthesise
+    lq = np.ascontiguousarray(synthesise(gt, rng), dtype=np.float32)
     if lq.shape != gt.shape:
         raise ValueError(f"the degradation of {task.name} changed the shape from {gt.shape} to {lq.shape}")
     return lq
@@ -304,7 +317,8 @@ def _degrade(gt: np.ndarray, task: Task, rng: np.random.Generator) -> np.ndarray
 def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, float]:
     """The tasks in use, in label order, with their weights."""
     by_name = {task.name: task for task in tasks}
-    for field, given in (("weights", config.weights), ("pairs", config.pairs)):
+    named = {"weights": config.weights, "pairs": config.pairs, "degradations": config.degradations}
+    for field, given in named.items():
         unknown = sorted(set(given) - set(by_name))
         if unknown:
             raise ValueError(f"{field} names unknown tasks {unknown}; the tasks are {', '.join(by_name)}")

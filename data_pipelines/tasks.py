@@ -1,4 +1,7 @@
-"""The nine restoration tasks: name, label, and how a degraded picture is made where no pairs exist."""
+"""Restoration tasks: name, label, and how a degraded picture is made where no pairs exist.
+
+`TASKS` are MPerceiver's nine; `TASK_SETS` has other systems' tasks in the order of their classes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines import degradations
+from data_pipelines.degradations.protocols import PROTOCOLS
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,29 @@ TASKS: tuple[Task, ...] = (
     Task("deraindrop", 7, "raindrops", degradations.add_raindrops),
     Task("lowlight", 8, "low light", degradations.darken),
 )
+
+
+# Labels are the class numbers of the released weights. MiOIR's pairs are made by its own definitions; PIP has
+# them on disk, and what stands here makes up for pairs only where there are none.
+TASK_SETS: dict[str, tuple[Task, ...]] = {
+    "mperceiver": TASKS,
+    "pip": (
+        Task("denoise", 0, "Gaussian noise", PROTOCOLS["promptir_noise"]),
+        Task("derain", 1, "rain", degradations.add_rain),
+        Task("dehaze", 2, "haze", degradations.add_haze),
+        Task("deblur_motion", 3, "motion blur", degradations.motion_blur),
+        Task("lowlight", 4, "low light", degradations.darken),
+    ),
+    "mioir": (
+        Task("blur_gauss", 0, "Gaussian blur", PROTOCOLS["mioir_blur"]),
+        Task("denoise", 1, "Gaussian noise", PROTOCOLS["mioir_noise"]),
+        Task("jpeg", 2, "JPEG artefacts", PROTOCOLS["mioir_jpeg"]),
+        Task("derain", 3, "rain", PROTOCOLS["mioir_rain"]),
+        Task("dehaze", 4, "haze", PROTOCOLS["mioir_haze"]),
+        Task("lowlight", 5, "low light", PROTOCOLS["mioir_dark"]),
+        Task("sr4", 6, "a quarter of the size", PROTOCOLS["mioir_sr4"]),
+    ),
+}
 
 
 def task_named(name: str) -> Task:

@@ -83,13 +83,15 @@ def clip_view(image: np.ndarray, size: int) -> np.ndarray:
     as bytes, on which the published towers were trained; others keep their precision.
 
     Args:
-      image: float32 (height, width, 3) in [0, 1].
+      image: float32 (height, width, 3) in [0, 1], or the same picture as uint8, which is faster.
       size: side of the tower's input in pixels.
 
     Returns:
       float32 (size, size, 3), about [-1.8, 2.2].
     """
-    if _has_256_levels(image[:1]) and _has_256_levels(image):  # mostly told by the first row
+    if image.dtype == np.uint8:
+        seen = resize(image, size, size) / np.float32(255)
+    elif _has_256_levels(image[:1]) and _has_256_levels(image):  # mostly told by the first row
         seen = resize(np.rint(image * 255).astype(np.uint8), size, size) / np.float32(255)
     else:
         seen = resize(image, size, size)

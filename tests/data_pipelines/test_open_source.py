@@ -163,6 +163,19 @@ def test_training_from_prepared_data_and_its_mixtures(config):
         PipelineConfig(pairs={"derain": {"source": "a", "lq": "b"}})
 
 
+def test_a_published_degradation_takes_the_place_of_a_tasks_own(config):
+    one = config | {"weights": {"denoise": 1.0}, "pairs": {"denoise": config["pairs"]["denoise"]}, "threads": 0}
+    for name, whole in ((None, False), ("promptir_noise25", True)):
+        settings = {"degradations": {"denoise": name}} if name else {}
+        with train_batches(PipelineConfig(batch_size=4, **one, **settings)) as stream:
+            levels = next(stream)["lq"] * 255
+        assert (np.abs(levels - np.rint(levels)).max() < 1e-3) == whole
+    with pytest.raises(ValueError, match=r"degradations\['denoise'\]: no degradation is named 'fog'"):
+        PipelineConfig(degradations={"denoise": "fog"})
+    with pytest.raises(ValueError, match="degradations names unknown tasks"):
+        train_batches(PipelineConfig(degradations={"deflicker": "promptir_noise"}))
+
+
 def test_a_plan_says_how_often_a_picture_is_seen(folder, capsys):
     plan_main(["promptir"])
     printed = capsys.readouterr().out

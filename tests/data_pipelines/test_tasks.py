@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.tasks import TASKS, task_named
+from data_pipelines.tasks import TASK_SETS, TASKS, task_named
 
 NAMES = [
     "dehaze",
@@ -49,3 +49,14 @@ def test_task_named():
 def test_tasks_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TASKS[0].label = 3
+
+
+def test_other_systems_tasks_are_in_the_order_of_their_classes():
+    for tasks in TASK_SETS.values():
+        assert [task.label for task in tasks] == list(range(len(tasks)))
+    assert [task.name for task in TASK_SETS["pip"]] == ["denoise", "derain", "dehaze", "deblur_motion", "lowlight"]
+    assert "".join(t.name[0] for t in TASK_SETS["mioir"]) == "bdjddls"  # b n j r h d s
+    image = np.random.default_rng(0).random((32, 32, 3), np.float32)
+    for tasks in TASK_SETS.values():
+        for task in tasks:
+            assert task.synthesise(image, np.random.default_rng(1)).shape == image.shape

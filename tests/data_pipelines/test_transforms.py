@@ -118,3 +118,8 @@ def test_clip_view_keeps_float_precision():
     level = np.float32(0.123456)
     view = clip_view(np.full((9, 9, 3), level, np.float32), 4)
     np.testing.assert_allclose(view * CLIP_STD + CLIP_MEAN, level, atol=1e-6)  # 8 bits would be off by 1e-3
+
+
+def test_clip_view_of_bytes_is_that_of_the_same_picture_as_floats():
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
+    np.testing.assert_array_equal(clip_view(pixels, 21), clip_view(pixels / np.float32(255), 21))
