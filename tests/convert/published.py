@@ -1,6 +1,7 @@
 """Small models in every layout in which the large ones are published, made by the libraries themselves."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ def vision() -> "torch.nn.Module":
     )
 
 
+@cache
 def values(seed: int = 0) -> dict[str, np.ndarray]:
     """A value for every parameter of the model."""
     drawn = parameters.initial_values(MPerceiver(config()), seed, lambda path, value: value)
@@ -93,6 +95,7 @@ def values(seed: int = 0) -> dict[str, np.ndarray]:
     return {path: value + rng.standard_normal(value.shape, np.float32) for path, value in drawn.items()}
 
 
+@cache
 def release(seed: int = 0) -> dict[str, np.ndarray]:
     """The whole model under the release's keys, with the buffers that such checkpoints have."""
     tensors = convert.to_torch(MPerceiver(config()), values(seed))
