@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=[LQ,]GT",
-        help="folders of a set, degraded and clean, in place of the protocol's; may be repeated",
+        help="folders of a set, degraded and clean, or its published tree, in place of the protocol's; may be repeated",
     )
     add("--pairing", metavar="RULE", help="stem, prefix, or PATTERN=>REPLACEMENT from a degraded stem to a clean one")
     add("--partial", action="store_true", help="measure what is there; the report says what is missing")
@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
         "--beside", action="append", default=[], metavar="DIR", help="--output of an earlier evaluation, for the tables"
     )
     add("--show", type=int, default=6, metavar="N", help="worst and best pictures on the page (default: %(default)s)")
+    add(
+        "--part",
+        metavar="I/N",
+        help="measure the I-th of N parts (from 0), for N processes with one --output; then once without --part",
+    )
     add("--batch-size", type=int, metavar="N", help="pictures of one size at a time (default: one per device)")
     model = result.add_argument_group("with --checkpoint")
     model.add_argument("--sampler", help="as in the restore command (default: as configured)")
@@ -150,7 +155,8 @@ def _folders(given: Sequence[str]) -> Mapping[str, tuple[Path | None, Path]]:
 def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[str, Any]) -> str:
     """Everything after the first checks; returns what to tell the user."""
     # Not before the flags are known to be in order: JAX takes seconds to start.
-    from mperceiver_jax.evaluate import journal, page, pairs, runner, set_metrics, tables
+    from mperceiver_jax.evaluate import page, pairs, runner, set_metrics, tables
+    from mperceiver_jax.evaluate.journal import Journal
     from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
     from mperceiver_jax.training.sharding import make_mesh
 
@@ -158,6 +164,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     source = options.outputs or options.checkpoint
     title = options.title or source.resolve().name
     output = options.output or Path("evaluations") / f"{protocol.name}-{title.replace('/', '-')}"
+    part = _part(options.part)
     try:
         pictures, warnings = pairs.find_pairs(
             protocol,
@@ -178,15 +185,28 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if options.restart:
-            (output / journal.NAME).unlink(missing_ok=True)
+            Journal.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
+        beside = [tables.read_beside(folder, protocol, pairs.list_hash(pictures)) for folder in options.beside]
     except (OSError, ValueError, RuntimeError) as error:
         raise _Unbegun(error) from error
     settings = {"features": options.features} if of_sets else {}
     if options.niqe_model and "niqe" in scorer.metrics:
         settings["niqe_model"] = str(options.niqe_model)
     rows, sets = runner.evaluate(
-        subject, protocol, pictures, scorer, output, batch_size=batch_size, extractor=extractor, settings=settings
+        subject,
+        protocol,
+        pictures,
+        scorer,
+        output,
+        batch_size=batch_size,
+        extractor=extractor,
+        settings=settings,
+        part=part,
     )
+    if part is not None:
+        return (
+            f"part {options.part} of {title}: {len(rows)} pictures; when all are done, give the command without --part"
+        )
     results = tables.summarise(
         rows,
         sets,
@@ -196,7 +216,6 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         pictures=pairs.list_hash(pictures),
         warnings=warnings,
     )
-    beside = [tables.read_beside(folder, results) for folder in options.beside]
     tables.write_tables(output, results, rows, protocol, beside)
     ranked_by = next((name for name in scorer.metrics if name not in OF_SETS), None)
     told = [f"{title}, {protocol.name}, {len(rows)} pictures: {_in_short(results, protocol)}"]
@@ -216,6 +235,15 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         )
         told.append(f"pictures: {path}")
     return "\n".join([*told, f"tables: {output / 'report.md'}"])
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise _Unbegun(ValueError(f"--part={text}: give I/N with I from 0 to N - 1"))
+    return int(index), int(count)
 
 
 def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":

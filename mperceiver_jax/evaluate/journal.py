@@ -9,33 +9,39 @@ from typing import Any
 from mperceiver_jax.restore.picture_files import write_atomically
 
 NAME = "images.jsonl"
+_ALL = "images*.jsonl"
 
 
 class Journal:
     """A file of JSON lines: first what is evaluated, then a row for every picture that is done.
 
     A row is one write of one line: a process that dies leaves at most a torn last line, which counts as
-    not written.
+    not written. Processes that share the work write a file each and read those of all.
 
     Args:
         folder: of the evaluation's results; made if need be.
         identity: everything the figures depend on; JSON values.
+        part: name of this process's own file; '' where one process does everything.
 
     Raises:
         ValueError: the folder holds the results of another evaluation; says what differs.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        self._path = folder / NAME
+    def __init__(self, folder: Path, identity: Mapping[str, Any], part: str = ""):
+        self._path = folder / (f"images-{part}.jsonl" if part else NAME)
         self.rows: dict[str, dict[str, Any]] = {}
         identity = json.loads(json.dumps(identity))
-        if self._path.is_file():
-            kept = list(_lines(self._path))
+        # Our own file last: its rows are the newest that we know of.
+        own: dict[str, dict[str, Any]] = {}
+        for path in sorted(folder.glob(_ALL), key=lambda path: path == self._path):
+            kept = list(_lines(path))
             if kept:
                 self._compare(kept[0], identity)
-                self.rows = {row["key"]: row for row in kept[1:]}
+                own = {row["key"]: row for row in kept[1:]}
+                self.rows |= own
+        own = own if self._path.is_file() else {}
         # Torn lines and rows that were measured again are dropped here.
-        lines = [json.dumps(identity), *map(json.dumps, self.rows.values())]
+        lines = [json.dumps(identity), *map(json.dumps, own.values())]
         write_atomically(self._path, ("\n".join(lines) + "\n").encode())
 
     def done(self, key: str, stamp: list[int]) -> bool:
@@ -54,6 +60,12 @@ class Journal:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    @staticmethod
+    def forget(folder: Path, part: str = "") -> None:
+        """Removes what was measured: this part, or everything."""
+        for path in folder.glob(f"images-{part}.jsonl" if part else _ALL):
+            path.unlink(missing_ok=True)
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]

@@ -48,6 +48,7 @@ def evaluate(
     batch_size: int = 1,
     extractor: Extractor | None = None,
     settings: dict[str, Any] | None = None,
+    part: tuple[int, int] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """Measures every picture that was not measured before.
 
@@ -58,9 +59,11 @@ def evaluate(
         batch_size: pictures of one size that are restored and measured at a time.
         extractor: needed for FID and KID, see `set_metrics`.
         settings: further things that figures depend on; part of the evaluation's identity.
+        part: (index, count) measures only every count-th batch and no whole sets: for several processes that
+            write into one folder.
 
     Returns:
-        (a row per picture in the order given: `set`, `name`, `height`, `width`, `output`, the metrics, and
+        (a row per measured picture in the order given: `set`, `name`, `height`, `width`, `output`, the metrics, and
         `input_<metric>` where there is a degraded picture; the metrics of whole sets).
 
     Raises:
@@ -76,10 +79,15 @@ def evaluate(
         **(settings or {}),
         **subject.identity,
     }
-    journal = Journal(output, identity)
+    journal = Journal(output, identity, f"{part[0]}-of-{part[1]}" if part else "")
     stamps = {picture.key: picture.stamp() for picture in pictures}
     open_ones = [picture for picture in pictures if not _done(journal, picture, stamps, output, subject)]
     stream = NoiseStream(protocol.noise_seed, pictures)
+    if part is not None:
+        # Divided before what is done is left out: the parts of two processes never overlap.
+        share = {pair.key for batch in list(_batches(pictures, batch_size))[part[0] :: part[1]] for pair in batch}
+        pictures = [picture for picture in pictures if picture.key in share]
+        open_ones = [picture for picture in open_ones if picture.key in share]
     batches = list(_batches(open_ones, batch_size))
     with (
         ThreadPoolExecutor() as pool,
@@ -99,6 +107,8 @@ def evaluate(
     found = [{k: v for k, v in row.items() if k not in ("key", "stamp")} for row in rows]
     for row, picture in zip(found, pictures, strict=True):
         row["output"] = str(output_file(picture, output).resolve())
+    if part is not None:
+        return found, {}
     return found, _of_sets(scorer, protocol, pictures, output, extractor, batch_size)
 
 

@@ -104,8 +104,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_beside(folder: str | Path, results: Mapping[str, Any]) -> dict[str, Any]:
+def read_beside(folder: str | Path, protocol: Protocol, pictures: str) -> dict[str, Any]:
     """The results of an earlier evaluation, to be shown in the same tables.
+
+    Args:
+        pictures: hash of the list of pictures that this one is of.
 
     Raises:
         FileNotFoundError: there is no report in that folder.
@@ -115,9 +118,10 @@ def read_beside(folder: str | Path, results: Mapping[str, Any]) -> dict[str, Any
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; --beside takes the --output of an earlier evaluation")
     other = json.loads(path.read_text())
-    for what in ("protocol", "pictures"):
-        if other.get(what) != json.loads(to_json(results))[what]:
-            raise ValueError(f"{path} is of another list of pictures or protocol ({what} differ)")
+    if (other["protocol"]["name"], other["protocol"]["scoring"]) != (protocol.name, protocol.ruler.in_words()):
+        raise ValueError(f"{path} was made under another protocol, {other['protocol']['name']}")
+    if other["pictures"]["list"] != pictures:
+        raise ValueError(f"{path} is of other pictures, or of other sizes (list {other['pictures']['list']})")
     return other
 
 

@@ -1,0 +1,85 @@
+"""Which pictures a protocol means, and what is known of those that were measured."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_pipelines.stored_pictures import Picture
+from mperceiver_jax.evaluate.__main__ import main
+from mperceiver_jax.evaluate.journal import Journal
+from mperceiver_jax.evaluate.pairs import NoiseStream, find_pairs, read_pair
+from mperceiver_jax.evaluate.protocols import load_protocol
+from mperceiver_jax.restore.picture_files import encode_png
+from tests.evaluate.trees import NOISE, photos, save, table
+
+
+def test_lists_restrict_a_set_and_the_noise_stream_does_not_depend_on_what_is_chosen(tmp_path):
+    for k, photo in enumerate(photos()):
+        save(tmp_path / "denoise" / "bsd68" / f"im{k}.png", photo)
+        save(tmp_path / "snow100k" / "gt" / f"s{k}.jpg", photo)
+        save(tmp_path / "snow100k" / "input" / f"s{k}.jpg", photo)
+    (tmp_path / "snow100k" / "snowtest100k_L.txt").write_text("s0.jpg\nsub/s2.jpg\n\n")
+    snow, _ = find_pairs(load_protocol("all-weather"), tmp_path, sets=["Snow100K-L"])
+    assert [pair.name for pair in snow] == ["s0", "s2"]
+    protocol = load_protocol("promptir-3task")
+    every, _ = find_pairs(protocol, tmp_path, sets=NOISE)
+    last, _ = find_pairs(protocol, tmp_path, sets=NOISE[2:])
+    assert last == every[6:]
+    noisy = [read_pair(pairs[-1], protocol.ruler, NoiseStream(0, pairs))[0] for pairs in (every, last)]
+    np.testing.assert_array_equal(*noisy)
+
+
+def test_published_trees_are_read_by_their_layouts(tmp_path, capsys):
+    hazy, clear = tmp_path / "data" / "SOTS-outdoor" / "hazy", tmp_path / "data" / "SOTS-outdoor" / "clear"
+    for k, photo in enumerate(photos()):
+        save(clear / f"{k:04d}.png", photo)
+        for name in ("0.8_0.2", "1_0.04"):
+            save(hazy / f"{k:04d}_{name}.png", photo // 2 + 100)
+            save(tmp_path / "made" / f"{k:04d}_{name}.png", photo)
+    arguments = [f"--outputs={tmp_path / 'made'}", "--protocol=promptir-3task", "--sets=SOTS-outdoor", "--show=0"]
+    run = lambda where, *more: main([*arguments, f"--output={tmp_path / where}", *more])
+    assert run("a", f"--data={tmp_path / 'data'}") == 0
+    # The same tree under any name.
+    (tmp_path / "data" / "SOTS-outdoor").rename(tmp_path / "data" / "elsewhere")
+    everywhere = [f"--data={tmp_path / 'data'}", f"--set=SOTS-outdoor={tmp_path / 'data' / 'elsewhere'}"]
+    assert run("b", *everywhere) == 0
+    assert [name for _, name in table(tmp_path / "a")] == [name for _, name in table(tmp_path / "b")]
+    assert (
+        len(table(tmp_path / "a")) == 6
+        and float(table(tmp_path / "a")["SOTS-outdoor", "0001_1_0.04"]["input_psnr"]) < 20
+    )
+    (tmp_path / "data" / "elsewhere" / "clear" / "0002.png").unlink()
+    assert run("c", *everywhere) == 2
+    assert "hazy/0002_0.8_0.2.png (no clean picture" in capsys.readouterr().err
+    assert run("d", *everywhere, "--partial") == 0 and len(table(tmp_path / "d")) == 4
+
+
+def test_pairs_of_different_sizes_are_named(tmp_path, capsys):
+    for k, photo in enumerate(photos()):
+        save(tmp_path / "gt" / f"{k}.png", photo)
+        save(tmp_path / "lq" / f"{k}.png", photo[: 53 + k // 2])
+    arguments = [f"--outputs={tmp_path / 'gt'}", "--protocol=folder", f"--output={tmp_path / 'out'}"]
+    assert main([*arguments, f"--data={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert "2 pairs differ in size" in told and "lq/1.png" in told and "lq/0.png" not in told
+
+
+def test_noise_of_sixteen_bits_is_refused(tmp_path):
+    save(tmp_path / "denoise" / "bsd68" / "a.png", photos()[0])
+    protocol = load_protocol("promptir-3task")
+    pairs, _ = find_pairs(protocol, tmp_path, sets=NOISE[:1])
+    path = tmp_path / "deep.png"
+    path.write_bytes(encode_png(np.zeros((48, 64, 3), np.uint16)))
+    with pytest.raises(ValueError, match="has 16"):
+        read_pair(replace(pairs[0], gt=Picture(path)), protocol.ruler, NoiseStream(0, pairs))
+
+
+def test_a_journal_keeps_what_fits_and_refuses_what_does_not(tmp_path):
+    journal = Journal(tmp_path, {"protocol": "a"})
+    journal.append([{"key": "s/1", "stamp": [1, 2], "psnr": float("inf")}])
+    again = Journal(tmp_path, {"protocol": "a"})
+    assert again.done("s/1", [1, 2]) and not again.done("s/1", [1, 3]) and not again.done("s/2", [1, 2])
+    assert again.rows["s/1"]["psnr"] == float("inf")
+    with pytest.raises(ValueError, match=r"protocol: a then, b now.*--restart"):
+        Journal(tmp_path, {"protocol": "b"})
