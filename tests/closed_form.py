@@ -1,14 +1,19 @@
 """The restorers' parity fixtures: weights and inputs from a closed form, a few outputs of the released modules.
 
 `tests/data/parity/other_systems.json` holds mean, population standard deviation, largest
-magnitude and listed pixels of each output.
+magnitude and listed pixels of each output; `mioir_prompts.json` more of them, with five decimals.
 """
 
 import json
 from functools import cache
 
 import numpy as np
+from flax import nnx
 
+from mperceiver_jax import convert
+from mperceiver_jax.convert.layouts import keymap
+from mperceiver_jax.convert.state_dicts import theirs
+from mperceiver_jax.models import parameters
 from tests.fixtures import FOLDER, nchw, nhwc
 
 
@@ -56,9 +61,30 @@ def state(network: str, file: str) -> dict[str, np.ndarray]:
     return {key: weight(key, shape) for key, shape in state_keys(network, file).items()}
 
 
-def check(name: str, output, tolerance: float = 1e-4) -> None:
+def task_map() -> np.ndarray:
+    """The fixtures' guide for explicit prompts, (1, 128, 128, 1)."""
+    return ((sequence(128 * 128, 777) + 1) / 2).reshape(1, 128, 128, 1).astype(np.float32)
+
+
+def shapes(module: nnx.Module, layout: str = "release") -> dict[str, tuple[int, ...]]:
+    """{key: shape} of what `convert.dump` gives for a module, without any values."""
+    names, found = keymap(module, layout), {}
+    for path, variable in parameters.declared(module).items():
+        nothing = np.broadcast_to(np.float32(0), variable.get_value().shape)
+        found |= {key: part.shape for key, part in theirs(names, path, variable.kind, nothing).items()}
+    return found | dict(names.dead) | {key: value.shape for key, value in names.buffers.items()}
+
+
+def values(module: nnx.Module, layout: str = "release") -> dict[str, np.ndarray]:
+    """{path: value} of a module of any size, by the closed form of its PyTorch keys."""
+    buffers = keymap(module, layout).buffers
+    tensors = {key: weight(key, shape) for key, shape in shapes(module, layout).items() if key not in buffers}
+    return convert.from_torch(module, tensors, layout)
+
+
+def check(name: str, output, tolerance: float = 1e-4, file: str = "other_systems") -> None:
     """Asserts that an NHWC output has the figures of a fixture. `tolerance` is absolute."""
-    facts = json.loads((FOLDER / "other_systems.json").read_text())[name]
+    facts = json.loads((FOLDER / f"{file}.json").read_text())[name]
     found = nchw(np.asarray(output, np.float64))
     assert list(found.shape) == facts["shape"]
     wanted = {"mean": found.mean(), "std": found.std(), "absmax": np.abs(found).max()}

@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -32,6 +33,8 @@ class CrossAttention(nnx.Module):
     """Transposed attention whose queries come from `x` and whose keys and values come from `context`."""
 
     def __init__(self, width: int, heads: int):
+        if width % heads:
+            raise ValueError(f"PIP: prompts of {width} channels do not divide into {heads} heads")
         self.temperature = parameter((heads, 1, 1), Init("constant", 1.0))
         self.q = Conv(width, width, 1, bias=False)
         self.q_dwconv = Conv(width, width, groups=width, bias=False)
@@ -59,8 +62,11 @@ class TopMAttention(CrossAttention):
             setattr(self, f"attn{number}", parameter((1,), Init("constant", 0.2)))
 
     def weights(self, logits: Float[Array, "b heads i j"]) -> Float[Array, "b heads i j"]:
-        # Of equal entries the first ones are kept, never more than the share.
-        ranks = jnp.argsort(jnp.argsort(-jax.lax.stop_gradient(logits), -1), -1)
+        # An entry's rank is the number of larger ones; of equal entries the first ones are kept, never more
+        # than the share. Rows are short: counting is less work than sorting, on every kind of device.
+        entry, other = logits[..., :, None], logits[..., None, :]
+        first = np.tri(logits.shape[-1], k=-1, dtype=bool)
+        ranks = ((other > entry) | ((other == entry) & first)).sum(-1)
         total = jnp.zeros_like(logits)
         for number, (part, whole) in enumerate(SHARES, 1):
             kept = jnp.where(ranks < logits.shape[-1] * part // whole, logits, -jnp.inf)
@@ -132,6 +138,8 @@ class Gate(nnx.Module):
 
     def __init__(self, channels: int, width: int, expansion: float):
         both = channels + width
+        if both % HEADS:
+            raise ValueError(f"PIP: {channels} + {width} channels do not divide into {HEADS} heads")
         self.transformer = TransformerBlock(both, HEADS, expansion=expansion)
         self.scale = Conv(both, channels, bias=False)
         self.shift = Conv(both, channels, 1, bias=False)
