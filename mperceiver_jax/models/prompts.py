@@ -130,8 +130,12 @@ class Prompted(nnx.Module):
             ValueError: explicit prompts without `tasks`.
         """
         height, width = image.shape[1:3]
-        image = pad_to_multiple(image, self.multiple)
+        image = self.padded(image)
         return self.restore(image, self.guide(image, tasks), key=key)[:, :height, :width]
+
+    def padded(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b hh ww 3"]:
+        """The picture with sides that `restore` takes, extended at the bottom and right."""
+        return pad_to_multiple(image, self.multiple)
 
     def guide(
         self, image: Float[Array, "b h w 3"], tasks: Float[Array, "b 7"] | None

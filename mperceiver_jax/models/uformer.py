@@ -24,6 +24,7 @@ class UformerConfig:
         head_width: channels of one attention head; must divide `width`.
         window: side of a window at every scale.
         mlp_ratio: hidden width of the feed-forward part / width.
+        square: pictures are padded further, to squares, as the release does when it tests.
         drop_path: stochastic depth of the bottleneck; it rises towards it and falls after it.
         prompts, task_maps: as in `SRResNetConfig`.
     """
@@ -33,6 +34,7 @@ class UformerConfig:
     head_width: int = 32
     window: int = 8
     mlp_ratio: int = 4
+    square: bool = False
     drop_path: float = 0.1
     prompts: Prompts = "plain"
     task_maps: str = ""
@@ -194,6 +196,13 @@ class Uformer(Prompted):
             widths = [width << scales, *(width << (scales - i) for i in range(scales)), 3]
             prompts.declare(self, {str(i): c for i, c in enumerate(widths)}, normal(0.02))
         self.config = config
+
+    def padded(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b hh ww 3"]:
+        image = super().padded(image)
+        if not self.config.square:
+            return image
+        bottom, right = (max(image.shape[1:3]) - side for side in image.shape[1:3])
+        return jnp.pad(image, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="symmetric")
 
     def restore(
         self,

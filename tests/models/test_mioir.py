@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -155,6 +156,25 @@ def test_adaptive_prompts_look_at_the_padded_picture():
     params = parameters.split(module)[1]
     wanted = restored(module, params, padded, padded)[:, :9, :14]
     np.testing.assert_allclose(restored(module, params, image, method="__call__"), wanted, atol=1e-6)
+
+
+def test_uformer_pads_to_squares_where_it_shall():
+    image = np.arange(5.0 * 17).reshape(1, 5, 17, 1).repeat(3, -1)
+    assert tiny("Uformer", "plain").padded(image).shape == (1, 8, 24, 3)
+    found = tiny("Uformer", "plain", square=True).padded(image)
+    assert found.shape == (1, 24, 24, 3)
+    np.testing.assert_array_equal(found[0, 8:16], found[0, 7::-1])
+    np.testing.assert_array_equal(found[0, :5, 17:], image[0, :, 15:8:-1])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_computes_in_the_dtype_of_its_picture(name):
+    module = tiny(name, "explicit")
+    structure, params = parameters.split(module)
+    image = jax.ShapeDtypeStruct((2, 13, 9, 3), jnp.bfloat16)
+    tasks = jax.ShapeDtypeStruct((2, 7), jnp.float32)
+    found = jax.eval_shape(lambda p, x, t: parameters.merge(structure, p)(x, t), params, image, tasks)
+    assert (found.shape, found.dtype) == (image.shape, image.dtype)
 
 
 def test_stochastic_depth_needs_a_key_and_is_random():

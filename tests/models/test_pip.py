@@ -124,6 +124,15 @@ def test_every_interaction_works_and_the_class_matters(interaction):
     assert np.abs(one - other).max() > 1e-5
 
 
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_computes_in_the_dtype_of_its_picture(interaction):
+    structure, params = parameters.split(PIP(replace(TINY, interaction=interaction)))
+    image = jax.ShapeDtypeStruct((2, 13, 9, 3), jnp.bfloat16)
+    weights = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    found = jax.eval_shape(lambda p, x, w: parameters.merge(structure, p)(x, w), params, image, weights)
+    assert (found.shape, found.dtype) == (image.shape, image.dtype)
+
+
 def test_vectors_of_classes_are_averaged_by_weight():
     prompt = parameters.initialise(PromptModule(3, 8, 4, 2.66))
     features = np.random.default_rng(0).random((1, 4, 4, 8), np.float32)
