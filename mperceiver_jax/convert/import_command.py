@@ -25,6 +25,8 @@ first use and kept in $XDG_CACHE_HOME/mperceiver_jax/priors.
 import argparse
 from pathlib import Path
 
+import jax
+
 from mperceiver_jax.convert.importing import DTYPES, import_priors
 from mperceiver_jax.convert.model_config import add_config_argument, model_of
 from mperceiver_jax.convert.priors import PriorsDirectory
@@ -46,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises FileNotFoundError, FileExistsError or ValueError; nothing is written then."""
+    # Converting needs no accelerator, and must not take one that is in use.
+    jax.config.update("jax_platforms", "cpu")
     import_priors(arguments.sources, arguments.output, model_of(arguments.config), arguments.dtype)
     record = PriorsDirectory(arguments.output).record
     for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):

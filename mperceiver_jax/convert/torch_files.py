@@ -88,19 +88,7 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def open_tensors(path: str | os.PathLike) -> dict[str, StoredTensor]:
     """What `read_torch` would read, without the values. Raises as `read_torch`."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if is_index(path.name):
-        return _unwrapped(_sharded(path))
-    if path.suffix == ".safetensors":
-        return _unwrapped(_safetensors(path))
-    if path.suffix in PICKLED:
-        found = {
-            key: StoredTensor(path, key, shape, dtype, read) for key, (shape, dtype, read) in open_pickled(path).items()
-        }
-        return _unwrapped(found)
-    raise ValueError(f"{path}: a file of another kind; tensors are read from {', '.join(SUFFIXES)} and *.index.json")
+    return _unwrapped(_opened(Path(path)))
 
 
 def is_index(name: str) -> bool:
@@ -136,6 +124,20 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
         temporary.unlink(missing_ok=True)
 
 
+def _opened(path: Path) -> dict[str, StoredTensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if is_index(path.name):
+        return _sharded(path)
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    if path.suffix in PICKLED:
+        return {
+            key: StoredTensor(path, key, shape, dtype, read) for key, (shape, dtype, read) in open_pickled(path).items()
+        }
+    raise ValueError(f"{path}: a file of another kind; tensors are read from {', '.join(SUFFIXES)} and *.index.json")
+
+
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -166,7 +168,7 @@ def _at(path: Path, offset: int, dtype: np.dtype | str, shape: tuple[int, ...]) 
 
 
 def _sharded(index: Path) -> dict[str, StoredTensor]:
-    places = {file.name: open_tensors(file) for file in shards(index)}
+    places = {file.name: _opened(file) for file in shards(index)}
     found = {}
     for key, name in json.loads(index.read_text())["weight_map"].items():
         if key not in places[name]:

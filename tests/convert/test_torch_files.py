@@ -154,6 +154,10 @@ def test_shards_are_read_by_their_index(tmp_path):
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     found = convert.read_torch(index)
     assert found.keys() == {"a", "b"} and np.array_equal(found["b"], TENSORS["half"])
+    # A prefix is taken off the whole, not off a shard that happens to have it everywhere.
+    convert.write_safetensors(tmp_path / "net.safetensors", {"net.c": TENSORS["half"]})
+    index.write_text(json.dumps({"weight_map": places | {"net.c": "net.safetensors"}}))
+    assert convert.read_torch(index).keys() == {"a", "b", "net.c"}
     for bad, told in [
         (json.dumps({"weight_map": {**places, "c": "m-1-of-2.safetensors"}}), r"c should be in m-1-of-2"),
         (json.dumps({"weight_map": {"a": "../secret.safetensors"}}), r"no shards beside it"),
