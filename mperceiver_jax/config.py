@@ -165,6 +165,9 @@ class Experiment:
         note: what the first line says about how the variant was chosen.
         priors: published weights to start from (see README); required unless `from_scratch`.
         from_scratch: the variant trains its own priors.
+        cache: directory for what the frozen towers make of `cached_examples` fixed crops of the dual-branch
+            stage, which then trains on those alone and runs without VAE and CLIP; "" encodes fresh crops
+            at every step.
         compute_dtype: `float32` or `bfloat16`; trained parameters stay float32, frozen ones are stored in this dtype.
         stages: by name, in the order they run.
         on_nonfinite: `stop` at the first non-finite loss, or `skip` up to `max_skipped` such steps per stage.
@@ -184,6 +187,8 @@ class Experiment:
     note: str = ""
     priors: str = ""
     from_scratch: bool = False
+    cache: str = ""
+    cached_examples: int = 4096
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 23
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -192,7 +197,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed", "max_skipped")
-        _at_least(self, 1, "log_every")
+        _at_least(self, 1, "log_every", "cached_examples")
         if not self.from_scratch and not self.priors:
             raise ValueError(
                 f"priors: the variant {self.variant!r} starts from published weights; give them with "

@@ -82,7 +82,7 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
             batch = next(batches)
             key = jax.random.fold_in(jax.random.key(experiment.seed), start)
             latent = sampled(params, sharding.to_global(run.mesh, batch), key)
-            own = _own_rows(latent, index * local, local)
+            own = own_rows(latent, index * local, local)
             for k in range(local):
                 number = start + index * local + k
                 if number < wanted:
@@ -95,7 +95,7 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
     return folder
 
 
-def _own_rows(value: jax.Array, first: int, count: int) -> np.ndarray:
+def own_rows(value: jax.Array, first: int, count: int) -> np.ndarray:
     """This process's rows of an array divided by rows over the mesh."""
     if value.is_fully_addressable:
         return np.asarray(value)[first : first + count]

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.feature_store import feature_batches
 from data_pipelines.pipeline import PipelineConfig, TrainBatches, train_batches
 from data_pipelines.stored import stored_batches
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.training import latents, sharding, weights
+from mperceiver_jax.training import feature_cache, latents, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.metric_log import MetricWriter, create_writer
@@ -326,6 +327,8 @@ def _stored(run: Run, path: str, value: jax.Array) -> jax.Array:
 def _batches(run: Run, name: str, params: Params) -> TrainBatches:
     config = data_config(run.experiment, name)
     index, count = sharding.data_share(run.mesh)
+    if name == "dual_branch" and run.experiment.cache:
+        return feature_batches(str(feature_cache.fill_cache(run, params, config)), config, index, count)
     if name == "drm" and run.experiment.losses.drm_latents == "sampled":
         folder = latents.sample_latents(run, params, config)
         return stored_batches(str(folder), run.experiment.losses.drm_examples, config, index, count)

@@ -10,6 +10,7 @@ import numpy as np
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training.feature_cache import observation_shapes
 from mperceiver_jax.training.optimizer import make_optimizer
 from mperceiver_jax.training.progress import duration
 from mperceiver_jax.training.stages import build_stage
@@ -59,6 +60,9 @@ def plan_stage(experiment: Experiment, model: MPerceiver, name: str) -> StagePla
 def abstract_batch(experiment: Experiment, name: str, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of a stage's batch of `size` examples."""
     crop = experiment.stages[name].crop or experiment.data.crop
+    if name == "dual_branch" and experiment.cache:
+        stored = observation_shapes(experiment.model, crop, experiment.compute_dtype)
+        return {part: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(kind)) for part, (shape, kind) in stored.items()}
     view = experiment.data.clip_size
     picture = jax.ShapeDtypeStruct((size, crop, crop, 3), np.float32)
     batch = {

@@ -10,15 +10,17 @@ A loss is `loss(parameters, batch, key, step) -> (scalar, metrics)`, pure, a mea
 the batch. Pictures in a batch are in [0, 1]; models see [-1, 1].
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mperceiver_jax.config import Experiment
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.lpips import load_lpips, lpips
@@ -27,6 +29,10 @@ from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.patchgan import PatchGAN, PatchGANConfig
 from mperceiver_jax.training import losses
 from mperceiver_jax.training.step import Loss
+
+if TYPE_CHECKING:
+    # Not at run time: the losses need neither grain nor ml_collections, the configuration does.
+    from mperceiver_jax.config import Experiment
 
 ORDER = ("vae", "prior", "predictor", "dual_branch", "drm")
 SCHEDULE = Schedule()
