@@ -42,6 +42,8 @@ exit status: 0 measured; 1 something could not be read, restored or measured; 2 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m mperceiver_jax.evaluate",
+        usage="%(prog)s (--checkpoint DIR | --outputs DIR) --protocol NAME --data DIR [--output DIR] [options]\n"
+        "       %(prog)s protocols [NAME ...]",
         description="Measure a trained model, or another system's pictures, under a published protocol.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

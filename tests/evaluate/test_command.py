@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines.pictures import decode_picture
 from mperceiver_jax.evaluate import runner
@@ -182,6 +183,40 @@ def test_faults_are_named_before_anything_is_measured(peer, tmp_path, capsys):
         assert status == 2 and message in told, told
     assert command(root, tmp_path / "none", "--sets=Rain100L") == 2
     assert "no folder derain/Rain100L/target" in capsys.readouterr().err
+
+
+def test_luma_resizing_and_borders_are_those_of_their_papers(tmp_path):
+    """`all-weather` and `mioir-indis` against scikit-image on what their scripts would load."""
+    colour = pytest.importorskip("skimage.color")
+    rng = np.random.default_rng(0)
+    psnr_of, ssim_of = measure.peak_signal_noise_ratio, measure.structural_similarity
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    weather, mioir = [], []
+    for k, photo in enumerate(photos()):
+        save(tmp_path / "gt" / f"{k}.png", photo)
+        save(tmp_path / "lq" / f"{k}.png", photo)
+        noisy = np.clip(photo + rng.normal(0, 20, photo.shape), 0, 255).astype(np.uint8)
+        save(tmp_path / "mioir" / f"{k}.png", noisy)
+        clean = photo[4:-4, 4:-4].astype(float)
+        inner = noisy[4:-4, 4:-4].astype(float)
+        mioir.append((psnr_of(clean, inner, data_range=255), ssim_of(clean, inner, channel_axis=-1, **gaussian)))
+        truth = np.asarray(Image.fromarray(photo).resize((80, 64), Image.Resampling.LANCZOS))
+        made = np.clip(truth + rng.normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
+        save(tmp_path / "weather" / f"{k}.png", made)
+        y, x = (colour.rgb2ycbcr(levels)[..., 0] for levels in (truth, made))
+        weather.append((psnr_of(y, x, data_range=255), ssim_of(y, x, **gaussian)))
+    for name, protocol, column, expected in (
+        ("weather", "all-weather", "RainDrop-A", weather),
+        ("mioir", "mioir-indis", "blur", mioir),
+    ):
+        folders = f"--set={column}={tmp_path / 'lq'},{tmp_path / 'gt'}"
+        arguments = [f"--protocol={protocol}", f"--sets={column}", folders, f"--data={tmp_path}", "--pairing=stem"]
+        output = tmp_path / f"figures-{name}"
+        made = [f"--outputs={tmp_path / name}", f"--output={output}", "--metrics=psnr,ssim"]
+        assert main([*arguments, *made]) == 0
+        found = report(output)["sets"][column]["output"]
+        assert found["psnr"] == pytest.approx(np.mean([p for p, _ in expected]), abs=1e-5), protocol
+        assert found["ssim"] == pytest.approx(np.mean([s for _, s in expected]), abs=1e-5), protocol
 
 
 def test_folders_equal_scikit_image_whatever_the_names(tmp_path):
