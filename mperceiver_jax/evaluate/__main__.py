@@ -85,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="measure the I-th of N parts (from 0), for N processes with one --output; then once without --part",
     )
-    add("--batch-size", type=int, metavar="N", help="pictures of one size at a time (default: one per device)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pictures of one size at a time (default: one per device; of --outputs 4 at least)",
+    )
     model = result.add_argument_group("with --checkpoint")
     model.add_argument("--sampler", help="as in the restore command (default: as configured)")
     model.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: as configured)")
@@ -158,7 +163,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     """Everything after the first checks; returns what to tell the user."""
     # Not before the flags are known to be in order: JAX takes seconds to start.
     from mperceiver_jax.evaluate import page, pairs, runner, set_metrics, tables
-    from mperceiver_jax.evaluate.journal import Journal
+    from mperceiver_jax.evaluate.journal import Journal, OtherEvaluation
     from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
     from mperceiver_jax.training.sharding import make_mesh
 
@@ -182,7 +187,8 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         if of_sets and not options.features:
             raise ValueError("fid and kid need --features=NET; no package ships the Inception network, see --help")
         extractor = set_metrics.feature_extractor(options.features) if of_sets else None
-        batch_size = options.batch_size or mesh.size
+        # Pictures of a batch are measured by as many threads.
+        batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
         subject = _subject(options, title, pictures, mesh, batch_size)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -194,17 +200,20 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     settings = {"features": options.features} if of_sets else {}
     if options.niqe_model and "niqe" in scorer.metrics:
         settings["niqe_model"] = str(options.niqe_model)
-    rows, sets = runner.evaluate(
-        subject,
-        protocol,
-        pictures,
-        scorer,
-        output,
-        batch_size=batch_size,
-        extractor=extractor,
-        settings=settings,
-        part=part,
-    )
+    try:
+        rows, sets = runner.evaluate(
+            subject,
+            protocol,
+            pictures,
+            scorer,
+            output,
+            batch_size=batch_size,
+            extractor=extractor,
+            settings=settings,
+            part=part,
+        )
+    except OtherEvaluation as error:
+        raise _Unbegun(error) from error
     if part is not None:
         return (
             f"part {options.part} of {title}: {len(rows)} pictures; when all are done, give the command without --part"

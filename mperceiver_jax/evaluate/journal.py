@@ -12,6 +12,10 @@ NAME = "images.jsonl"
 _ALL = "images*.jsonl"
 
 
+class OtherEvaluation(ValueError):
+    """The folder holds the results of another evaluation."""
+
+
 class Journal:
     """A file of JSON lines: first what is evaluated, then a row for every picture that is done.
 
@@ -24,7 +28,7 @@ class Journal:
         part: name of this process's own file; '' where one process does everything.
 
     Raises:
-        ValueError: the folder holds the results of another evaluation; says what differs.
+        OtherEvaluation: says what differs.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], part: str = ""):
@@ -71,7 +75,7 @@ class Journal:
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             shown = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in changed)
-            raise ValueError(
+            raise OtherEvaluation(
                 f"{self._path.parent} holds another evaluation ({shown[:600]}); name another --output, or give "
                 "--restart to measure anew"
             )

@@ -67,7 +67,8 @@ def evaluate(
         `input_<metric>` where there is a degraded picture; the metrics of whole sets).
 
     Raises:
-        ValueError: a picture that cannot be read or measured; names it. Another evaluation in `output`.
+        ValueError: a picture that cannot be read or measured; names it.
+        OtherEvaluation: `output` holds the results of another one.
     """
     identity = {
         "protocol": protocol.name,

@@ -16,6 +16,7 @@ from mperceiver_jax.evaluate import runner
 from mperceiver_jax.evaluate.__main__ import main
 from mperceiver_jax.evaluate.metrics import psnr
 from mperceiver_jax.evaluate.protocols import load_protocol
+from mperceiver_jax.evaluate.scoring import Scorer
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.picture_files import pad_to
 from tests.evaluate.trees import NOISE, photos, save, table
@@ -130,7 +131,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_alike(peer, tmp_path, monkey
     assert float(table(tmp_path / "parts")["CBSD68-50", "im2"]["psnr"]) < 15
     path.write_bytes(before)
     # Other settings are another evaluation.
-    assert command(root, tmp_path / "parts", "--metrics=psnr") == 1
+    assert command(root, tmp_path / "parts", "--metrics=psnr") == 2
     assert "metrics: ['psnr', 'ssim'] then, ['psnr'] now" in capsys.readouterr().err
     assert command(root, tmp_path / "parts", "--metrics=psnr", "--restart") == 0
 
@@ -321,3 +322,18 @@ def test_protocols_are_printed(capsys):
     assert "eleven" in capsys.readouterr().out
     assert main(["protocols", "none"]) == 2
     assert main([]) == 2 and "--protocol" in capsys.readouterr().err
+
+
+def test_distances_by_networks_do_not_depend_on_batches_and_devices(peer, tmp_path, monkeypatch):
+    """The network is one product here; eight devices, batches that do not divide by them."""
+    network = ({"w": jnp.array(2.0)}, jax.jit(lambda params, x, y: params["w"] * jnp.abs(x - y).mean((1, 2, 3))))
+    monkeypatch.setattr(Scorer, "_network", lambda self, name: network)
+    root, _ = peer
+    found = []
+    for batch_size in (1, 2, 8):
+        output = tmp_path / str(batch_size)
+        assert command(root, output, "--metrics=lpips_vgg", f"--batch-size={batch_size}", "--sets=CBSD68-50") == 0
+        found.append([float(row["lpips_vgg"]) for row in table(output).values()])
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-6)
+    clean, made = middle(photos()[0]), decode_picture(root / "outputs" / "CBSD68-50" / "im0.png")
+    assert found[0][0] == pytest.approx(2 * np.abs(clean / 255 - made / 255).mean(), rel=1e-5)
