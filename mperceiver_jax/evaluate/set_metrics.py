@@ -105,7 +105,11 @@ def _vgg16() -> Extractor:
     def extract(pictures):
         return lpips_features(params, pictures.astype(jnp.float32) / 127.5 - 1)[-1].mean((1, 2))
 
-    return lambda pictures: np.asarray(extract(pictures))
+    def exactly(pictures: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(extract(pictures))
+
+    return exactly
 
 
 def _torchscript(path: Path) -> Extractor:
