@@ -5,7 +5,8 @@
 
 A batch is a dict of contiguous numpy arrays, `local` being this host's part of the batch:
   lq, gt   float32 (local, crop, crop, 3), RGB in [0, 1]: degraded and clean
-  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded picture
+  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded picture; left out
+           where clip_size is 0
   task     int32 (local,): the label of `tasks.TASKS`
 
 All randomness is grain's generator of an element, which depends on the seed, the task and the element's
@@ -25,14 +26,11 @@ from absl import flags
 
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
+from data_pipelines.examples import Batch, Example, MakeExample, as_batch, centre_cut, degrade
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
 from data_pipelines.open_source import Source, open_source
-from data_pipelines.pictures import as_float
 from data_pipelines.sources import PairedFolders, PhotoSource, bundled_photos
 from data_pipelines.tasks import TASKS, Task
-
-Example = dict[str, Any]
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class PipelineConfig:
         all of it. 0 degrades the whole photograph, which is slow and what paired data do.
       photo_scales: (least, most) factor by which the cut is larger than image_size before it is reduced to
         it, drawn uniformly; above 1 lets small models see whole scenes. The cut never exceeds the photograph.
-      clip_size: side of the CLIP view.
+      clip_size: side of the CLIP view; 0 makes none, for models that look at nothing but the crop.
       clip_view: 'full' shows CLIP the whole degraded picture, 'crop' the training crop.
       flips: 'none', 'horizontal' or 'dihedral'.
       weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
@@ -88,10 +86,10 @@ class PipelineConfig:
     cache_megabytes: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "crop", "clip_size"):
+        for name in ("batch_size", "crop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("image_size", "seed", "threads", "prefetch", "workers", "cache_megabytes"):
+        for name in ("image_size", "clip_size", "seed", "threads", "prefetch", "workers", "cache_megabytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
         if self.image_size and self.crop > self.image_size:
@@ -104,9 +102,7 @@ class PipelineConfig:
             raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {self.flips!r}")
         for task, pair in self.pairs.items():
             if set(pair) != {"source"} and not {"lq", "gt"} <= set(pair) <= {"lq", "gt", "pairing"}:
-                raise ValueError(
-                    f"pairs[{task!r}] has {sorted(pair)}; it takes 'source', or 'lq', 'gt' and 'pairing'"
-                )
+                raise ValueError(f"pairs[{task!r}] has {sorted(pair)}; it takes 'source', or 'lq', 'gt' and 'pairing'")
         for task, name in self.degradations.items():
             try:
                 protocol_named(name)
@@ -139,13 +135,13 @@ def train_batches(
             source = photos = photos or _photo_source(config)
         seed = int(np.random.SeedSequence([config.seed, task.label]).generate_state(1)[0])
         stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-        streams.append(stream.random_map(_MakeExample(config, task)))
+        streams.append(stream.random_map(MakeExample(config, task)))
         lengths[task.name] = len(source)
     given = {task.name: weight for task, weight in weights.items()}
     mixed_by = mixture_weights(lengths, config.mixing, config.temperature, given, config.batch_size)
     mixture = TaskMixture(list(mixed_by.values()), config.batch_size, process_index, process_count)
     mixed = grain.MapDataset.select_from_datasets(streams, mixture)
-    return TrainBatches(mixed.batch(config.batch_size // process_count), config)
+    return TrainBatches(mixed.batch(config.batch_size // process_count, batch_fn=as_batch), config)
 
 
 def _paired_source(pair: Mapping[str, str], cache_megabytes: float) -> Source:
@@ -238,10 +234,12 @@ class HeldoutExamples(Sequence[Example]):
             raise IndexError(f"example {index} of {len(self)}")
         which, k = divmod(index, len(self._chosen))
         task, photo = self._tasks[which], self._photos[self._chosen[k]]
-        gt = _centre_cut(photo["image"], self._config)
-        lq = _degrade(gt, task, self._config, np.random.default_rng([self._seed, task.label, k]))
-        view = transforms.clip_view(lq, self._config.clip_size)
-        return {"name": photo["name"], "task": task.label, "lq": lq, "gt": gt, "lq_clip": view}
+        gt = centre_cut(photo["image"], self._config)
+        lq = degrade(gt, task, self._config, np.random.default_rng([self._seed, task.label, k]))
+        example = {"name": photo["name"], "task": task.label, "lq": lq, "gt": gt}
+        if self._config.clip_size:
+            example["lq_clip"] = transforms.clip_view(lq, self._config.clip_size)
+        return example
 
 
 def heldout_examples(
@@ -254,64 +252,6 @@ def heldout_examples(
     there are pictures.
     """
     return HeldoutExamples(config, per_task, seed, tasks)
-
-
-class _MakeExample(grain.transforms.RandomMap):
-    """Turns an element of a source into a training example of one task."""
-
-    def __init__(self, config: PipelineConfig, task: Task):
-        self._config, self._task = config, task
-
-    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
-        config = self._config
-        if "image" in element:
-            (photo,) = transforms.flip((element["image"],), config.flips, rng)
-            gt = as_float(_random_cut(photo, config, rng))
-            lq = _degrade(gt, self._task, config, rng)
-        else:
-            lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
-        lq_crop, gt_crop = transforms.random_crop((lq, gt), config.crop, rng)
-        seen = lq_crop if config.clip_view == "crop" else lq
-        if seen.dtype != np.uint8:  # bytes are seen as they are: a large picture is not turned to floats for it
-            seen = as_float(seen)
-        return {
-            "lq": np.ascontiguousarray(as_float(lq_crop)),
-            "gt": np.ascontiguousarray(as_float(gt_crop)),
-            "lq_clip": transforms.clip_view(seen, config.clip_size),
-            "task": np.int32(self._task.label),
-        }
-
-
-def _random_cut(photo: np.ndarray, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
-    """A random square of the photograph reduced to image_size; the whole photograph where that is 0."""
-    if not config.image_size:
-        return photo
-    side = _cut_side(photo, config, rng.uniform(*config.photo_scales))
-    # Cut first, then scale: only the pixels that are used are touched.
-    (cut,) = transforms.random_crop((photo,), side, rng)
-    return transforms.resize(cut, config.image_size, config.image_size)
-
-
-def _centre_cut(photo: np.ndarray, config: PipelineConfig) -> np.ndarray:
-    """The middle of the photograph at the mean of the training scales, as float32."""
-    size = config.image_size or config.crop
-    scale = sum(config.photo_scales) / 2 if config.image_size else 1.0
-    (cut,) = transforms.centre_crop((photo,), _cut_side(photo, config, scale))
-    return np.ascontiguousarray(as_float(transforms.resize(cut, size, size)))
-
-
-def _cut_side(photo: np.ndarray, config: PipelineConfig, scale: float) -> int:
-    size = config.image_size or config.crop
-    return max(size, min(round(size * scale), *photo.shape[:2]))
-
-
-def _degrade(gt: np.ndarray, task: Task, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
-    published = config.degradations.get(task.name)
-    synthesise = protocol_named(published) if published else task.synthesise
-    lq = np.ascontiguousarray(synthesise(gt, rng), dtype=np.float32)
-    if lq.shape != gt.shape:
-        raise ValueError(f"the degradation of {task.name} changed the shape from {gt.shape} to {lq.shape}")
-    return lq
 
 
 def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, float]:

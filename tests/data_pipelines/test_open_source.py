@@ -163,6 +163,16 @@ def test_training_from_prepared_data_and_its_mixtures(config):
         PipelineConfig(pairs={"derain": {"source": "a", "lq": "b"}})
 
 
+def test_without_a_view_for_clip(config):
+    with train_batches(PipelineConfig(batch_size=2, **(config | {"clip_size": 0}))) as stream:
+        batch = next(stream)
+    with train_batches(PipelineConfig(batch_size=2, **config)) as stream:
+        full = next(stream)
+    assert set(full) - set(batch) == {"lq_clip"}
+    for name in batch:
+        np.testing.assert_array_equal(batch[name], full[name])
+
+
 def test_a_published_degradation_takes_the_place_of_a_tasks_own(config):
     one = config | {"weights": {"denoise": 1.0}, "pairs": {"denoise": config["pairs"]["denoise"]}, "threads": 0}
     for name, whole in ((None, False), ("promptir_noise25", True)):
