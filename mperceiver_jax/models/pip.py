@@ -10,7 +10,7 @@ Sources: the paper and its release, which has Restormer only; the interface and 
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ CLASS_OF_TASK: tuple[int | None, ...] = (2, None, 0, 1, 3, 3, 0, None, 4)
 blur, defocus blur, camera noise, raindrops, low light): `meaning` for `conditions.weights_of_logits`. Our own."""
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What PIP needs of a network.
 
