@@ -66,17 +66,20 @@ def subject(variant: str, *, size: int = 0, batch: int = 0, dtype: str = "", rem
 
 
 def random_values(module: Any, dtype: jnp.dtype, seed: int = 0) -> Params:
-    """Weights as random as initial ones, in no time at any size: one buffer of noise serves them all."""
+    """Weights that keep the variance of what they meet, none at zero, in no time at any size: one buffer of
+    noise serves them all. Vectors (norms, biases, tokens) are as initially."""
     declared = parameters.declared(module)
-    sizes = {path: int(np.prod(leaf.get_value().shape)) for path, leaf in declared.items()}
-    noise = np.random.default_rng(seed).standard_normal(max(sizes.values()), np.float32)
+    noise = np.random.default_rng(seed).standard_normal(
+        max(int(np.prod(leaf.get_value().shape)) for leaf in declared.values()), np.float32
+    )
     values = {}
     for path, leaf in declared.items():
         shape = leaf.get_value().shape
-        if leaf.init.law in ("uniform", "normal"):
-            value = noise[: sizes[path]].reshape(shape) * np.float32(leaf.init.scale)
-        else:
+        if leaf.kind == "plain":
             value = leaf.init.draw(shape, np.random.default_rng(seed))
+        else:
+            scale = np.float32(np.prod(shape[:-1]) ** -0.5)
+            value = noise[: int(np.prod(shape))].reshape(shape) * scale
         values[path] = jnp.asarray(value, dtype)
     return values
 

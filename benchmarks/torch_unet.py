@@ -67,7 +67,8 @@ class TorchUNet:
         tensors = convert.to_torch(module, host, layout="diffusers")
         self._unet = build(config)
         self._unet.eval()
-        state = {key: torch.from_numpy(value).to(device, kind) for key, value in tensors.items()}
+        # Copied: what NumPy shows of a JAX array must not be written to.
+        state = {key: torch.tensor(value).to(device, kind) for key, value in tensors.items()}
         self._unet.load_state_dict(state, strict=True, assign=True)
         self._unet.requires_grad_(True)
         latent, t, context = inputs
