@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -37,16 +39,25 @@ def decode_with_alpha(source: str | Path | bytes) -> tuple[np.ndarray, np.ndarra
       (colours, alpha): alpha has the dtype of the colours and shape (height, width); None where the file has
       no transparency of any kind.
     """
-    try:
-        with _opened(source) as picture:
-            channels = _channels(picture, source)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no picture at {source!s}") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        name = "" if isinstance(source, bytes) else f" {source}"
-        raise ValueError(f"cannot read the picture{name}: {error}; replace it or take it out") from error
+    with _reading(source) as picture:
+        channels = _channels(picture, source)
     alpha = np.ascontiguousarray(channels[..., 3]) if channels.shape[-1] == 4 else None
     return np.ascontiguousarray(channels[..., :3]), alpha
+
+
+def checked_size(source: str | Path | bytes) -> tuple[int, int]:
+    """(height, width) of what `decode_picture` returns, and its errors: the picture is decoded for them.
+
+    Common pictures are not made an array of, which leaves other threads their time.
+    """
+    with _reading(source) as picture:
+        one_frame = getattr(picture, "n_frames", 1) == 1
+        if picture.format not in ("JPEG", "PNG", "BMP") or picture.mode not in ("RGB", "L", "P") or not one_frame:
+            height, width = _channels(picture, source).shape[:2]
+            return height, width
+        picture.load()
+        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def as_float(pixels: np.ndarray) -> np.ndarray:
@@ -63,8 +74,24 @@ def read_picture(path: str | Path) -> np.ndarray:
     return as_float(decode_picture(path))
 
 
+@contextlib.contextmanager
+def _reading(source: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """The opened picture; whatever goes wrong becomes one of two errors that name it."""
+    try:
+        with _opened(source) as picture:
+            yield picture
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no picture at {source!s}") from None
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        if isinstance(error, UnidentifiedImageError):
+            error = ValueError("it is in no format that Pillow knows")
+        name = "" if isinstance(source, bytes) else f" {source}"
+        raise ValueError(f"cannot read the picture{name}: {error}; replace it or take it out") from error
+
+
 def _opened(source: str | Path | bytes) -> ImageFile.ImageFile:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    # From memory, not by name: named files may be mapped, and a mapped TIFF forgets to turn itself upright.
+    return Image.open(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
 
 
 def _channels(picture: Image.Image, source: str | Path | bytes) -> np.ndarray:

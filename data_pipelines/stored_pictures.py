@@ -15,7 +15,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from data_pipelines.pictures import decode_picture
+from data_pipelines.pictures import checked_size
 
 
 class UnusablePair(ValueError):
@@ -104,7 +104,7 @@ def read_pair(pair: Pair, task: str) -> Record:
             continue
         try:
             encoded[side] = picture.read()
-            found = decode_picture(encoded[side]).shape[:2]
+            found = checked_size(encoded[side])
         except (OSError, ValueError) as error:
             what = str(error).removeprefix("cannot read the picture: ")
             raise UnusablePair("unreadable", str(picture.path), what) from None

@@ -21,7 +21,13 @@ class Tree:
             raise FileNotFoundError(f"no folder at {source}; give the unpacked data set with --source=DIR")
         self.pictures: list[str] = []
         self.others: list[str] = []
-        for folder, folders, files in os.walk(self.source):
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(self.source, followlinks=True):
+            # Data sets are often put together of links; one that leads back up would never end.
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
             below = Path(folder).relative_to(self.source)
             for name in sorted(files):

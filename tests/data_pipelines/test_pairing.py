@@ -129,6 +129,15 @@ def test_case_and_suffixes_do_not_matter(tmp_path):
     assert shown("{top:a|b}/{id:[^/_]+}_{k}") == "(a|b)/{id}_{k}"
 
 
+def test_folders_may_be_links_even_in_circles(tmp_path):
+    touch(tmp_path, "disk/blurred/1.png", "disk/sharp/1.png")
+    (tmp_path / "GoPro/train").mkdir(parents=True)
+    (tmp_path / "GoPro/train/blur").symlink_to(tmp_path / "disk/blurred")
+    (tmp_path / "GoPro/train/sharp").symlink_to(tmp_path / "disk/sharp")
+    (tmp_path / "GoPro/again").symlink_to(tmp_path / "GoPro")
+    assert len(find(Tree(tmp_path / "GoPro"), split_of("gopro", "train"), subset=True).pairs) == 1
+
+
 def test_fingerprints_follow_the_file(tmp_path):
     write_picture(tmp_path / "lq" / "1.png", 1)
     write_picture(tmp_path / "gt" / "1.png", 2)

@@ -1,5 +1,6 @@
 """Reading pictures: every mode to the right numbers, every broken file to one clear error."""
 
+import io
 import struct
 import zlib
 
@@ -7,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.pictures import as_float, decode_picture, read_picture
+from data_pipelines.pictures import as_float, checked_size, decode_picture, read_picture
 
-COLOURS = np.array(
-    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 8, 7], [200, 100, 50], [0, 0, 0]]], np.uint8
-)
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 8, 7], [200, 100, 50], [0, 0, 0]]], np.uint8)
 
 
 def png_16_bits(pixels: np.ndarray) -> bytes:
@@ -108,3 +107,29 @@ def test_missing_file_and_float_picture(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(ValueError, match="fixed range"):
         decode_picture(tmp_path / "f.tif")
+
+
+KINDS = {"PNG": "RGB L P RGBA I;16", "JPEG": "RGB L CMYK", "TIFF": "RGB L P RGBA CMYK I;16", "WEBP": "RGB RGBA"}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind in KINDS for mode in KINDS[kind].split()])
+def test_bytes_are_read_like_files_and_sizes_like_pictures(tmp_path, kind, mode):
+    picture = Image.fromarray(COLOURS) if mode != "I;16" else Image.fromarray(COLOURS[..., 0].astype(np.uint16))
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    stored = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(stored, kind, exif=exif)
+    (tmp_path / "a").write_bytes(stored.getvalue())
+    pixels = decode_picture(tmp_path / "a")
+    np.testing.assert_array_equal(decode_picture(stored.getvalue()), pixels)
+    assert checked_size(stored.getvalue()) == checked_size(tmp_path / "a") == pixels.shape[:2] == (3, 2)
+
+
+def test_sizes_of_16_bit_colours_and_broken_bytes():
+    content = png_16_bits(np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16))
+    assert checked_size(content) == decode_picture(content).shape[:2] == (5, 7)
+    assert decode_picture(content).dtype == np.uint16
+    for broken in (b"", b"no picture", content[:90]):
+        with pytest.raises(ValueError, match="cannot read the picture: "):
+            checked_size(broken)
