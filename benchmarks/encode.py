@@ -46,9 +46,9 @@ def benchmark(options: Any) -> tuple[Subject, dict[str, Any]]:
             return run(parameters.merge(structure, {**rest, **own}), *inputs)
 
         work = flop(tower, own, *inputs)
-        candidates[name] = compiled(tower, own, *inputs, flop=work, images=chosen.batch)
+        candidates[name] = compiled(tower, own, *inputs, flop=work, images=chosen.batch * len(inputs))
     results = measure(candidates, repeats=options.repeats)
-    per_image = {name: candidates[name].flop / chosen.batch for name in towers}
+    per_image = {name: candidates[name].flop / candidates[name].images for name in towers}
     return chosen, {"flop_per_image": per_image, "results": results}
 
 
