@@ -55,9 +55,10 @@ class PipelineConfig:
       mixing: how tasks share the batches, one of `mixture.MIXINGS`: by `weights`, or by how many pictures
         (times repeats) their sources have.
       temperature: of mixing='temperature'.
-      pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')} or {'source': name}
-        as in `open_source` (prepared data, TFDS; repeats and sums of them); such a task reads its pairs
-        instead of degrading photographs. Clean pictures from a source are degraded as the task does.
+      pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')} or a name as in
+        `open_source` (prepared data, TFDS; repeats and sums of them), also as {'source': name}; such a task
+        reads its pairs instead of degrading photographs. Clean pictures from a source are degraded as the
+        task does.
       degradations: task name -> name of a published degradation (`degradations.protocols`) that takes the
         place of the task's own.
       photos: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
@@ -79,7 +80,7 @@ class PipelineConfig:
     threads: int = 2
     prefetch: int = 4
     workers: int = 0
-    pairs: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    pairs: Mapping[str, Mapping[str, str] | str] = dataclasses.field(default_factory=dict)
     degradations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     photos: str = ""
     heldout_photos: str = ""
@@ -101,6 +102,8 @@ class PipelineConfig:
         if self.flips not in ("none", "horizontal", "dihedral"):
             raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {self.flips!r}")
         for task, pair in self.pairs.items():
+            if isinstance(pair, str):
+                continue
             if set(pair) != {"source"} and not {"lq", "gt"} <= set(pair) <= {"lq", "gt", "pairing"}:
                 raise ValueError(f"pairs[{task!r}] has {sorted(pair)}; it takes 'source', or 'lq', 'gt' and 'pairing'")
         for task, name in self.degradations.items():
@@ -144,7 +147,9 @@ def train_batches(
     return TrainBatches(mixed.batch(config.batch_size // process_count, batch_fn=as_batch), config)
 
 
-def _paired_source(pair: Mapping[str, str], cache_megabytes: float) -> Source:
+def _paired_source(pair: Mapping[str, str] | str, cache_megabytes: float) -> Source:
+    if isinstance(pair, str):
+        return open_source(pair, cache_megabytes)
     if "source" in pair:
         return open_source(pair["source"], cache_megabytes)
     return PairedFolders(**pair, cache_megabytes=cache_megabytes)

@@ -130,7 +130,7 @@ def config(folder):
         "threads": 0,
         "weights": {"derain": 1.0, "denoise": 1.0},
         "pairs": {
-            "derain": {"source": f"{folder}/pairs*3"},
+            "derain": f"{folder}/pairs*3",
             "denoise": {"source": f"{folder}/clean*6"},
         },
     }
