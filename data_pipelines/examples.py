@@ -30,7 +30,7 @@ class MakeExample(grain.transforms.RandomMap):
         config = self._config
         if "image" in element:
             (photo,) = transforms.flip((element["image"],), config.flips, rng)
-            gt = as_float(_random_cut(photo, config, rng))
+            gt = as_float(random_cut(photo, config, rng))
             lq = degrade(gt, self._task, config, rng)
         else:
             lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
@@ -64,7 +64,7 @@ def as_batch(examples: Sequence[Example]) -> Batch:
     return batch
 
 
-def _random_cut(photo: np.ndarray, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
+def random_cut(photo: np.ndarray, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
     """A random square of the photograph reduced to image_size; the whole photograph where that is 0."""
     if not config.image_size:
         return photo

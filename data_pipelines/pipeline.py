@@ -27,10 +27,12 @@ from absl import flags
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
 from data_pipelines.examples import Batch, Example, MakeExample, as_batch, centre_cut, degrade
+from data_pipelines.few_pairs import few_pairs
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
 from data_pipelines.open_source import Source, open_source
+from data_pipelines.pictures import as_float
 from data_pipelines.sources import PairedFolders, PhotoSource, bundled_photos
-from data_pipelines.tasks import TASKS, Task
+from data_pipelines.tasks import TASKS, Task, with_new_tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class PipelineConfig:
         it, drawn uniformly; above 1 lets small models see whole scenes. The cut never exceeds the photograph.
       clip_size: side of the CLIP view; 0 makes none, for models that look at nothing but the crop.
       clip_view: 'full' shows CLIP the whole degraded picture, 'crop' the training crop.
-      flips: 'none', 'horizontal' or 'dihedral'.
+      flips: 'none', 'horizontal', 'dihedral' or 'dihedral_moved', see `transforms.flip`.
       weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
       seed: of everything random, at least 0.
       threads: decoding threads of a process; 0 prepares batches when they are asked for.
@@ -61,6 +63,10 @@ class PipelineConfig:
         task does.
       degradations: task name -> name of a published degradation (`degradations.protocols`) that takes the
         place of the task's own.
+      new_tasks: names of tasks beyond those known, whose labels follow theirs in this order; each needs an
+        entry in `degradations` or `pairs`.
+      percents: task name -> percent of its pairs that train, chosen once and for all (`few_pairs`); such a
+        task degrades fixed cuts of photographs once instead of others every time.
       photos: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
       heldout_photos: folder of clean photographs kept from training; '' takes the bundled ones.
       cache_megabytes: decoded pictures kept in memory, for each source and worker.
@@ -82,6 +88,8 @@ class PipelineConfig:
     workers: int = 0
     pairs: Mapping[str, Mapping[str, str] | str] = dataclasses.field(default_factory=dict)
     degradations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    new_tasks: tuple[str, ...] = ()
+    percents: Mapping[str, float] = dataclasses.field(default_factory=dict)
     photos: str = ""
     heldout_photos: str = ""
     cache_megabytes: float = 300.0
@@ -99,8 +107,8 @@ class PipelineConfig:
             raise ValueError(f"photo_scales must be 1 <= least <= most: {self.photo_scales}")
         if self.clip_view not in ("full", "crop"):
             raise ValueError(f"clip_view must be 'full' or 'crop', not {self.clip_view!r}")
-        if self.flips not in ("none", "horizontal", "dihedral"):
-            raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {self.flips!r}")
+        if self.flips not in transforms.FLIPS:
+            raise ValueError(f"flips must be one of {', '.join(transforms.FLIPS)}, not {self.flips!r}")
         for task, pair in self.pairs.items():
             if isinstance(pair, str):
                 continue
@@ -111,6 +119,12 @@ class PipelineConfig:
                 protocol_named(name)
             except ValueError as error:
                 raise ValueError(f"degradations[{task!r}]: {error}") from None
+        for task, percent in self.percents.items():
+            if not 0 < percent <= 100:
+                raise ValueError(f"percents[{task!r}] must be above 0 and at most 100, not {percent}")
+        for task in self.new_tasks:
+            if task not in self.degradations and task not in self.pairs:
+                raise ValueError(f"new_tasks: {task!r} needs an entry in degradations or in pairs")
         if self.mixing not in MIXINGS:
             raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}, not {self.mixing!r}")
         if not self.temperature > 0:
@@ -136,6 +150,8 @@ def train_batches(
             source = _paired_source(config.pairs[task.name], config.cache_megabytes)
         else:
             source = photos = photos or _photo_source(config)
+        if task.name in config.percents:
+            source, _ = few_pairs(source, config, task)
         seed = int(np.random.SeedSequence([config.seed, task.label]).generate_state(1)[0])
         stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
         streams.append(stream.random_map(MakeExample(config, task)))
@@ -228,6 +244,16 @@ class HeldoutExamples(Sequence[Example]):
         if not 1 <= per_task <= len(self._photos):
             raise ValueError(f"per_task must be 1 to {len(self._photos)} (held-out pictures), not {per_task}")
         self._chosen = _spread([path.stem for path in self._photos.files.paths])[:per_task]
+        self._unused_pairs = {
+            task.name: few_pairs(_paired_source(config.pairs[task.name], config.cache_megabytes), config, task)[1]
+            for task in self._tasks
+            if task.name in config.percents and task.name in config.pairs
+        }
+        for name, pairs in self._unused_pairs.items():
+            if len(pairs) < per_task:
+                raise ValueError(
+                    f"percents[{name!r}] leaves {len(pairs)} pairs that do not train; per_task asks for {per_task}"
+                )
 
     def __len__(self) -> int:
         return len(self._tasks) * len(self._chosen)
@@ -238,10 +264,16 @@ class HeldoutExamples(Sequence[Example]):
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         which, k = divmod(index, len(self._chosen))
-        task, photo = self._tasks[which], self._photos[self._chosen[k]]
-        gt = centre_cut(photo["image"], self._config)
-        lq = degrade(gt, task, self._config, np.random.default_rng([self._seed, task.label, k]))
-        example = {"name": photo["name"], "task": task.label, "lq": lq, "gt": gt}
+        task = self._tasks[which]
+        if task.name in self._unused_pairs:
+            shown = self._unused_pairs[task.name][k]
+            side = self._config.image_size or self._config.crop
+            lq, gt = (as_float(cut) for cut in transforms.centre_crop((shown["lq"], shown["gt"]), side))
+        else:
+            shown = self._photos[self._chosen[k]]
+            gt = centre_cut(shown["image"], self._config)
+            lq = degrade(gt, task, self._config, np.random.default_rng([self._seed, task.label, k]))
+        example = {"name": shown["name"], "task": task.label, "lq": lq, "gt": gt}
         if self._config.clip_size:
             example["lq_clip"] = transforms.clip_view(lq, self._config.clip_size)
         return example
@@ -252,17 +284,24 @@ def heldout_examples(
 ) -> HeldoutExamples:
     """A fixed list of examples from held-out photographs, `per_task` for each task of the config.
 
-    They are always synthesised, also for tasks that train on pairs: published test sets belong to an
-    evaluation protocol. Raises FileNotFoundError for a missing folder, ValueError for more examples than
-    there are pictures.
+    They are synthesised, also for tasks that train on pairs: published test sets belong to an evaluation
+    protocol. Only a task that trains on a percentage of its pairs shows its others here.
+
+    Raises FileNotFoundError for a missing folder, ValueError for more examples than there are pictures.
     """
     return HeldoutExamples(config, per_task, seed, tasks)
 
 
 def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, float]:
     """The tasks in use, in label order, with their weights."""
+    tasks = with_new_tasks(tasks, config.new_tasks, config.degradations)
     by_name = {task.name: task for task in tasks}
-    named = {"weights": config.weights, "pairs": config.pairs, "degradations": config.degradations}
+    named = {
+        "weights": config.weights,
+        "pairs": config.pairs,
+        "degradations": config.degradations,
+        "percents": config.percents,
+    }
     for field, given in named.items():
         unknown = sorted(set(given) - set(by_name))
         if unknown:

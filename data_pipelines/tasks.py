@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,31 @@ TASK_SETS: dict[str, tuple[Task, ...]] = {
         Task("sr4", 6, "a quarter of the size", PROTOCOLS["mioir_sr4"]),
     ),
 }
+
+
+def with_new_tasks(tasks: Sequence[Task], names: Sequence[str], degradations: Mapping[str, str]) -> tuple[Task, ...]:
+    """The tasks, and after them those of other names, whose labels follow.
+
+    Args:
+      degradations: name -> published degradation (`degradations.protocols`); a new task that has none exists
+        as pairs only.
+    """
+    known = {task.name for task in tasks}
+    fresh = [name for name in names if name not in known]
+    made = (PROTOCOLS[degradations[name]] if name in degradations else only_pairs for name in fresh)
+    first = max(task.label for task in tasks) + 1
+    return (
+        *tasks,
+        *(
+            Task(name, first + k, name, synthesise)
+            for k, (name, synthesise) in enumerate(zip(fresh, made, strict=True))
+        ),
+    )
+
+
+def only_pairs(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """In place of the degradation of a task that has none. Raises ValueError."""
+    raise ValueError("this task has pairs only; give it a degradation to make others (data.degradations)")
 
 
 def task_named(name: str) -> Task:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data_pipelines.degradations import protocol_mioir as mioir
+from data_pipelines.degradations.holes import cut_holes
 from data_pipelines.degradations.protocol_cdd11 import KINDS, Degradation, cdd11
 from data_pipelines.degradations.protocol_promptir import SIGMAS, promptir_noise
 from data_pipelines.degradations.protocol_real_esrgan import real_esrgan
@@ -33,6 +34,7 @@ PROTOCOLS: Mapping[str, Degradation] = {
         if name != "sr4"  # not published
     },
     "real_esrgan": real_esrgan,
+    "holes": cut_holes,
     "cdd11": cdd11,
     **{f"cdd11_{kind}": functools.partial(cdd11, kind=kind) for kind in KINDS},
 }

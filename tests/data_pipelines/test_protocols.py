@@ -10,6 +10,7 @@ from data_pipelines.degradations import protocol_mioir as mioir
 from data_pipelines.degradations.blur_kernels import gaussian_like, low_pass, random_kernel
 from data_pipelines.degradations.diff_jpeg import _CHROMA, _LUMA, diff_jpeg
 from data_pipelines.degradations.haze import add_haze
+from data_pipelines.degradations.holes import cut_holes
 from data_pipelines.degradations.protocol_cdd11 import _haze, cdd11, low_light
 from data_pipelines.degradations.protocol_promptir import promptir_noise
 from data_pipelines.degradations.protocol_real_esrgan import _poisson_noise, real_esrgan
@@ -196,3 +197,10 @@ def test_composites_are_made_in_physical_order(photo):
     assert cdd11(photo, rng(), kind="low").mean() < 0.75 * photo.mean()
     with pytest.raises(ValueError, match="kind must be one of"):
         cdd11(photo, rng(), kind="rain_snow")
+
+
+def test_holes_are_as_large_as_asked_and_leave_the_rest(photo):
+    out = cut_holes(photo, np.random.default_rng(0), coverage=0.3, grey=0.25)
+    lost = (out == np.float32(0.25)).all(-1)
+    assert 0.3 <= lost.mean() < 0.45
+    np.testing.assert_array_equal(out[~lost], photo[~lost])
