@@ -10,6 +10,9 @@ CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
+FLIPS = ("none", "horizontal", "dihedral", "dihedral_moved")
+
+
 def pad_to(image: np.ndarray, side: int) -> np.ndarray:
     """Reflects the borders until both sides are at least `side`; the picture stays in the middle.
 
@@ -45,15 +48,16 @@ def flip(images: tuple[np.ndarray, ...], kind: str, rng: np.random.Generator) ->
 
     Args:
       kind: 'none'; 'horizontal' (mirrored with probability 1/2); 'dihedral' (one of the eight symmetries of
-        the square, so height and width may change places).
+        the square, so height and width may change places); 'dihedral_moved' (one of the seven that are not
+        the identity, as PromptIR's release draws them).
     """
     if kind == "none":
         return images
     if kind == "horizontal":
         return tuple(image[:, ::-1] for image in images) if rng.integers(2) else images
-    if kind != "dihedral":
-        raise ValueError(f"flips must be 'none', 'horizontal' or 'dihedral', not {kind!r}")
-    turns, mirror = divmod(int(rng.integers(8)), 2)
+    if kind not in FLIPS:
+        raise ValueError(f"flips must be one of {', '.join(FLIPS)}, not {kind!r}")
+    turns, mirror = divmod(int(rng.integers(1 if kind == "dihedral_moved" else 0, 8)), 2)
     turned = tuple(np.rot90(image, turns) for image in images)
     return tuple(image[:, ::-1] for image in turned) if mirror else turned
 

@@ -14,13 +14,36 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipelines.pipeline import PipelineConfig
-from mperceiver_jax.models.mperceiver import MPerceiverConfig
+from data_pipelines.tasks import TASK_SETS, TASKS, Task, with_new_tasks
+from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training.optimizer import OptimizerConfig
 from mperceiver_jax.training.sharding import MeshConfig
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the field."""
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of a curriculum.
+
+    Attributes:
+        tasks: names of the tasks trained on; usually those of the phase before and one more.
+        steps: updates.
+        period: of the optimizer's schedule, where the phase has another than the stage; 0 for the stage's.
+    """
+
+    tasks: tuple[str, ...]
+    steps: int
+    period: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps")
+        _at_least(self, 0, "period")
+        if not self.tasks:
+            raise ValueError("tasks: a phase needs at least one")
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,10 @@ class StageConfig:
         accumulation: micro-batches per update.
         ema_decay: moving average of the trained parameters, used for everything after training; 0 is off.
         optimizer: see `OptimizerConfig`.
+        tasks: names of the tasks that are trained on; empty for all of the data's.
+        trains: regular expression of parameter paths; of what the stage can train, only those are; empty for all.
+        curriculum: sequential learning: phases that take the place of the stage, each from where the one before
+            ended, with a fresh optimizer and schedule; `steps` is then their sum, or 0 to leave the stage out.
     """
 
     steps: int
@@ -42,14 +69,24 @@ class StageConfig:
     accumulation: int = 1
     ema_decay: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tasks: tuple[str, ...] = ()
+    trains: str = ""
+    curriculum: tuple[PhaseConfig, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "steps", "crop")
+        total = sum(phase.steps for phase in self.curriculum)
+        if self.curriculum and self.steps not in (0, total):
+            raise ValueError(f"steps: the phases of the curriculum make {total} updates, not {self.steps}")
         _at_least(self, 1, "batch_size", "accumulation")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}"
             )
+        try:
+            re.compile(self.trains)
+        except re.error as error:
+            raise ValueError(f"trains: {self.trains!r} is no regular expression ({error})") from error
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: at least 0 and below 1, not {self.ema_decay}")
 
@@ -70,6 +107,9 @@ class LossConfig:
         drm_latents: `perturbed_gt`, or `sampled` by the finished dual branch and stored in the workdir.
         drm_perturbation: largest standard deviation of the noise of `perturbed_gt`.
         drm_examples: training examples to sample latents for (`sampled`).
+        regression: `l1`; `charbonnier_fft`: Charbonnier + `fft_weight` times the spectrum's; `smooth_l1`.
+        fft_weight: see `regression`.
+        penalty_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
     """
 
     predictor: Literal["focal", "cross_entropy"] = "focal"
@@ -84,6 +124,9 @@ class LossConfig:
     drm_latents: Literal["perturbed_gt", "sampled"] = "perturbed_gt"
     drm_perturbation: float = 0.2
     drm_examples: int = 0
+    regression: Literal["l1", "charbonnier_fft", "smooth_l1"] = "l1"
+    fft_weight: float = 0.01
+    penalty_weight: float = 0.002
 
     def __post_init__(self) -> None:
         if self.drm_latents == "sampled" and self.drm_examples < 1:
@@ -162,9 +205,11 @@ class Experiment:
 
     Attributes:
         variant: name of the variant, for messages and the workdir.
+        model: MPerceiver's, or that of a restorer by regression.
         note: what the first line says about how the variant was chosen.
         priors: published weights to start from (see README); required unless `from_scratch`.
         from_scratch: the variant trains its own priors.
+        source: workdir of the finished run that this one adapts to a new task (`training.adaptation`), if it does.
         cache: directory for what the frozen towers make of `cached_examples` fixed crops of the dual-branch
             stage, which then trains on those alone and runs without VAE and CLIP; "" encodes fresh crops
             at every step.
@@ -175,7 +220,7 @@ class Experiment:
     """
 
     variant: str
-    model: MPerceiverConfig
+    model: MPerceiverConfig | RegressionConfig
     data: PipelineConfig
     stages: Mapping[str, StageConfig]
     losses: LossConfig
@@ -187,6 +232,7 @@ class Experiment:
     note: str = ""
     priors: str = ""
     from_scratch: bool = False
+    source: str = ""
     cache: str = ""
     cached_examples: int = 4096
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -204,6 +250,44 @@ class Experiment:
                 "--config.priors=PATH (README, 'Published weights'), or take the variant that needs none: "
                 "--config=configs/allinone.py:small"
             )
+
+    @property
+    def mperceiver(self) -> MPerceiverConfig:
+        """The model's configuration, for what only MPerceiver has."""
+        if not isinstance(self.model, MPerceiverConfig):
+            raise ConfigError(f"config.model: this is for MPerceiver only, the model is {self.model.title}")
+        return self.model
+
+    @property
+    def title(self) -> str:
+        """The model's name, for people."""
+        return self.model.title if isinstance(self.model, RegressionConfig) else "MPerceiver"
+
+    @property
+    def form(self) -> dict[str, str]:
+        """What a checkpoint remembers of the model's form."""
+        if isinstance(self.model, RegressionConfig):
+            return {"family": self.model.family}
+        return {"modulator_form": self.model.unet.modulator_form}
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the model's labels stand for.
+
+        Raises:
+            ConfigError: a regression model names tasks that no task set has in this order.
+        """
+        if isinstance(self.model, MPerceiverConfig):
+            return with_new_tasks(TASKS, self.data.new_tasks, self.data.degradations)
+        for tasks in TASK_SETS.values():
+            if tuple(task.name for task in tasks) == self.model.tasks:
+                return tasks
+        known = "; ".join(f"{name}: {', '.join(task.name for task in tasks)}" for name, tasks in TASK_SETS.items())
+        raise ConfigError(f"config.model.tasks: {', '.join(self.model.tasks)}; whole task sets are {known}")
+
+    def build(self) -> MPerceiver | RegressionModel:
+        """The model, built abstractly."""
+        return MPerceiver(self.model) if isinstance(self.model, MPerceiverConfig) else RegressionModel(self.model)
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
@@ -229,6 +313,11 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
+    if hasattr(cls, "field_types"):
+        try:
+            hints |= cls.field_types(mapping)
+        except ValueError as error:
+            raise ConfigError(f"{where}.{error}") from error
     unknown = sorted(set(mapping) - set(fields))
     if unknown:
         raise ConfigError(f"{where}.{unknown[0]}: no such field; {where} has {', '.join(fields)}")
@@ -257,6 +346,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return value
         raise ConfigError(f"{where}: one of {arguments}, not {value!r}")
     if origin in (typing.Union, types.UnionType):
+        given = to_mapping(value)
+        groups = [option for option in arguments if dataclasses.is_dataclass(option)]
+        if groups and isinstance(given, Mapping):
+            # The group that has most of these fields is meant, and its errors are of use.
+            known = lambda option: len({f.name for f in dataclasses.fields(option)} & set(given))
+            return _value(max(groups, key=known), given, where)
         problems = []
         for option in arguments:
             if option is type(None):

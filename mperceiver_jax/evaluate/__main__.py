@@ -96,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: as configured)")
     model.add_argument("--seed", type=int, default=42, metavar="N", help="of the starting noise (default: %(default)s)")
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
+    model.add_argument("--task", metavar="NAME", help="what all of the pictures need, for models that are told")
     model.add_argument("--priors", type=Path, metavar="PATH", help="published weights, if they have moved")
     return result
 
@@ -282,17 +283,23 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
             seed=options.seed,
             refine=options.refine,
             priors=options.priors,
+            task=options.task,
         )
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
-    identity = {
+    identity: dict[str, Any] = {
         "checkpoint": str(options.checkpoint.resolve()),
         "weights": fingerprint(restorer._params)[:16],
-        "sampler": options.sampler or "as configured",
-        "steps": restorer.sampler.steps,
-        "seed": restorer.seed,
-        "refined": restorer.refine,
     }
+    if restorer.sampler is not None:
+        identity |= {
+            "sampler": options.sampler or "as configured",
+            "steps": restorer.sampler.steps,
+            "seed": restorer.seed,
+            "refined": restorer.refine,
+        }
+    if options.task:
+        identity["task"] = options.task
     return Subject(title, identity, ManyPictures(restorer, mesh, batch_size))
 
 

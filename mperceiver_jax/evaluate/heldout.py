@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.pipeline import HeldoutExamples, heldout_examples
-from data_pipelines.tasks import TASKS
+from data_pipelines.tasks import Task
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
 from mperceiver_jax.evaluate.metrics import psnr, ssim
@@ -21,9 +21,10 @@ from mperceiver_jax.evaluate.report import sample_sheet
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import losses, sharding
 from mperceiver_jax.training.progress import progress_bar
-from mperceiver_jax.training.stages import SCHEDULE, diffusion_target, to_model_range
+from mperceiver_jax.training.stages import SCHEDULE, base, diffusion_target, to_model_range
 
 Results = dict[str, Any]
 
@@ -39,7 +40,7 @@ class HeldOut:
     """
 
     def __init__(
-        self, experiment: Experiment, model: MPerceiver, mesh: jax.sharding.Mesh, workdir: Path | None
+        self, experiment: Experiment, model: MPerceiver | RegressionModel, mesh: jax.sharding.Mesh, workdir: Path | None
     ):
         self._experiment, self._mesh, self._workdir = experiment, mesh, workdir
         self._structure, _ = parameters.split(model)
@@ -61,11 +62,13 @@ class HeldOut:
             "predictor": self._predictor,
             "dual_branch": lambda params, final: self._restoration(stage, params, final, refine=False),
             "drm": lambda params, final: self._restoration(stage, params, final, refine=True),
-        }[stage]
+            "regression": lambda params, final: self._regression(stage, params, final),
+        }[base(stage)]
         return measure(params, final)
 
     def _examples(self) -> HeldoutExamples:
-        return heldout_examples(self._experiment.data, self._experiment.evaluation.per_task)
+        experiment = self._experiment
+        return heldout_examples(experiment.data, experiment.evaluation.per_task, tasks=experiment.tasks)
 
     def _jit(self, name: str, function: Callable) -> Callable:
         """`function(model, ...)` as a compiled function of (parameters, ...); compiled once for each name."""
@@ -88,7 +91,7 @@ class HeldOut:
                 # The last batch is moved back rather than cut: one shape, one compilation.
                 start = min(first, len(examples) - size)
                 rows = [examples[k] for k in range(start, start + size)]
-                batch = {name: np.stack([row[name] for row in rows]) for name in ("lq", "gt", "lq_clip")}
+                batch = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "name"}
                 placed = {name: sharding.place(value, spread) for name, value in batch.items()}
                 key = jax.random.fold_in(jax.random.key(self._experiment.seed), start)
                 out = jax.device_get(compute(params, placed, key))
@@ -125,7 +128,7 @@ class HeldOut:
             z, _ = model.encode(to_model_range(batch["gt"], self._dtype))
             t = jnp.linspace(50, SCHEDULE.steps - 50, z.shape[0]).astype(jnp.int32)
             noise = jax.random.normal(key, z.shape, z.dtype)
-            caption = model.text_encoder.encode(self._experiment.model.text.empty_caption()[None])
+            caption = model.text_encoder.encode(self._experiment.mperceiver.text.empty_caption()[None])
             context = jnp.broadcast_to(caption, (z.shape[0], *caption.shape[1:])).astype(z.dtype)
             out = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
             return jax.vmap(losses.mean_squared_error)(out, diffusion_target(self._experiment, z, noise, t))
@@ -144,7 +147,7 @@ class HeldOut:
             for row in self._run("predictor", self._jit("predictor", logits), params, examples)
         ]
         labels = [int(examples[k]["task"]) for k in range(len(examples))]
-        return _confusion(labels, guesses)
+        return _confusion(labels, guesses, self._experiment.tasks)
 
     def _restoration(self, stage: str, params: Params, final: bool, refine: bool) -> Results:
         """PSNR and SSIM of degraded and restored pictures for each task, and the predictor's confusion."""
@@ -165,13 +168,27 @@ class HeldOut:
             latent, condition = sample(params, batch, key)
             return decode(params, latent, condition), condition.logits.astype(jnp.float32)
 
-        examples = self._examples()
-        out = self._run(stage, restore, params, examples)
+        return self._restored(stage, self._run(stage, restore, params, self._examples()), final)
+
+    def _regression(self, stage: str, params: Params, final: bool) -> Results:
+        """The same of a restorer by regression. Where a classifier tells it what is wrong, as it will be in use."""
+
+        def restore(model, batch, key):
+            out, logits = model.restore(batch["lq"].astype(self._dtype), batch["task"])
+            picture = jnp.clip(out.astype(jnp.float32), 0, 1)
+            return picture, None if logits is None else logits.astype(jnp.float32)
+
+        out = self._run(stage, self._jit("regression", restore), params, self._examples())
+        return self._restored(stage, out, final)
+
+    def _restored(self, stage: str, out: Sequence, final: bool) -> Results:
+        """Figures and sheets of (restored picture, logits of what is wrong with it or None) of all examples."""
+        examples, every = self._examples(), self._experiment.tasks
         figures: dict[str, list[dict[str, float]]] = {}
         sheets: dict[str, list] = {}
         labels, guesses = [], []
         for (picture, logits), row in zip(out, (examples[k] for k in range(len(examples))), strict=True):
-            task = TASKS[row["task"]]
+            task = every[row["task"]]
             figures.setdefault(task.name, []).append(
                 {
                     "degraded_psnr": psnr(row["lq"], row["gt"]),
@@ -184,7 +201,8 @@ class HeldOut:
                 (f"{task.title}: {row['name']}", row["lq"], picture, row["gt"])
             )
             labels.append(task.label)
-            guesses.append(int(np.argmax(logits)))
+            if logits is not None:
+                guesses.append(int(np.argmax(logits)))
         tasks = {name: _averages(rows) for name, rows in figures.items()}
         if final:
             shown = self._experiment.evaluation.samples
@@ -196,8 +214,11 @@ class HeldOut:
             for side in ("degraded", "restored")
             for metric in ("psnr", "ssim")
         }
-        confusion = _confusion(labels, guesses)
-        scalars = {"score": mean["restored_psnr"], **mean, "accuracy": confusion["scalars"]["accuracy"]}
+        scalars = {"score": mean["restored_psnr"], **mean}
+        if not guesses:
+            return {"scalars": scalars, "tasks": tasks}
+        confusion = _confusion(labels, guesses, every)
+        scalars["accuracy"] = confusion["scalars"]["accuracy"]
         return {"scalars": scalars, "tasks": tasks, "predictor": confusion["predictor"]}
 
     def _sheet(
@@ -220,9 +241,9 @@ def _averages(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _confusion(labels: Sequence[int], guesses: Sequence[int]) -> Results:
-    counts = np.zeros((len(TASKS), len(TASKS)), int)
+def _confusion(labels: Sequence[int], guesses: Sequence[int], tasks: Sequence[Task]) -> Results:
+    counts = np.zeros((len(tasks), len(tasks)), int)
     np.add.at(counts, (list(labels), list(guesses)), 1)
     accuracy = float(np.trace(counts) / max(counts.sum(), 1))
-    predictor = {"accuracy": accuracy, "classes": [task.name for task in TASKS], "confusion": counts.tolist()}
+    predictor = {"accuracy": accuracy, "classes": [task.name for task in tasks], "confusion": counts.tolist()}
     return {"scalars": {"score": accuracy, "accuracy": accuracy}, "predictor": predictor}

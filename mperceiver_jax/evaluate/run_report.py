@@ -11,7 +11,7 @@ import jax
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.evaluate.report import write_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.regression import RegressionConfig
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -37,7 +37,7 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
     """What `evaluate.report` lays out, taken from the records of the stages."""
     by_name = {record["summary"]["name"]: record for record in records}
     results: dict[str, Any] = {
-        "title": f"MPerceiver, variant {experiment.variant}",
+        "title": f"{experiment.title}, variant {experiment.variant}",
         "stages": [record["summary"] | {"held_out": _in_words(record["scalars"])} for record in records],
         "held_out": {name: record["scalars"] for name, record in by_name.items()},
         "seconds": {name: record["summary"]["seconds"] for name, record in by_name.items()},
@@ -47,12 +47,15 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
         "notes": _notes(experiment, by_name),
     }
     # The last stage that restored pictures is the run's result.
-    for name in ("drm", "dual_branch"):
-        if name in by_name:
-            results["tasks"] = by_name[name]["tasks"]
+    for record in reversed(records):
+        if "tasks" in record:
+            results["tasks"] = record["tasks"]
             break
-    if "predictor" in by_name:
-        results["predictor"] = by_name["predictor"]["predictor"]
+    # Regression has its classifier beside the network, not a stage of its own.
+    for record in [by_name.get("predictor", {}), *reversed(records)]:
+        if "predictor" in record:
+            results["predictor"] = record["predictor"]
+            break
     return results
 
 
@@ -62,7 +65,7 @@ def _in_words(scalars: dict[str, float]) -> str:
 
 def _counts(experiment: Experiment) -> dict[str, int]:
     counts: dict[str, int] = {}
-    _, declared = parameters.split(MPerceiver(experiment.model))
+    _, declared = parameters.split(experiment.build())
     for path, leaf in declared.items():
         part = path.split(".")[0]
         counts[part] = counts.get(part, 0) + leaf.size
@@ -77,8 +80,13 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         "same for every task; degradations are synthesised from a fixed seed.",
         "PSNR and SSIM on RGB in [0, 1] without rounding to 8 bits or cropping (scikit-image's defaults); means "
         "are over pictures, then over tasks.",
-        f"Restored with {sampler.steps} steps of the sampler {sampler.name!r}, seed {experiment.seed}.",
     ]
+    if isinstance(experiment.model, RegressionConfig):
+        told = experiment.model.told_by if experiment.model.is_told else ""
+        blind = "; what is wrong with a picture is told by its own classifier" if told == "classifier" else ""
+        oracle = "; what is wrong with a picture was given" if told == "label" else ""
+        return [*notes, f"One pass of the network for each picture{blind}{oracle}."]
+    notes.append(f"Restored with {sampler.steps} steps of the sampler {sampler.name!r}, seed {experiment.seed}.")
     if "vae" in by_name:
         ceiling = by_name["vae"]["scalars"]["psnr"]
         notes.append(

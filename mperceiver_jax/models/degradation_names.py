@@ -59,8 +59,13 @@ def release_ids(classes: Sequence[str]) -> Int[np.ndarray, "classes 8"]:
     Raises:
         ValueError: no such class.
     """
+    return rows_of_ids(_known(classes, RELEASE_CLASSES, "release class"))
+
+
+def rows_of_ids(words: Sequence[tuple[int, ...]]) -> Int[np.ndarray, "words 8"]:
+    """Token ids as the release has them: start, word, end, zeros."""
     longest = max(map(len, RELEASE_CLASSES.values()))
-    return _rows(_known(classes, RELEASE_CLASSES, "release class"), longest + 2, TextConfig())
+    return _rows(words, longest + 2, TextConfig())
 
 
 def caption_vectors(tower: TextTower, names: Sequence[str]) -> Float[Array, "names e"]:

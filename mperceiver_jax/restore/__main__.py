@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
-from data_pipelines.tasks import task_named
+from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.restore.files_to_restore import Job, plan
 from mperceiver_jax.restore.picture_files import Picture, read_picture, write_picture
 
@@ -25,6 +25,8 @@ examples:
     python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/small --output=restored
   a folder and its subfolders, with comparisons
     python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
+  a model that can be told what is wrong, and large pictures in tiles
+    python -m mperceiver_jax.restore rain/ --checkpoint=runs/pip --output=dry --task=derain --tile=512
   fewer steps: faster, less precise; a solver of second order loses least
     python -m mperceiver_jax.restore photos/ --checkpoint=DIR --output=quick --sampler=dpmpp_2m --steps=15
 
@@ -92,6 +94,22 @@ def parser() -> argparse.ArgumentParser:
         help="to whole levels; truncate is what the public release does (default: %(default)s)",
     )
     result.add_argument(
+        "--task",
+        metavar="NAME",
+        help="what to restore, as in derain, for models that can be told; else it is predicted",
+    )
+    result.add_argument(
+        "--tile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restorers by regression only: restore in tiles of N x N pixels, for pictures that need more memory "
+        "than there is (default: whole pictures)",
+    )
+    result.add_argument(
+        "--overlap", type=int, default=64, metavar="N", help="pixels that tiles share (default: %(default)s)"
+    )
+    result.add_argument(
         "--priors",
         type=Path,
         metavar="PATH",
@@ -145,9 +163,13 @@ def _load(options: argparse.Namespace) -> "Restorer":
             colour=options.colour,
             rounding=options.rounding,
             priors=options.priors,
+            task=options.task,
+            tile=options.tile,
+            overlap=options.overlap,
         )
     sampler = restorer.sampler
-    print(f"{options.checkpoint}: {sampler.name}, {sampler.steps} steps, seed {restorer.seed}", flush=True)
+    how = f"{sampler.name}, {sampler.steps} steps, seed {restorer.seed}" if sampler else "one pass for each picture"
+    print(f"{options.checkpoint}: {how}", flush=True)
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
     return restorer
@@ -181,7 +203,8 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
                 if (size := restorer.padded_size(height, width)) not in compiled:
                     compiled.add(size)
                     seconds += " with compiling"
-                line = f"{job.target}  {width}x{height}  {_likely(probabilities)}  {seconds}"
+                seen = [f"{width}x{height}", _likely(probabilities), seconds]
+                line = "  ".join([str(job.target), *(part for part in seen if part)])
                 bar.write(line, file=sys.stdout)
                 sys.stdout.flush()
             bar.update(1)
@@ -190,8 +213,9 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
 
 def _likely(probabilities: Mapping[str, float], most: int = 3) -> str:
     """The degradations above one per cent, most probable first: 'rain 93 %, snow 5 %'."""
+    titles = {task.name: task.title for tasks in TASK_SETS.values() for task in tasks}
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])[:most]
-    shown = [f"{task_named(name).title} {value:.0%}" for name, value in ranked if value >= 0.01]
+    shown = [f"{titles[name]} {value:.0%}" for name, value in ranked if value >= 0.01]
     return ", ".join(shown).replace("%", " %")
 
 

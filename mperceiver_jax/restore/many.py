@@ -17,17 +17,17 @@ class ManyPictures:
     the batch, beyond the rounding of float32.
 
     Args:
-        restorer: colour fixing is not supported here.
+        restorer: colour fixing and tiles are not supported here.
         mesh: the batch is divided over it, parameters are laid out as in training.
         batch_size: smaller batches are filled up, so that every padded size is compiled once.
 
     Raises:
-        ValueError: the restorer fixes colours.
+        ValueError: the restorer fixes colours, or works in tiles.
     """
 
     def __init__(self, restorer: Restorer, mesh: jax.sharding.Mesh, batch_size: int = 1):
-        if restorer.colour != "none":
-            raise ValueError("batches are restored without colour fixing; set colour to 'none'")
+        if restorer.colour != "none" or restorer._tile:
+            raise ValueError("batches are restored without colour fixing and tiles; set colour to 'none' and tile to 0")
         self._restorer, self._mesh = restorer, mesh
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         self._rows = -(-batch_size // ways) * ways

@@ -1,39 +1,35 @@
 """The restorer: a trained model on one device, pictures of any size in, restored pictures out.
 
-A picture is padded at the bottom and right by reflection, seen by the image tower as a
-whole, restored as a whole (no tiles) and cut back to its size.
+A picture is padded at the bottom and right by reflection, seen as a whole to tell what is wrong
+with it, restored as a whole (or in tiles, see there) and cut back to its size.
 """
 
-import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.pictures import as_float
-from data_pipelines.tasks import TASKS
-from data_pipelines.transforms import clip_view
+from data_pipelines.tasks import TASKS, Task
 from mperceiver_jax.config import Experiment, from_mapping
-from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, restore_batch, sampler_of
-from mperceiver_jax.models import parameters
+from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, sampler_of
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.picture_files import Picture, Rounding, crop_to, pad_to, quantise
+from mperceiver_jax.restore.programs import Diffusion, Program, Regression
+from mperceiver_jax.restore.tiling import restore_in_tiles
 from mperceiver_jax.restore.trained_model import read_trained_model
-from mperceiver_jax.training.stages import to_model_range
 from mperceiver_jax.training.workdir import read_config
 
 Colour = Literal["none", "adain", "wavelet"]
 AnyPicture = TypeVar("AnyPicture", np.ndarray, Picture)
-
-# Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
-GRANULARITY = 64
 
 
 class Restoration(NamedTuple):
@@ -41,7 +37,8 @@ class Restoration(NamedTuple):
 
     Attributes:
         picture: of the kind that was given.
-        probabilities: task name -> probability of that degradation; they sum to one.
+        probabilities: task name -> probability of that degradation; they sum to one. Empty for models that do
+            not predict any.
     """
 
     picture: np.ndarray | Picture
@@ -57,7 +54,7 @@ class Restorer:
     Args:
         model: built abstractly.
         params: every parameter of it, on the device that shall compute.
-        sampler: see `diffusion.samplers.DDIM` and `diffusion.dpm_solver.DPMSolver`.
+        sampler: MPerceiver's, see `diffusion.samplers.DDIM` and `diffusion.dpm_solver.DPMSolver`.
         minimum: pictures are padded to at least so many pixels a side.
         dtype: computed in.
         seed: of the starting noise, 0 to 2**32 - 1.
@@ -66,13 +63,19 @@ class Restorer:
             or `none`.
         rounding: to integer pixels, see `quantise`.
         notes: what the user should know about the model, one sentence each.
+        tasks: what the model's labels stand for.
+        task: name of what is wrong with the pictures, for models that can be told; None predicts it.
+        tile, overlap: restorers by regression only: restore in tiles, see `tiling`; 0 takes whole pictures.
+
+    Raises:
+        ValueError: settings out of range, or that this model does not have.
     """
 
     def __init__(
         self,
-        model: MPerceiver,
+        model: MPerceiver | RegressionModel,
         params: Params,
-        sampler: Sampler,
+        sampler: Sampler | None = None,
         *,
         minimum: int = 512,
         dtype: str = "float32",
@@ -81,31 +84,28 @@ class Restorer:
         colour: Colour = "none",
         rounding: Rounding = "round",
         notes: tuple[str, ...] = (),
+        tasks: Sequence[Task] = TASKS,
+        task: str | None = None,
+        tile: int = 0,
+        overlap: int = 64,
     ):
         _check_settings(seed, colour, rounding)
         self.sampler, self.seed, self.refine = sampler, seed, refine
         self.colour, self.rounding, self.notes = colour, rounding, notes
         self._params = params
-        self._minimum = minimum
-        self._multiple = math.lcm(GRANULARITY, model.config.multiple)
-        self._clip_size = model.config.predictor.vision.image_size
-        structure, _ = parameters.split(model)
-        compute = jnp.dtype(dtype)
-
-        def restored(values, lq, lq_clip, key):
-            assembled = parameters.merge(structure, values)
-            out, logits = restore_batch(
-                assembled, sampler, to_model_range(lq, compute), lq_clip.astype(compute), key, refine=refine
+        self._minimum, self._tile, self._overlap = minimum, tile, overlap
+        self._tasks = [one.name for one in tasks]
+        self._program = _program(model, sampler, dtype, refine, task)
+        self._multiple = self._program.multiple
+        if tile and isinstance(model, MPerceiver):
+            raise ValueError("tile: MPerceiver restores pictures as a whole; leave tiles out, or reduce the picture")
+        if tile and (tile % self._multiple or not 0 <= 2 * overlap <= tile):
+            raise ValueError(
+                f"tile: {tile} pixels with an overlap of {overlap}; a tile is a multiple of {self._multiple} here, and "
+                "its overlap at most half of it"
             )
-            picture = jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1)
-            return picture, jax.nn.softmax(logits.astype(jnp.float32))
-
-        def perceived(values, lq_clip):
-            _, logits = parameters.merge(structure, values).perceive(lq_clip.astype(compute))
-            return jax.nn.softmax(logits.astype(jnp.float32))
-
         # Each keeps one compiled program per size.
-        self._restored, self._perceived = jax.jit(restored), jax.jit(perceived)
+        self._restored, self._perceived = jax.jit(self._program.restored), jax.jit(self._program.perceived)
 
     @classmethod
     def from_checkpoint(
@@ -119,6 +119,9 @@ class Restorer:
         colour: Colour = "none",
         rounding: Rounding = "round",
         priors: str | Path | None = None,
+        task: str | None = None,
+        tile: int = 0,
+        overlap: int = 64,
     ) -> "Restorer":
         """The model that a training run left in its workdir, on the default device.
 
@@ -130,6 +133,7 @@ class Restorer:
                 for 10 to 25 steps); as configured when None.
             steps: of the sampler; as configured when None.
             priors: the published weights the run started from, where they have moved since.
+            task, tile, overlap: see the class.
 
         Raises:
             FileNotFoundError: there is no run in that directory.
@@ -141,6 +145,9 @@ class Restorer:
         experiment = from_mapping(Experiment, read_config(workdir), f"{Path(workdir) / 'config.json'}")
         if priors is not None:
             experiment = replace(experiment, priors=str(priors))
+        model = experiment.build()
+        if isinstance(model, RegressionModel) and (sampler or steps):
+            raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores a picture")
         name = sampler or experiment.sampler.name
         choice = replace(
             experiment.sampler,
@@ -150,17 +157,16 @@ class Restorer:
             eta=0.0 if name == "dpmpp_2m" else experiment.sampler.eta,
         )
         chosen = sampler_of(choice)
-        model = MPerceiver(experiment.model)
         trained = read_trained_model(workdir, experiment, model)
         notes = trained.notes
-        if refine and not trained.refined:
+        if isinstance(model, MPerceiver) and refine and not trained.refined:
             notes += ("the detail refinement was not trained; pictures are decoded without it",)
         for note in notes:
             warnings.warn(f"{workdir}: {note}", stacklevel=2)
         return cls(
             model,
             trained.params,
-            chosen,
+            chosen if isinstance(model, MPerceiver) else None,
             minimum=experiment.restore.minimum,
             dtype=experiment.compute_dtype,
             seed=seed,
@@ -168,6 +174,10 @@ class Restorer:
             colour=colour,
             rounding=rounding,
             notes=notes,
+            tasks=experiment.tasks,
+            task=task,
+            tile=tile,
+            overlap=overlap,
         )
 
     def __call__(self, picture: AnyPicture) -> AnyPicture:
@@ -195,31 +205,58 @@ class Restorer:
         return Restoration(self._alike(pixels, picture), probabilities)
 
     def predict(self, picture: np.ndarray | Picture) -> dict[str, float]:
-        """Task name -> probability of that degradation, without restoring; arguments as in `restore`."""
+        """Task name -> probability of that degradation, without restoring; arguments as in `restore`.
+
+        Empty for models that do not predict any.
+        """
         colours = picture.pixels if isinstance(picture, Picture) else _colours(picture)
-        return _named(self._perceived(self._params, self._view(self._padded(colours))))
+        return self._named(self._perceived(self._params, self._view(self._padded(colours))))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which a picture is computed; every new one is compiled."""
+        if self._tile:
+            height, width = min(height, self._tile), min(width, self._tile)
         rows, columns = (-(-max(side, self._minimum) // self._multiple) for side in (height, width))
         return rows * self._multiple, columns * self._multiple
 
     def _restore(self, lq: Float[np.ndarray, "h w 3"]) -> tuple[np.ndarray, dict[str, float]]:
-        padded = self._padded(lq)
-        # The key is the seed's alone: no other picture before or after changes this one.
-        key = jax.random.key(self.seed)
-        out, probabilities = self._restored(self._params, padded[None], self._view(padded), key)
-        pixels = crop_to(np.asarray(out[0]), *lq.shape[:2])
+        if self._tile:
+            pixels, probabilities = self._restore_tiles(lq)
+        else:
+            padded = self._padded(lq)
+            # The key is the seed's alone: no other picture before or after changes this one.
+            key = jax.random.key(self.seed)
+            out, found = self._restored(self._params, padded[None], self._view(padded), key)
+            pixels, probabilities = crop_to(np.asarray(out[0]), *lq.shape[:2]), self._named(found)
         if self.colour != "none":
             fix = adain if self.colour == "adain" else wavelet_fix
             pixels = np.clip(fix(pixels, lq), 0, 1)
-        return pixels, _named(probabilities)
+        return pixels, probabilities
+
+    def _restore_tiles(self, lq: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """Tile by tile. What is wrong is predicted for each tile alike: from one in the middle of the picture."""
+        top, left = (max(side - self._tile, 0) // 2 for side in lq.shape[:2])
+        middle = self._view(self._padded(lq[top : top + self._tile, left : left + self._tile]))
+        found: list[jax.Array] = []
+
+        def restored(tile: np.ndarray) -> np.ndarray:
+            padded = self._padded(tile)
+            out, probabilities = self._restored(self._params, padded[None], middle, jax.random.key(self.seed))
+            found[:] = [probabilities]
+            return crop_to(np.asarray(out[0]), *tile.shape[:2])
+
+        pixels = restore_in_tiles(restored, lq, self._tile, self._overlap, self._multiple)
+        return pixels, self._named(found[0])
+
+    def _named(self, probabilities: jax.Array) -> dict[str, float]:
+        values = np.asarray(probabilities[0]).tolist()
+        return dict(zip(self._tasks, values, strict=True)) if values else {}
 
     def _padded(self, lq: np.ndarray) -> np.ndarray:
         return pad_to(lq, self._multiple, self._minimum)
 
     def _view(self, padded: np.ndarray) -> np.ndarray:
-        return clip_view(padded, self._clip_size)[None]
+        return self._program.view(padded)
 
     def _alike(self, pixels: np.ndarray, picture: np.ndarray) -> np.ndarray:
         """Restored colours in the type and shape of the picture they come from."""
@@ -231,6 +268,22 @@ class Restorer:
         if picture.ndim == 3 and picture.shape[2] == 4:
             return np.concatenate([pixels, picture[..., 3:]], -1)
         return pixels
+
+
+def _program(
+    model: MPerceiver | RegressionModel, sampler: Sampler | None, dtype: str, refine: bool, task: str | None
+) -> Program:
+    if isinstance(model, RegressionModel):
+        if task is not None and task not in model.config.tasks:
+            raise ValueError(f"task: {task!r} given, one of {', '.join(model.config.tasks)} expected")
+        if task is not None and not model.config.is_told:
+            raise ValueError(f"task: {model.config.title} cannot be told what is wrong with a picture; leave it out")
+        return Regression(model, dtype, None if task is None else model.config.tasks.index(task))
+    if sampler is None:
+        raise ValueError("sampler: MPerceiver needs one")
+    if task is not None:
+        raise ValueError("task: MPerceiver predicts what is wrong with a picture; leave it out")
+    return Diffusion(model, sampler, dtype, refine)
 
 
 def _check_settings(seed: int, colour: str, rounding: str) -> None:
@@ -256,8 +309,3 @@ def _colours(picture: np.ndarray) -> Float[np.ndarray, "h w 3"]:
                 f"and {colours.max()}. Divide by 255 (8 bits) or 65535 (16 bits), or clip it"
             )
     return as_float(colours)
-
-
-def _named(probabilities: jax.Array) -> dict[str, float]:
-    values = np.asarray(probabilities[0]).tolist()
-    return {task.name: value for task, value in zip(TASKS, values, strict=True)}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mperceiver_jax.config import ConfigError, Experiment
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import weights
 from mperceiver_jax.training.trained_stages import trained_stages
 
@@ -24,7 +25,9 @@ class TrainedModel(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_trained_model(workdir: str | Path, experiment: Experiment, model: MPerceiver) -> TrainedModel:
+def read_trained_model(
+    workdir: str | Path, experiment: Experiment, model: MPerceiver | RegressionModel
+) -> TrainedModel:
     """Reads the last checkpoint of every stage, in the order in which they were trained.
 
     Args:

@@ -63,7 +63,7 @@ def fill_cache(run: "Run", params: Params, config: PipelineConfig) -> Path:
     local = config.batch_size // hosts
     batches_wanted = -(-experiment.cached_examples // config.batch_size)
     per_part = max(PART // local, 1)
-    layout = observation_shapes(experiment.model, config.crop, experiment.compute_dtype)
+    layout = observation_shapes(experiment.mperceiver, config.crop, experiment.compute_dtype)
     parts = -(-batches_wanted // per_part)
     note = {
         "towers": fingerprint({k: v for k, v in params.items() if k.startswith(TOWERS)}),

@@ -22,14 +22,16 @@ from data_pipelines.stored import stored_batches
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import feature_cache, latents, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
+from mperceiver_jax.training.curriculum import handed_over, phase_number
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.metric_log import MetricWriter, create_writer
 from mperceiver_jax.training.optimizer import learning_rate_at, make_optimizer
 from mperceiver_jax.training.progress import Progress
 from mperceiver_jax.training.runtime import Preempted, Preemption
-from mperceiver_jax.training.stages import ORDER, Stage, build_stage
+from mperceiver_jax.training.stages import STAGES, Stage, base, build_stage
 from mperceiver_jax.training.step import TrainState, initial_state, make_step
 
 
@@ -59,7 +61,7 @@ class Run:
     experiment: Experiment
     workdir: Path
     mesh: jax.sharding.Mesh
-    model: MPerceiver
+    model: MPerceiver | RegressionModel
     evaluator: Evaluator
     say: Callable[[str], None]
     preemption: Preemption
@@ -77,18 +79,22 @@ def stages_of(experiment: Experiment) -> list[str]:
     Raises:
         ValueError: a stage that does not exist.
     """
-    unknown = sorted(set(experiment.stages) - set(ORDER))
+    unknown = sorted(name for name in experiment.stages if base(name) not in STAGES)
     if unknown:
-        raise ValueError(f"config.stages.{unknown[0]}: no such stage; the stages are {', '.join(ORDER)}")
-    return [name for name in ORDER if name in experiment.stages and experiment.stages[name].steps]
+        raise ValueError(f"config.stages.{unknown[0]}: no such stage; the stages are {', '.join(STAGES)}")
+    planned = [name for name, config in experiment.stages.items() if config.steps]
+    return sorted(planned, key=lambda name: (STAGES.index(base(name)), phase_number(name)))
 
 
 def data_config(experiment: Experiment, name: str) -> PipelineConfig:
-    """The data of a stage: its own batch size, crop and seed, all else as configured."""
-    stage = experiment.stages[name]
-    crop = stage.crop or experiment.data.crop
-    seed = experiment.seed + 1000 * ORDER.index(name)
-    return replace(experiment.data, batch_size=stage.batch_size, crop=crop, seed=seed)
+    """The data of a stage: its own batch size, crop, tasks and seed, all else as configured."""
+    stage, data = experiment.stages[name], experiment.data
+    crop = stage.crop or data.crop
+    seed = experiment.seed + 1000 * STAGES.index(base(name)) + phase_number(name)
+    if stage.tasks:
+        weights = {task: data.weights.get(task, 1.0) for task in stage.tasks}
+        data = replace(data, weights=weights, pairs={k: v for k, v in data.pairs.items() if k in weights})
+    return replace(data, batch_size=stage.batch_size, crop=crop, seed=seed)
 
 
 def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, Any]]:
@@ -119,7 +125,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(run.mesh)),
     )
-    root_key = jax.random.key(experiment.seed + ORDER.index(name))
+    root_key = jax.random.key(experiment.seed + STAGES.index(base(name)) + 100 * phase_number(name))
     started = time.monotonic()
     with (
         Checkpoints(
@@ -132,7 +138,8 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
     ):
         latest = checkpoints.latest()
         if latest is None:
-            state, history = jax.jit(begin, out_shardings=shardings)(trained), _History()
+            state = jax.jit(begin, out_shardings=shardings)(trained)
+            state, history = handed_over(run.workdir, name, state), _History()
         else:
             restored = checkpoints.restore(latest, abstract._asdict(), batches)
             _refuse_other_priors(identity, restored.metadata, checkpoints.directory / str(latest))
@@ -148,7 +155,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
                 "stage": name,
                 "priors": identity,
                 "ema": config.ema_decay > 0,
-                "modulator_form": experiment.model.unet.modulator_form,
+                **experiment.form,
                 "history": history.updated(time.monotonic() - started),
             }
             checkpoints.save(step, state._asdict(), batches, metadata, metrics)
@@ -327,12 +334,12 @@ def _stored(run: Run, path: str, value: jax.Array) -> jax.Array:
 def _batches(run: Run, name: str, params: Params) -> TrainBatches:
     config = data_config(run.experiment, name)
     index, count = sharding.data_share(run.mesh)
-    if name == "dual_branch" and run.experiment.cache:
+    if base(name) == "dual_branch" and run.experiment.cache:
         return feature_batches(str(feature_cache.fill_cache(run, params, config)), config, index, count)
-    if name == "drm" and run.experiment.losses.drm_latents == "sampled":
+    if base(name) == "drm" and run.experiment.losses.drm_latents == "sampled":
         folder = latents.sample_latents(run, params, config)
         return stored_batches(str(folder), run.experiment.losses.drm_examples, config, index, count)
-    return train_batches(config, index, count)
+    return train_batches(config, index, count, run.experiment.tasks)
 
 
 def _refuse_other_priors(identity: str, metadata: Mapping[str, Any], where: Any) -> None:

@@ -1,4 +1,4 @@
-"""The losses of the three stages. All compute in float32 and return a float32 scalar."""
+"""The losses of the stages. All compute in float32 and return a float32 scalar."""
 
 from collections.abc import Sequence
 
@@ -44,6 +44,33 @@ def mean_squared_error(prediction: Array, target: Array) -> Float[Array, ""]:
 def l1(prediction: Array, target: Array) -> Float[Array, ""]:
     """Mean absolute difference over all elements."""
     return jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+
+
+def charbonnier(prediction: Array, target: Array, eps: float = 1e-3) -> Float[Array, ""]:
+    """Mean of sqrt(difference^2 + eps^2): L1, smooth at zero."""
+    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    return jnp.sqrt(jnp.square(difference) + eps**2).mean()
+
+
+def smooth_l1(prediction: Array, target: Array) -> Float[Array, ""]:
+    """Mean of half the squared difference where it is below 1, of |difference| - 1/2 above (Girshick, 2015)."""
+    size = jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32))
+    return jnp.where(size < 1, 0.5 * size * size, size - 0.5).mean()
+
+
+def spectral_distance(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Mean modulus of the difference of the two-dimensional spectra per channel, not normalised (AM-PromptIR)."""
+    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    spectrum = jnp.fft.fft2(difference, axes=(1, 2))
+    # The modulus with a finite gradient at zero.
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0).mean()
+
+
+def mean_psnr(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Mean over pictures in [0, 1] of their PSNR in dB, predictions clipped. For logs."""
+    difference = jnp.clip(prediction.astype(jnp.float32), 0, 1) - target.astype(jnp.float32)
+    return (-10 * jnp.log10(jnp.maximum(jnp.square(difference).mean((1, 2, 3)), 1e-10))).mean()
 
 
 def kl_to_standard_normal(mean: Float[Array, "b *rest"], logvar: Float[Array, "b *rest"]) -> Float[Array, ""]:

@@ -10,10 +10,11 @@ import numpy as np
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training.feature_cache import observation_shapes
 from mperceiver_jax.training.optimizer import make_optimizer
 from mperceiver_jax.training.progress import duration
-from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.training.stages import base, build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
 # Training steps reach this share of the rate of one large convolution, give or take a factor of two.
@@ -32,7 +33,7 @@ class StagePlan:
     flop: float
 
 
-def plan_stage(experiment: Experiment, model: MPerceiver, name: str) -> StagePlan:
+def plan_stage(experiment: Experiment, model: MPerceiver | RegressionModel, name: str) -> StagePlan:
     """Counts a stage by lowering its step abstractly; nothing is allocated or compiled."""
     config, stage = experiment.stages[name], build_stage(name, experiment, model)
     _, declared = parameters.split(model)
@@ -60,20 +61,20 @@ def plan_stage(experiment: Experiment, model: MPerceiver, name: str) -> StagePla
 def abstract_batch(experiment: Experiment, name: str, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of a stage's batch of `size` examples."""
     crop = experiment.stages[name].crop or experiment.data.crop
-    if name == "dual_branch" and experiment.cache:
-        stored = observation_shapes(experiment.model, crop, experiment.compute_dtype)
+    if base(name) == "dual_branch" and experiment.cache:
+        stored = observation_shapes(experiment.mperceiver, crop, experiment.compute_dtype)
         return {part: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(kind)) for part, (shape, kind) in stored.items()}
     view = experiment.data.clip_size
     picture = jax.ShapeDtypeStruct((size, crop, crop, 3), np.float32)
     batch = {
         "lq": picture,
         "gt": picture,
-        "lq_clip": jax.ShapeDtypeStruct((size, view, view, 3), np.float32),
+        **({"lq_clip": jax.ShapeDtypeStruct((size, view, view, 3), np.float32)} if view else {}),
         "task": jax.ShapeDtypeStruct((size,), np.int32),
     }
-    if name == "drm" and experiment.losses.drm_latents == "sampled":
-        side = crop // experiment.model.downscale
-        channels = experiment.model.vae.latent_channels
+    if base(name) == "drm" and experiment.losses.drm_latents == "sampled":
+        side = crop // experiment.mperceiver.downscale
+        channels = experiment.mperceiver.vae.latent_channels
         batch["latent"] = jax.ShapeDtypeStruct((size, side, side, channels), np.float32)
     return batch
 

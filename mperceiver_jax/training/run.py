@@ -12,14 +12,18 @@ import jax
 from clu import parameter_overview
 
 from data_pipelines.pipeline import train_batches
-from data_pipelines.tasks import TASKS
 from mperceiver_jax.config import ConfigError, Experiment, to_mapping
 from mperceiver_jax.models import lpips, parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training import plan, sharding, weights
+from mperceiver_jax.training.curriculum import expanded
 from mperceiver_jax.training.loop import Evaluator, Run, data_config, reload_stage, stages_of, train_stage
 from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
+from mperceiver_jax.training.stages import base
 from mperceiver_jax.training.workdir import check_workdir, claim_workdir
+
+Model = MPerceiver | RegressionModel
 
 # What a resumed run may change without becoming another run.
 MAY_CHANGE = (
@@ -41,7 +45,7 @@ MAY_CHANGE = (
 def run_experiment(
     experiment: Experiment,
     workdir: str | Path,
-    make_evaluator: Callable[[Experiment, MPerceiver, jax.sharding.Mesh, Path], Evaluator],
+    make_evaluator: Callable[[Experiment, Model, jax.sharding.Mesh, Path], Evaluator],
 ) -> list[dict[str, Any]] | None:
     """Runs or continues an experiment.
 
@@ -57,11 +61,11 @@ def run_experiment(
         NonFiniteLoss, CheckpointError: see there.
     """
     workdir = Path(workdir)
-    names = stages_of(experiment)
     given = experiment
-    experiment, remark = _without_missing_extras(experiment)
+    experiment, remark = _without_missing_extras(expanded(experiment))
+    names = stages_of(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
-    model = MPerceiver(experiment.model)
+    model = experiment.build()
     # The workdir is claimed when all else has been found to be in order: a mistake leaves nothing behind.
     check_workdir(workdir, to_mapping(given), MAY_CHANGE)
     check_stages(experiment, names, mesh)
@@ -109,10 +113,12 @@ def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.shardin
     """
     if not names:
         raise ConfigError("config.stages: no stage has steps, so there is nothing to do")
-    if experiment.model.predictor.classes != len(TASKS):
-        raise ConfigError(
-            f"config.model.predictor.classes: {experiment.model.predictor.classes}, but there are {len(TASKS)} tasks"
-        )
+    regression = isinstance(experiment.model, RegressionConfig)
+    if misplaced := [name for name in names if (base(name) == "regression") != regression]:
+        raise ConfigError(f"config.stages.{misplaced[0]}: no stage for {experiment.title} (config.model)")
+    if not regression and experiment.mperceiver.predictor.classes != len(experiment.tasks):
+        classes = experiment.mperceiver.predictor.classes
+        raise ConfigError(f"config.model.predictor.classes: {classes}, but there are {len(experiment.tasks)} tasks")
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for name in names:
         where, stage = f"config.stages.{name}", experiment.stages[name]
@@ -126,10 +132,17 @@ def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.shardin
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
         # The predictor sees the CLIP view only; the autoencoder alone has fewer levels than the whole.
-        multiple = {"predictor": 1, "vae": experiment.model.downscale}.get(name, experiment.model.multiple)
+        multiple = _multiple(experiment, name)
         if config.crop % multiple:
             raise ConfigError(f"{where}.crop: {config.crop} is no multiple of {multiple}, as the model needs")
-        train_batches(config, *sharding.data_share(mesh)).close()
+        train_batches(config, *sharding.data_share(mesh), experiment.tasks).close()
+
+
+def _multiple(experiment: Experiment, name: str) -> int:
+    """What the sides of a stage's crops must be multiples of."""
+    if isinstance(experiment.model, RegressionConfig):
+        return 1  # They pad what they need.
+    return {"predictor": 1, "vae": experiment.model.downscale}.get(base(name), experiment.model.multiple)
 
 
 def record_path(workdir: str | Path, stage: str) -> Path:
@@ -160,13 +173,13 @@ def _without_missing_extras(experiment: Experiment) -> tuple[Experiment, str]:
 
 
 def _announce(
-    experiment: Experiment, model: MPerceiver, names: list[str], workdir: Path, remark: str
+    experiment: Experiment, model: Model, names: list[str], workdir: Path, remark: str
 ) -> None:
     device = jax.devices()[0]
     chosen = f" ({experiment.note})" if experiment.note else ""
     print(
-        f"mperceiver_jax: variant {experiment.variant}{chosen} on {jax.device_count()} x {device.device_kind}, "
-        f"{jax.process_count()} process(es), workdir {workdir}{remark}",
+        f"mperceiver_jax: {experiment.title}, variant {experiment.variant}{chosen} on {jax.device_count()} x "
+        f"{device.device_kind}, {jax.process_count()} process(es), workdir {workdir}{remark}",
         flush=True,
     )
     _, declared = parameters.split(model)
@@ -186,7 +199,7 @@ def _announce(
         print("\n".join(plan.describe(plans, rate, jax.device_count())), flush=True)
 
 
-def _write_overview(model: MPerceiver, workdir: Path) -> None:
+def _write_overview(model: Model, workdir: Path) -> None:
     _, declared = parameters.split(model)
     overview = parameter_overview.get_parameter_overview(declared, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")

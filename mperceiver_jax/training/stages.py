@@ -1,21 +1,25 @@
-"""The five stages: what each trains, and the loss that trains it.
+"""The stages: what each trains, and the loss that trains it.
 
     vae          the autoencoder (only where none is published at that size)
     prior        the latent-diffusion prior on clean pictures (likewise)
     predictor    which degradation is it?
     dual_branch  modulators, IR-Adapter, textual prompts and CM inversion; all else frozen
     drm          the detail refinement module; encoder and decoder frozen
+    regression   the only stage of models that map the degraded picture straight to the restored one
+
+A stage with a curriculum is trained in phases, `dual_branch.1`, `dual_branch.2` and so on; `base` is the
+name without the phase.
 
 A loss is `loss(parameters, batch, key, step) -> (scalar, metrics)`, pure, a mean over
-the batch. Pictures in a batch are in [0, 1]; models see [-1, 1].
+the batch. Pictures in a batch are in [0, 1]; MPerceiver sees [-1, 1].
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +31,7 @@ from mperceiver_jax.models.lpips import load_lpips, lpips
 from mperceiver_jax.models.mperceiver import Condition, MPerceiver, Observation
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.patchgan import PatchGAN, PatchGANConfig
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import losses
 from mperceiver_jax.training.step import Loss
 
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from mperceiver_jax.config import Experiment
 
 ORDER = ("vae", "prior", "predictor", "dual_branch", "drm")
+"""MPerceiver's stages."""
+STAGES = (*ORDER, "regression")
 SCHEDULE = Schedule()
 PERCEPTUAL = "lpips."
 DISCRIMINATOR = "discriminator."
@@ -61,8 +68,13 @@ class Stage:
         return re.match(self.trains, path) is not None
 
 
-def build_stage(name: str, experiment: Experiment, model: MPerceiver) -> Stage:
-    """The stage of that name for a model (built abstractly).
+def base(name: str) -> str:
+    """The stage that a phase belongs to; a stage without phases is its own."""
+    return name.split(".")[0]
+
+
+def build_stage(name: str, experiment: Experiment, model: MPerceiver | RegressionModel) -> Stage:
+    """The stage, or phase of one, for a model (built abstractly).
 
     Raises:
         ValueError: no such stage.
@@ -73,17 +85,22 @@ def build_stage(name: str, experiment: Experiment, model: MPerceiver) -> Stage:
         "predictor": _predictor,
         "dual_branch": _dual_branch,
         "drm": _drm,
+        "regression": _regression,
     }
-    if name not in builders:
-        raise ValueError(f"stages.{name}: no such stage; the stages are {', '.join(ORDER)}")
+    if base(name) not in builders:
+        raise ValueError(f"stages.{name}: no such stage; the stages are {', '.join(STAGES)}")
     structure, _ = parameters.split(model)
     dtype = jnp.dtype(experiment.compute_dtype)
 
-    def assembled(params: Params) -> MPerceiver:
+    def assembled(params: Params) -> Any:
         own = {k: v for k, v in params.items() if not k.startswith((PERCEPTUAL, DISCRIMINATOR))}
         return parameters.merge(structure, own)
 
-    return builders[name](experiment, assembled, dtype)
+    stage = builders[base(name)](experiment, assembled, dtype)
+    narrowed = experiment.stages[name].trains if name in experiment.stages else ""
+    if not narrowed:
+        return stage
+    return replace(stage, trains=rf"(?={stage.trains})(?:{narrowed}|{re.escape(DISCRIMINATOR)})")
 
 
 def to_model_range(picture: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -93,7 +110,7 @@ def to_model_range(picture: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def diffusion_target(experiment: Experiment, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """What the UNet is trained to predict of a noised latent: the noise, or the velocity."""
-    return noise if experiment.model.prediction == "epsilon" else SCHEDULE.velocity(z, noise, t)
+    return noise if experiment.mperceiver.prediction == "epsilon" else SCHEDULE.velocity(z, noise, t)
 
 
 def _vae(experiment: Experiment, assembled, dtype) -> Stage:
@@ -129,7 +146,7 @@ def _prior(experiment: Experiment, assembled, dtype) -> Stage:
         z, _ = model.encode(gt, jax.random.normal(key_z, model.latent_shape(gt.shape), dtype))
         z = jax.lax.stop_gradient(z)
         t, noise = _timesteps_and_noise(key_t, key_n, z)
-        caption = model.text_encoder.encode(experiment.model.text.empty_caption()[None])
+        caption = model.text_encoder.encode(experiment.mperceiver.text.empty_caption()[None])
         context = jnp.broadcast_to(caption, (z.shape[0], *caption.shape[1:])).astype(dtype)
         out = model.unet(SCHEDULE.add_noise(z, noise, t), t, context, None)
         return losses.mean_squared_error(out, diffusion_target(experiment, z, noise, t)), {}
@@ -193,7 +210,7 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
     stop_gradient, so that one optimizer step serves both.
     """
     choice = experiment.losses
-    critic = PatchGAN(PatchGANConfig() if experiment.model.vae.base_channels >= 64 else PatchGANConfig.small())
+    critic = PatchGAN(PatchGANConfig() if experiment.mperceiver.vae.base_channels >= 64 else PatchGANConfig.small())
     critic_structure, _ = parameters.split(critic)
     # The last trained kernel before the picture: the output convolution of the finest tap.
     last_kernel = "drm.taps.0.out.weight"
@@ -250,6 +267,32 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
         return total + weight * terms["generator"] + discriminator * (step >= choice.gan_start), terms
 
     return Stage("drm", "detail refinement module", r"drm\.|discriminator\.", loss, extras)
+
+
+def _regression(experiment: Experiment, assembled, dtype) -> Stage:
+    """The restored picture against the clean one. The network is told the true task of every picture where
+    it is told anything; the classifier beside it, if there is one, learns to tell from the picture."""
+    choice = experiment.losses
+
+    def distance(out, gt):
+        if choice.regression == "charbonnier_fft":
+            return losses.charbonnier(out, gt) + choice.fft_weight * losses.spectral_distance(out, gt)
+        return {"l1": losses.l1, "smooth_l1": losses.smooth_l1}[choice.regression](out, gt)
+
+    def loss(params, batch, key, step):
+        model: RegressionModel = assembled(params)
+        lq = batch["lq"].astype(dtype)
+        out = model(lq, model.weights(None, batch["task"]), key=key)
+        value = distance(out, batch["gt"])
+        metrics = {"distance": value, "psnr": losses.mean_psnr(out, batch["gt"])}
+        total = value + choice.penalty_weight * model.penalty()
+        logits = model.logits(lq)
+        if logits is not None:
+            total = total + losses.cross_entropy(logits, batch["task"])
+            metrics["accuracy"] = (logits.argmax(-1) == batch["task"]).astype(jnp.float32).mean()
+        return total, metrics
+
+    return Stage("regression", f"{experiment.title}, from degraded to restored", r"network\.|classifier\.", loss)
 
 
 def _timesteps_and_noise(key_t: jax.Array, key_n: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:

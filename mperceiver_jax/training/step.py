@@ -84,12 +84,15 @@ def make_step(
         total, metrics = jax.lax.scan(body, zeros, (jnp.arange(accumulation), micro))
         return jax.tree.map(lambda g: g / accumulation, total), jax.tree.map(lambda m: m.mean(0), metrics)
 
+    # Transformations that look at the loss get it; others take no notice.
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def step(state, frozen, batch, root_key):
         key = jax.random.fold_in(root_key, state.step)
         grads, metrics = accumulated(state.trainable, frozen, batch, key, state.step)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, value=metrics["loss"])
         trainable = optax.apply_updates(state.trainable, updates)
         decay = ema_decay
         ema = {k: decay * v + (1 - decay) * trainable[k] for k, v in state.ema.items()}

@@ -1,13 +1,15 @@
 """Which stages of a run have a checkpoint to take weights from, and whether what they trained belongs here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mperceiver_jax.config import Experiment
+from mperceiver_jax.models.regression import RegressionConfig
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
+from mperceiver_jax.training.curriculum import expanded
 from mperceiver_jax.training.fingerprint import fingerprint
-from mperceiver_jax.training.stages import ORDER
+from mperceiver_jax.training.stages import STAGES, base
 from mperceiver_jax.training.weights import checkpoint_folder
 
 
@@ -70,16 +72,36 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
     Raises:
         ValueError: one that a usable model needs has none; names all of them.
     """
-    planned = {name: config.steps for name, config in experiment.stages.items() if config.steps}
-    found = {name: stage for name in ORDER if (stage := _last(workdir, name, planned.get(name, 0)))}
-    needed = [name for name in ORDER if name == "dual_branch" or (name in planned and name != "drm")]
+    stages = expanded(experiment).stages
+    planned = {name: config.steps for name, config in stages.items() if config.steps}
+    regression = isinstance(experiment.model, RegressionConfig)
+    phases = {name: [phase for phase in stages if base(phase) == name] or [name] for name in STAGES}
+    found = {
+        name: stage
+        for phase in phases.values()
+        for name in phase
+        if (stage := _last(workdir, name, planned.get(name, 0)))
+    }
+    # Of a stage's phases the first makes it usable, and the last that was begun counts.
+    needed = [
+        phases[name][0]
+        for name in STAGES
+        if (name == "dual_branch" and not regression) or (phases[name][0] in planned and name != "drm")
+    ]
     if missing := [name for name in needed if name not in found]:
         raise ValueError(
             f"{workdir}: nothing to restore with yet; no checkpoint of {', '.join(missing)} "
             f"(there are: {', '.join(found) or 'none'}). Let the training finish: the same command goes on "
             "where it stopped"
         )
-    return list(found.values())
+    lasting = {base(name): name for name in found}
+    return [_of_all(stage, phases[base(name)], planned) for name, stage in found.items() if lasting[base(name)] == name]
+
+
+def _of_all(stage: TrainedStage, phases: Sequence[str], planned: Mapping[str, int]) -> TrainedStage:
+    """The last phase that was begun; one that others should have followed is unfinished."""
+    left = sum(planned.get(name, 0) for name in phases[phases.index(stage.name) + 1 :])
+    return stage._replace(planned=stage.planned + left)
 
 
 def _last(workdir: str | Path, name: str, planned: int) -> TrainedStage | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from mperceiver_jax.config import ConfigError, Experiment
 from mperceiver_jax.convert.importing import priors_directory
@@ -23,7 +24,7 @@ def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
     return Path(workdir) / "checkpoints" / stage
 
 
-def starting_values(experiment: Experiment, model: MPerceiver, place: Place) -> Params:
+def starting_values(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
     """Initial values, with the published priors in their place where the experiment names some.
 
     Published weights are converted on first use (`convert.importing.priors_directory`). In a distributed
@@ -44,7 +45,7 @@ def starting_values(experiment: Experiment, model: MPerceiver, place: Place) -> 
     return parameters.initial_values(model, experiment.seed, place, given)
 
 
-def starting_readers(experiment: Experiment, model: MPerceiver) -> dict[str, Callable[[], np.ndarray]]:
+def starting_readers(experiment: Experiment, model: nnx.Module) -> dict[str, Callable[[], np.ndarray]]:
     """`starting_values` one by one: for every path, what reads or makes its value. For one process."""
     readers: dict[str, Callable[[], np.ndarray]] = {
         path: partial(parameters.initial_value, path, variable, experiment.seed)
@@ -55,9 +56,11 @@ def starting_readers(experiment: Experiment, model: MPerceiver) -> dict[str, Cal
     return readers
 
 
-def _priors(experiment: Experiment, model: MPerceiver) -> PriorsDirectory | None:
+def _priors(experiment: Experiment, model: nnx.Module) -> PriorsDirectory | None:
     if not experiment.priors:
         return None
+    if not isinstance(model, MPerceiver):
+        raise ConfigError(f"config.priors: {experiment.title} has no priors")
     try:
         return _fitting(priors_directory(experiment.priors, model), model)
     except (ValueError, OSError) as error:

@@ -1,0 +1,265 @@
+"""Networks that map a degraded picture straight to the restored one, under one way of calling them.
+
+Each family wants something else besides the picture: nothing, the weights of its classes, or words.
+`FAMILIES` is the only place that knows. Training, evaluation and restoring call a `RegressionModel`,
+which is told the tasks of the pictures, or asks its own small classifier.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mperceiver_jax.models import prompts
+from mperceiver_jax.models.am_promptir import AMPromptIR, AMPromptIRConfig
+from mperceiver_jax.models.conditions import weights_of_labels, weights_of_logits
+from mperceiver_jax.models.degradation_names import CAPTIONS, RELEASE_CLASSES, rows_of_ids, stand_in_vectors
+from mperceiver_jax.models.nafnet import NAFNet, NAFNetConfig
+from mperceiver_jax.models.pip import PIP, PIPConfig
+from mperceiver_jax.models.prompted_restormer import (
+    PromptedPromptIR,
+    PromptedPromptIRConfig,
+    PromptedRestormer,
+    PromptedRestormerConfig,
+)
+from mperceiver_jax.models.promptir import PromptIR, PromptIRConfig
+from mperceiver_jax.models.prompts import Classifier
+from mperceiver_jax.models.restormer import Restormer, RestormerConfig
+from mperceiver_jax.models.srresnet import SRResNet, SRResNetConfig
+from mperceiver_jax.models.swinir import SwinIR, SwinIRConfig
+from mperceiver_jax.models.uformer import Uformer, UformerConfig
+
+ToldBy = Literal["label", "classifier"]
+Weights = Float[Array, "b classes"]
+Call = Callable[["RegressionModel", Array, Weights | None, Array | None], Array]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the networks of a family are built and called.
+
+    Attributes:
+        title: for people.
+        config, network: the classes of its sizes and of itself.
+        call: (model, pictures, weights of the tasks or None, key of stochastic depth or None) -> pictures.
+        told: whether a network of these sizes must be told what is wrong with a picture.
+        classes: how many classes such a network tells apart; None for any number.
+        multiple: sides are padded to multiples of this; by reflection is better than what the network does.
+    """
+
+    title: str
+    config: type
+    network: Callable[[Any], nnx.Module]
+    call: Call
+    told: Callable[[Any], bool] = lambda sizes: False
+    classes: Callable[[Any], int | None] = lambda sizes: None
+    multiple: Callable[[Any], int] = lambda network: 1
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """A restorer by regression.
+
+    Attributes:
+        family: one of `FAMILIES`.
+        network: sizes of the network, the family's own dataclass.
+        tasks: names of the tasks in the order of their labels.
+        told_by: for networks that must be told what is wrong: `label`, by whoever calls (an oracle), or
+            `classifier`, a small network that is trained beside (blind).
+        words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
+            text embeddings (`degradation_names.caption_vectors`); empty for fixed random ones.
+    """
+
+    family: str
+    network: Any
+    tasks: tuple[str, ...]
+    told_by: ToldBy = "classifier"
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        family = _family(self.family)
+        if not isinstance(self.network, family.config):
+            raise ValueError(f"network: sizes of {self.family} are a {family.config.__name__}, not {self.network!r}")
+        if not self.tasks:
+            raise ValueError("tasks: name at least one")
+        classes = family.classes(self.network)
+        if family.told(self.network) and classes not in (None, len(self.tasks)):
+            raise ValueError(f"tasks: the network tells {classes} classes apart, but {len(self.tasks)} tasks are named")
+        speechless = [task for task in self.tasks if task not in CAPTIONS]
+        if isinstance(self.network, AMPromptIRConfig) and speechless:
+            raise ValueError(f"tasks: AM-PromptIR has no words for {', '.join(speechless)} (degradation_names.CAPTIONS)")
+        if self.words and not isinstance(self.network, AMPromptIRConfig):
+            raise ValueError(f"words: only AM-PromptIR reads words, {self.family} does not")
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the network must be told what is wrong with a picture."""
+        return _family(self.family).told(self.network)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return _family(self.family).title
+
+    @classmethod
+    def field_types(cls, mapping: Mapping[str, Any]) -> dict[str, type]:
+        """Types of fields that hang on others, for reading configurations. ValueError for an unknown family."""
+        return {"network": _family(str(mapping.get("family"))).config}
+
+
+class RegressionModel(nnx.Module):
+    """A network, and where it must be told what is wrong and nobody does, a classifier.
+
+    Attributes:
+        multiple: sides of pictures are best padded to multiples of this.
+    """
+
+    def __init__(self, config: RegressionConfig):
+        family = _family(config.family)
+        self.network = family.network(config.network)
+        if config.is_told and config.told_by == "classifier":
+            self.classifier = Classifier(len(config.tasks))
+        self.config = config
+        self.multiple = family.multiple(self.network)
+
+    def __call__(
+        self, lq: Float[Array, "b h w 3"], weights: Weights | None = None, *, key: Array | None = None
+    ) -> Float[Array, "b h w 3"]:
+        """Restored pictures, nominally in [0, 1]; not clipped.
+
+        Args:
+            lq: degraded pictures in [0, 1].
+            weights: of the tasks, see `conditions`; networks that are told nothing take no notice.
+            key: for stochastic depth while training.
+
+        Raises:
+            ValueError: the network must be told what is wrong, and `weights` is None.
+        """
+        if self.config.is_told and weights is None:
+            raise ValueError(
+                f"{self.config.title} must be told what is wrong with a picture: give weights of the tasks"
+            )
+        return _family(self.config.family).call(self, lq, weights, key)
+
+    def logits(self, lq: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"] | None:
+        """What the classifier takes to be wrong with the pictures; None where there is no classifier."""
+        return self.classifier(lq) if hasattr(self, "classifier") else None
+
+    def weights(
+        self, logits: Float[Array, "b tasks"] | None, labels: Int[Array, "b"] | None
+    ) -> Float[Array, "b tasks"] | None:
+        """What the network is told: the classifier's most probable task, or the labels where it has none."""
+        if logits is not None:
+            return weights_of_logits(logits, hard=True)
+        return None if labels is None else weights_of_labels(labels, len(self.config.tasks))
+
+    def restore(
+        self, lq: Float[Array, "b h w 3"], labels: Int[Array, "b"] | None = None
+    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b tasks"] | None]:
+        """(restored pictures, the classifier's logits or None). `labels` are for networks without a classifier."""
+        logits = self.logits(lq)
+        return self(lq, self.weights(logits, labels)), logits
+
+    def penalty(self) -> Float[Array, ""] | float:
+        """The family's regulariser of its own parameters; 0 where it has none."""
+        return self.network.angle_penalty() if isinstance(self.network, PIP) else 0.0
+
+
+@lru_cache
+def word_vectors(path: str, tasks: tuple[str, ...], width: int) -> Float[np.ndarray, "tasks width"]:
+    """Text embeddings of tasks: from a `.npy` file, or fixed random ones that only tell tasks apart.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it holds something else.
+    """
+    if not path:
+        return stand_in_vectors(tasks, width)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of text embeddings (.npy, {len(tasks)} x {width})")
+    vectors = np.load(path, allow_pickle=False)
+    if vectors.shape != (len(tasks), width):
+        raise ValueError(f"{path}: {vectors.shape} found, ({len(tasks)}, {width}) expected: an embedding per task")
+    return vectors.astype(np.float32)
+
+
+def _reads_words(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    assert weights is not None
+    config = model.config
+    if config.network.text_path == "clip":
+        vectors = word_vectors(config.words, config.tasks, config.network.text_width)
+        return model.network(lq, weights @ jnp.asarray(vectors))
+    # Token ids are taken for numbers there: a mean of two would be a third word.
+    return model.network(lq, jnp.asarray(_release_words(config.tasks))[weights.argmax(-1)])
+
+
+@lru_cache
+def _release_words(tasks: tuple[str, ...]) -> np.ndarray:
+    """Token ids of the release's class names; of our captions where the release has no such class."""
+    named = {"dehaze": "dehazy", "denoise": "denoise_25"}
+    words = [named.get(task, task) for task in tasks]
+    ids = {word: RELEASE_CLASSES[word] if word in RELEASE_CLASSES else CAPTIONS[word][1] for word in words}
+    return rows_of_ids([ids[word] for word in words])
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ValueError(f"family: {name!r} given, one of {', '.join(FAMILIES)} expected")
+    return FAMILIES[name]
+
+
+def _blind(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    return model.network(lq)
+
+
+def _of_classes(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    return model.network(lq, weights)
+
+
+def _with_key(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    return model.network(lq, weights, key=key)
+
+
+_padded = lambda network: network.config.pad_to
+
+
+def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module]) -> Family:
+    return Family(
+        f"MiOIR ({backbone})",
+        config,
+        network,
+        _with_key,
+        told=lambda sizes: sizes.prompts == "explicit",
+        classes=lambda sizes: len(prompts.TASKS),
+        multiple=lambda network: network.multiple,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "restormer": Family("Restormer", RestormerConfig, Restormer, _blind, multiple=_padded),
+    "nafnet": Family("NAFNet", NAFNetConfig, NAFNet, _blind, multiple=lambda network: 2 ** len(network.config.encoder)),
+    "promptir": Family("PromptIR", PromptIRConfig, PromptIR, _blind, multiple=_padded),
+    "am_promptir": Family(
+        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _reads_words, told=lambda sizes: True, multiple=_padded
+    ),
+    "pip": Family(
+        "PIP",
+        PIPConfig,
+        PIP,
+        _of_classes,
+        told=lambda sizes: True,
+        classes=lambda sizes: sizes.classes,
+        multiple=lambda network: getattr(network.config.backbone, "pad_to", 16),
+    ),
+    "mioir_srresnet": _mioir("SRResNet", SRResNetConfig, SRResNet),
+    "mioir_swinir": _mioir("SwinIR", SwinIRConfig, SwinIR),
+    "mioir_restormer": _mioir("Restormer", PromptedRestormerConfig, PromptedRestormer),
+    "mioir_uformer": _mioir("Uformer", UformerConfig, Uformer),
+    "mioir_promptir": _mioir("PromptIR", PromptedPromptIRConfig, PromptedPromptIR),
+}
+"""Name in configurations -> how to build and call it."""

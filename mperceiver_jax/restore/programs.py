@@ -1,0 +1,104 @@
+"""What runs on the device to restore a picture: MPerceiver's sampling, or one pass of a restorer by regression.
+
+Both are called alike by `Restorer` and `ManyPictures`, which know nothing of either.
+"""
+
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.transforms import clip_view
+from mperceiver_jax.diffusion.restoration import Sampler, restore_batch
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.regression import RegressionModel
+from mperceiver_jax.training.stages import to_model_range
+
+# Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
+GRANULARITY = 64
+
+
+class Program(Protocol):
+    """Attributes:
+    multiple: sides of pictures must be multiples of this.
+    """
+
+    multiple: int
+
+    def view(self, padded: np.ndarray) -> np.ndarray:
+        """What is looked at to see what is wrong with a picture (h, w, 3): an array with a batch axis of 1."""
+        ...
+
+    def perceived(self, params: Params, view: jax.Array) -> jax.Array:
+        """Probabilities of the degradations, (1, classes); (1, 0) where nothing is predicted."""
+        ...
+
+    def restored(self, params: Params, lq: jax.Array, view: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(restored picture in [0, 1], probabilities as `perceived`) for one picture (1, h, w, 3)."""
+        ...
+
+
+class Diffusion:
+    """MPerceiver: the whole picture is sampled at once, and seen by the image tower as a whole."""
+
+    def __init__(self, model: MPerceiver, sampler: Sampler, dtype: str, refine: bool):
+        self._structure, _ = parameters.split(model)
+        self._sampler, self._dtype, self._refine = sampler, jnp.dtype(dtype), refine
+        self._side = model.config.predictor.vision.image_size
+        self.multiple = math.lcm(GRANULARITY, model.config.multiple)
+
+    def view(self, padded: np.ndarray) -> np.ndarray:
+        return clip_view(padded, self._side)[None]
+
+    def perceived(self, params: Params, view: jax.Array) -> jax.Array:
+        _, logits = parameters.merge(self._structure, params).perceive(view.astype(self._dtype))
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    def restored(self, params: Params, lq: jax.Array, view: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        assembled = parameters.merge(self._structure, params)
+        lq = to_model_range(lq, self._dtype)
+        out, logits = restore_batch(assembled, self._sampler, lq, view.astype(self._dtype), key, refine=self._refine)
+        return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1), jax.nn.softmax(logits.astype(jnp.float32))
+
+
+class Regression:
+    """A restorer by regression. Its classifier, where it has one, sees the picture as a whole.
+
+    Args:
+        label: what is wrong with the pictures; None asks the classifier.
+
+    Raises:
+        ValueError: the model must be told what is wrong, and is not.
+    """
+
+    def __init__(self, model: RegressionModel, dtype: str, label: int | None):
+        config = model.config
+        if config.is_told and config.told_by == "label" and label is None:
+            raise ValueError(
+                f"{config.title} must be told what is wrong with the pictures, this one has no classifier: "
+                f"--task=NAME, one of {', '.join(config.tasks)}"
+            )
+        self._structure, _ = parameters.split(model)
+        self._dtype, self._label = jnp.dtype(dtype), label
+        self.multiple = model.multiple
+
+    def view(self, padded: np.ndarray) -> np.ndarray:
+        return padded[None]
+
+    def perceived(self, params: Params, view: jax.Array) -> jax.Array:
+        logits = parameters.merge(self._structure, params).logits(view.astype(self._dtype))
+        return jnp.zeros((len(view), 0)) if logits is None else jax.nn.softmax(logits.astype(jnp.float32))
+
+    def restored(self, params: Params, lq: jax.Array, view: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = parameters.merge(self._structure, params)
+        logits = model.logits(view.astype(self._dtype))
+        labels = None if self._label is None else jnp.full((len(lq),), self._label)
+        # Who says what is wrong is believed more than the classifier.
+        weights = model.weights(logits if labels is None else None, labels)
+        out = model(lq.astype(self._dtype), weights)
+        probabilities = jnp.zeros((len(lq), 0)) if logits is None else jax.nn.softmax(logits.astype(jnp.float32))
+        return jnp.clip(out.astype(jnp.float32), 0, 1), probabilities

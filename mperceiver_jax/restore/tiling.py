@@ -1,0 +1,80 @@
+"""Pictures too large for a device, restored in overlapping tiles that are blended smoothly.
+
+Away from its border a tile holds what the whole picture would give there, as far as the network's
+receptive field allows. The outer quarter of every overlap is therefore not used at all; across the middle
+half the weight passes from one tile to the next as a raised cosine. A network that looks at the whole
+picture (attention over all pixels, means over the picture) sees every tile for itself.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+Restore = Callable[[Float[np.ndarray, "h w 3"]], Float[np.ndarray, "h w 3"]]
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where the tiles along one side begin: neighbours share `overlap` pixels at least, none reaches beyond.
+
+    A side that is no longer than a tile has one.
+    """
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(k * (length - tile) / (count - 1)) for k in range(count)]
+
+
+def tile_weights(length: int, tile: int, starts: list[int]) -> Float[np.ndarray, "tiles tile"]:
+    """Weight of every pixel of each tile along one side; over the tiles that share a pixel they sum to one."""
+    size = min(tile, length)
+    weights = np.ones((len(starts), size))
+    for k in range(len(starts) - 1):
+        shared = starts[k] + size - starts[k + 1]
+        # Position in the overlap, 0 to 1 across its middle half.
+        where = np.clip(2 * (np.arange(shared) + 0.5) / shared - 0.5, 0, 1)
+        rising = 0.5 - 0.5 * np.cos(np.pi * where)
+        weights[k, size - shared :] *= 1 - rising
+        weights[k + 1, :shared] *= rising
+    return weights
+
+
+def restore_in_tiles(
+    restore: Restore, picture: Float[np.ndarray, "h w 3"], tile: int, overlap: int, align: int = 1
+) -> Float[np.ndarray, "h w 3"]:
+    """The restored picture, tile by tile; pictures no larger than a tile are restored as a whole.
+
+    Args:
+        restore: of one tile; all tiles of a picture have one size.
+        picture: float32; where both sides are longer than a tile, tiles are square.
+        tile: side of the tiles in pixels.
+        overlap: pixels that neighbours share at least, at most half a tile.
+        align: tiles begin at multiples of this where the picture allows, so that windows and coarser scales of a
+            network lie as they do in the whole picture; `tile` must be one.
+
+    Raises:
+        ValueError: sizes that do not go together.
+    """
+    if tile < 1 or not 0 <= 2 * overlap <= tile or tile % align:
+        raise ValueError(
+            f"tiles of {tile} pixels with an overlap of {overlap}: the overlap must not be negative or more than half "
+            f"a tile, and the tile a multiple of {align}"
+        )
+    height, width = picture.shape[:2]
+    if height <= tile and width <= tile:
+        return restore(picture)
+    rows, columns = (_aligned(length, tile, overlap, align) for length in (height, width))
+    of_rows, of_columns = tile_weights(height, tile, rows), tile_weights(width, tile, columns)
+    result = np.zeros(picture.shape, np.float32)
+    for top, down in zip(rows, of_rows, strict=True):
+        for left, across in zip(columns, of_columns, strict=True):
+            here = np.s_[top : top + len(down), left : left + len(across)]
+            weight = np.outer(down, across).astype(np.float32)[..., None]
+            result[here] += weight * restore(picture[here])
+    return result
+
+
+def _aligned(length: int, tile: int, overlap: int, align: int) -> list[int]:
+    """`tile_starts`, moved back to multiples of `align`; the last reaches the end of the picture all the same."""
+    starts = tile_starts(length, tile, min(overlap + align - 1, tile // 2) if align > 1 else overlap)
+    return [*(start // align * align for start in starts[:-1]), starts[-1]]

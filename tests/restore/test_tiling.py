@@ -1,0 +1,87 @@
+"""Tiles: weights that sum to one, no seams, and the whole picture's result where the receptive field allows."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
+from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.tiling import restore_in_tiles, tile_starts, tile_weights
+
+SEVEN = ("blur_gauss", "denoise", "jpeg", "derain", "dehaze", "lowlight", "sr4")
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(100, 40, 10), (41, 40, 20), (40, 40, 8), (7, 40, 8)])
+def test_tiles_cover_a_side_and_weights_sum_to_one(length, tile, overlap):
+    starts = tile_starts(length, tile, overlap)
+    weights = tile_weights(length, tile, starts)
+    total = np.zeros(length)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + len(weight)] += weight
+    np.testing.assert_allclose(total, 1, atol=1e-12)
+    assert starts[0] == 0 and starts[-1] + weights.shape[1] == length
+    assert all(after - before <= tile - overlap for before, after in itertools.pairwise(starts))
+
+
+def test_weights_leave_out_borders_and_pass_over_smoothly():
+    first, second = tile_weights(48, 32, [0, 16])
+    assert np.all(first[28:] == 0) and np.all(second[:4] == 0) and np.all(first[:20] == 1)
+    assert np.abs(np.diff(first)).max() < 0.25
+
+
+def test_tiles_begin_where_windows_do():
+    seen = []
+
+    def restore(tile):
+        seen.append(tile[0, 0, :2].tolist())
+        return tile
+
+    where = np.stack([*np.meshgrid(np.arange(61), np.arange(75), indexing="ij"), np.zeros((61, 75))], -1)
+    picture = where.astype(np.float32)
+    np.testing.assert_allclose(restore_in_tiles(restore, picture, 24, 8, align=8), picture, rtol=1e-6)
+    inner = [(top, left) for top, left in seen if top < 61 - 24 and left < 75 - 24]
+    assert inner and all(top % 8 == left % 8 == 0 for top, left in inner)
+
+
+def test_a_step_between_tiles_becomes_a_slope():
+    """Tiles that disagree, as those of networks that look at everything do, leave no seam."""
+    level = iter(np.linspace(0, 1, 3))
+    out = restore_in_tiles(lambda tile: np.full_like(tile, next(level)), np.zeros((32, 80, 3), np.float32), 32, 8)
+    assert np.abs(np.diff(out[0, :, 0])).max() < 0.2 < np.ptp(out)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 17), (32, -1), (0, 0), (30, 8)])
+def test_sizes_that_do_not_go_together_are_refused(tile, overlap):
+    with pytest.raises(ValueError, match="overlap"):
+        restore_in_tiles(lambda tile: tile, np.zeros((64, 64, 3), np.float32), tile, overlap, align=8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1), SEVEN))
+    # Initial values change a picture too little to tell.
+    return model, {path: 4 * value for path, value in parameters.initial_values(model, 0).items()}
+
+
+def test_tiles_give_what_the_whole_picture_gives(network):
+    """Two convolutions in a block, and three around: the receptive field reaches 5 pixels."""
+    picture = np.random.default_rng(0).random((61, 90, 3), np.float32)
+    whole = Restorer(*network, minimum=1, tasks=())(picture)
+    in_tiles = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=20)(picture)
+    assert np.ptp(whole - picture) > 0.01
+    np.testing.assert_allclose(in_tiles, whole, atol=1e-6)
+    # With less overlap than that the tiles' borders show.
+    narrow = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=4)(picture)
+    assert np.abs(narrow - whole).max() > 1e-5
+
+
+def test_settings_a_model_does_not_have_are_refused(network):
+    with pytest.raises(ValueError, match="cannot be told"):
+        Restorer(*network, task="denoise")
+    with pytest.raises(ValueError, match="task: 'fog' given, one of blur_gauss"):
+        Restorer(*network, task="fog")
+    with pytest.raises(ValueError, match="tile: 32 pixels with an overlap of 30"):
+        Restorer(*network, tile=32, overlap=30)

@@ -1,0 +1,42 @@
+"""A whole run of a restorer by regression in small; also a config file, as `tests/tiny_run.py` is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mperceiver_jax.config import Experiment, from_mapping
+from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.training.recipes import regression_recipe
+
+STEPS = 4
+SIDE = 16
+
+
+def tiny_regression_mapping(prompts: str = "plain") -> dict[str, Any]:
+    """SRResNet of one block: the network that compiles fastest. An average is kept."""
+    optimizer = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 1, "period": 0}
+    stage = {"steps": STEPS, "batch_size": 8, "crop": SIDE, "ema_decay": 0.5, "optimizer": optimizer}
+    mapping = regression_recipe(
+        "tiny_regression",
+        "mioir_srresnet",
+        SRResNetConfig(width=4, blocks=1, prompts=prompts),
+        stage,
+        task_set="mioir",
+        trained=("denoise", "lowlight"),
+        small=True,
+    )
+    mapping["data"] |= {"image_size": SIDE, "photo_scales": (1.0, 1.0), "threads": 0}
+    mapping["evaluation"] |= {"per_task": 2, "batch_size": 4}
+    return mapping | {"checkpoint": {"every": 2, "keep": 2, "keep_best": 1}, "log_every": 1, "seed": 5}
+
+
+def get_config(prompts: str = "explicit") -> ConfigDict:
+    return ConfigDict(tiny_regression_mapping(prompts))
+
+
+def tiny_regression(changes: Mapping[str, Any] | None = None, prompts: str = "plain") -> Experiment:
+    """The experiment, with fields changed by their dotted names."""
+    mapping = ConfigDict(tiny_regression_mapping(prompts))
+    mapping.update_from_flattened_dict(dict(changes or {}))
+    return from_mapping(Experiment, mapping.to_dict())

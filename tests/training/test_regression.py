@@ -1,0 +1,259 @@
+"""Restorers by regression: every family under one way of calling, the stage, curricula, and whole runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.tasks import TASK_SETS
+from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.run_report import write_run_report
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.am_promptir import AMPromptIRConfig
+from mperceiver_jax.models.nafnet import NAFNetConfig
+from mperceiver_jax.models.pip import PIPConfig
+from mperceiver_jax.models.promptir import PromptIRConfig
+from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel
+from mperceiver_jax.models.restormer import RestormerConfig
+from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
+from mperceiver_jax.training.checkpoints import Checkpoints
+from mperceiver_jax.training.loop import data_config, stages_of
+from mperceiver_jax.training.metric_log import read_metrics
+from mperceiver_jax.training.runtime import Preemption
+from mperceiver_jax.training.sharding import MeshConfig
+from mperceiver_jax.training.stages import build_stage
+from tests.tiny_regression import SIDE, tiny_regression
+from tests.tiny_run import write_photographs
+
+FIVE = tuple(task.name for task in TASK_SETS["pip"])
+SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
+PHASES = {
+    "stages.regression.steps": 7,
+    "stages.regression.curriculum": (
+        {"tasks": ("denoise",), "steps": 3},
+        {"tasks": ("denoise", "lowlight"), "steps": 4},
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        one = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        patch.setattr(sharding, "make_mesh", lambda config: one)
+        yield
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("photographs")
+    return {
+        "data.photos": str(write_photographs(folder / "train")),
+        "data.heldout_photos": str(write_photographs(folder / "heldout", seed=1)),
+    }
+
+
+class Nothing:
+    """An evaluator that computes nothing."""
+
+    def __call__(self, stage, params, step):
+        return {"score": 1.0}
+
+    def evaluate(self, stage, params, final=False):
+        return {"scalars": {"score": 1.0}}
+
+
+class StopsAt(Preemption):
+    """As if a signal came before the update of this number."""
+
+    def __init__(self, update: int):
+        super().__init__()
+        self._left = update
+
+    def requested(self) -> bool:
+        self._noticed = self._noticed or self._left == 0
+        self._left -= 1
+        return super().requested()
+
+
+def start(experiment, workdir, stop_at=None):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "plan_stage", lambda e, m, name: plan.StagePlan(name, "", 0, 0, 0, 0.0))
+        if stop_at is not None:
+            patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
+        return run.run_experiment(experiment, workdir, lambda *_: Nothing())
+
+
+def left(workdir, name, entry="trainable"):
+    with Checkpoints(weights.checkpoint_folder(workdir, name), read_only=True) as checkpoints:
+        return checkpoints.restore_params_only(checkpoints.latest(), entry)
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
+
+
+SIZES = [
+    ("restormer", RestormerConfig.small(), FIVE, False),
+    ("nafnet", NAFNetConfig.small(), FIVE, False),
+    ("promptir", PromptIRConfig.small(), FIVE, False),
+    ("am_promptir", AMPromptIRConfig.small(), FIVE, True),
+    ("pip", PIPConfig.small(), FIVE, True),
+    *[
+        (name, FAMILIES[name].config.small(kind), SEVEN, kind == "explicit")
+        for name in FAMILIES
+        if name.startswith("mioir_")
+        for kind in ("plain", "explicit", "adaptive")
+    ],
+]
+
+
+@pytest.mark.parametrize(("family", "sizes", "tasks", "told"), SIZES, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_family_is_called_alike_and_survives_a_configuration(family, sizes, tasks, told):
+    config = RegressionConfig(family, sizes, tasks)
+    assert from_mapping(RegressionConfig, to_mapping(config)) == config
+    model = RegressionModel(config)
+    assert config.is_told == told == hasattr(model, "classifier")
+    structure, declared = parameters.split(model)
+    picture = jax.ShapeDtypeStruct((2, 48, 40, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+
+    def restored(params, lq, task):
+        return parameters.merge(structure, params).restore(lq, task)
+
+    out, logits = jax.eval_shape(restored, declared, picture, labels)
+    assert out.shape == picture.shape
+    assert (logits is not None) == told and (not told or logits.shape == (2, len(tasks)))
+
+
+def test_what_the_network_is_told_matters_and_comes_from_the_classifier_or_the_label():
+    blind, oracle = (
+        RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN, told_by=told))
+        for told in ("classifier", "label")
+    )
+    for model in (blind, oracle):
+        parameters.initialise(model)
+    lq = jnp.asarray(np.random.default_rng(0).random((2, 16, 16, 3), np.float32))
+    with pytest.raises(ValueError, match=r"MiOIR \(SRResNet\) must be told"):
+        oracle.restore(lq)
+    first, none = oracle.restore(lq, jnp.array([0, 0]))
+    other, _ = oracle.restore(lq, jnp.array([0, 3]))
+    assert none is None and np.array_equal(first[0], other[0]) and not np.allclose(first[1], other[1], atol=1e-6)
+    # A network with a classifier asks it, whatever the labels are.
+    out, logits = blind.restore(lq, jnp.array([6, 6]))
+    np.testing.assert_array_equal(out, oracle.restore(lq, logits.argmax(-1))[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "unet"}, r"model\.family: 'unet' given, one of restormer"),
+        ({"tasks": ("denoise",)}, r"model\.tasks: the network tells 7 classes apart, but 1"),
+        ({"network": {"dims": 3}}, r"model\.network\.dims: no such field"),
+        ({"words": "x.npy"}, r"model\.words: only AM-PromptIR"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named_by_its_field(change, message):
+    mapping = to_mapping(tiny_regression(prompts="explicit"))
+    mapping["model"] |= change
+    with pytest.raises(ConfigError, match=r"config\." + message):
+        from_mapping(Experiment, mapping)
+
+
+def test_stages_of_other_models_are_refused(tmp_path):
+    stage = to_mapping(tiny_regression().stages["regression"])
+    with pytest.raises(ConfigError, match=r"config\.stages\.vae: no stage for MiOIR"):
+        start(tiny_regression({"stages": {"vae": stage}}), tmp_path)
+
+
+def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
+    experiment = tiny_regression({"losses.regression": "charbonnier_fft"}, prompts="explicit")
+    model = experiment.build()
+    stage = build_stage("regression", experiment, model)
+    params = parameters.initial_values(model, 0)
+    assert all(stage.is_trained(path) for path in params)
+    rng = np.random.default_rng(1)
+    batch = {name: jnp.asarray(rng.random((2, SIDE, SIDE, 3), np.float32)) for name in ("lq", "gt")}
+    batch["task"] = jnp.array([1, 5])
+    value, metrics = stage.loss(params, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    structure, _ = parameters.split(model)
+    whole = parameters.merge(structure, params)
+    out = whole(batch["lq"], jax.nn.one_hot(batch["task"], 7))
+    expected = losses.charbonnier(out, batch["gt"]) + 0.01 * losses.spectral_distance(out, batch["gt"])
+    np.testing.assert_allclose(metrics["distance"], expected, rtol=1e-5)
+    entropy = losses.cross_entropy(whole.classifier(batch["lq"]), batch["task"])
+    np.testing.assert_allclose(value, expected + entropy, rtol=1e-5)
+
+
+def test_pip_counts_its_angles():
+    sizes = PIPConfig(backbone=NAFNetConfig(4, (1,), 1, (1,)), widths=(8,), sides=(4,))
+    model = parameters.initialise(RegressionModel(RegressionConfig("pip", sizes, FIVE)))
+    assert float(model.penalty()) == float(model.network.angle_penalty()) > 0
+
+
+def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
+    experiment = tiny_regression(photographs, prompts="explicit")
+    records = run.run_experiment(experiment, tmp_path / "run", HeldOut)
+    told = write_run_report(experiment, records, tmp_path / "run")
+    assert "2 held-out tasks" in told
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "# MiOIR (SRResNet), variant tiny_regression" in report and "its own classifier" in report
+    assert set(records[0]["tasks"]) == {"denoise", "lowlight"}
+    assert records[0]["predictor"]["classes"] == list(SEVEN)
+    assert (tmp_path / "run" / "samples" / "regression_denoise.png").is_file()
+    ema, last = (left(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
+    assert any(not np.array_equal(ema[path], last[path]) for path in ema)
+
+
+def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_path):
+    experiment = tiny_regression(photographs | PHASES)
+    assert start(experiment, tmp_path / "whole") is not None
+    # Within the first phase, then before the second one's first update, then within that.
+    for updates in (2, 1, 2):
+        assert start(experiment, tmp_path / "cut", updates) is None
+    assert start(experiment, tmp_path / "cut") is not None
+    rows = [
+        [{k: v for k, v in row.items() if k != "time"} for row in read_metrics(tmp_path / place / "metrics.jsonl")]
+        for place in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1] and [row["stage"] for row in rows[0]] == 3 * ["regression.1"] + 4 * ["regression.2"]
+    for entry in ("trainable", "ema"):
+        assert same(*(left(tmp_path / place, "regression.2", entry) for place in ("whole", "cut")))
+
+
+def test_a_phase_goes_on_from_parameters_and_average_with_a_fresh_optimizer(photographs, tmp_path):
+    # A rate of zero leaves in the second phase what was handed over; only the average moves towards it.
+    still = {"stages.regression.optimizer.schedule": "epochs", "stages.regression.optimizer.period": 3}
+    experiment = tiny_regression(photographs | PHASES | still | {"stages.regression.optimizer.lag": 1})
+    run_of = start(experiment, tmp_path)
+    assert [record["summary"]["name"] for record in run_of] == ["regression.1", "regression.2"]
+    # Three updates at a rate of zero in each phase; the second has one more.
+    start_values = parameters.initial_values(experiment.build(), experiment.seed, lambda path, value: value)
+    assert same(left(tmp_path, "regression.1"), start_values)
+
+
+def test_phases_hand_over_both_sets_of_parameters(photographs, tmp_path):
+    changes = PHASES | {"stages.regression.steps": 4, "checkpoint.every": 1, "checkpoint.keep": 9}
+    first, second = ({"tasks": ("denoise",), "steps": 3}, {"tasks": ("denoise", "lowlight"), "steps": 1})
+    experiment = tiny_regression(photographs | changes | {"stages.regression.curriculum": (first, second)})
+    start(experiment, tmp_path)
+    ema, after = left(tmp_path, "regression.1", "ema"), left(tmp_path, "regression.2", "ema")
+    now = left(tmp_path, "regression.2")
+    for path, value in after.items():
+        np.testing.assert_allclose(value, 0.5 * ema[path] + 0.5 * now[path], rtol=1e-5, atol=1e-7)
+
+
+def test_phases_see_their_tasks_and_their_own_data():
+    experiment = curriculum.expanded(tiny_regression(PHASES))
+    assert curriculum.expanded(experiment) == experiment
+    assert stages_of(experiment) == ["regression.1", "regression.2"]
+    first, second = (data_config(experiment, name) for name in stages_of(experiment))
+    assert set(first.weights) == {"denoise"} and set(second.weights) == {"denoise", "lowlight"}
+    assert first.seed != second.seed
+
+
+def test_a_curriculum_that_does_not_add_up_is_refused():
+    with pytest.raises(ConfigError, match=r"regression\.steps: the phases of the curriculum make 7 updates, not 9"):
+        tiny_regression(PHASES | {"stages.regression.steps": 9})
