@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mperceiver_jax.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
@@ -44,8 +45,27 @@ def test_decay_is_decoupled_and_for_every_tensor():
         np.testing.assert_allclose(value, -0.1 * 0.5 * 4.0, rtol=1e-6)
 
 
+def test_muon_steps_kernels_by_orthogonal_matrices_and_the_rest_as_nadamw():
+    rng = np.random.default_rng(0)
+    params = {"conv.weight": jnp.zeros((3, 3, 4, 8)), "conv.bias": jnp.zeros(8)}
+    gradients = {path: jnp.asarray(rng.normal(size=value.shape), jnp.float32) for path, value in params.items()}
+    optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=0.1, weight_decay=0.0), 10)
+    made = optimizer.update(gradients, optimizer.init(params), params)[0]
+    nesterov = optax.nadamw(0.1, b1=0.9, b2=0.999, weight_decay=0.0)
+    expected = nesterov.update(gradients, nesterov.init(params), params)[0]
+    np.testing.assert_allclose(made["conv.bias"], expected["conv.bias"], rtol=1e-5)
+    matrix = np.asarray(made["conv.weight"]).reshape(36, 8)
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    # Newton-Schulz in five steps brings every singular value near one, not onto it.
+    assert singular.max() / singular.min() < 2
+    assert np.linalg.cond(np.asarray(gradients["conv.weight"]).reshape(36, 8)) > 2
+    np.testing.assert_allclose(np.sqrt(np.mean(matrix**2)), 0.1 * 0.2, rtol=0.2)
+
+
 def test_unusable_settings_are_named():
-    with pytest.raises(ValueError, match=r"schedule: 'constant' or 'cosine', not 'linear'"):
+    with pytest.raises(ValueError, match=r"name: 'adamw' or 'muon', not 'sgd'"):
+        OptimizerConfig(name="sgd")
+    with pytest.raises(ValueError, match=r"schedule: 'constant', 'cosine', .*, not 'linear'"):
         OptimizerConfig(schedule="linear")
     with pytest.raises(ValueError, match=r"betas: two numbers"):
         OptimizerConfig(betas=(0.9,))
