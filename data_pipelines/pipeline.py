@@ -27,7 +27,7 @@ from absl import flags
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
 from data_pipelines.examples import Batch, Example, MakeExample, as_batch, centre_cut, degrade
-from data_pipelines.few_pairs import few_pairs
+from data_pipelines.few_pairs import PartOfSource, few_pairs
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
 from data_pipelines.open_source import Source, open_source
 from data_pipelines.pictures import as_float
@@ -161,6 +161,13 @@ def train_batches(
     mixture = TaskMixture(list(mixed_by.values()), config.batch_size, process_index, process_count)
     mixed = grain.MapDataset.select_from_datasets(streams, mixture)
     return TrainBatches(mixed.batch(config.batch_size // process_count, batch_fn=as_batch), config)
+
+
+def training_pairs(config: PipelineConfig, task: Task) -> PartOfSource:
+    """The pairs that train a task of `config.percents`. Raises as `train_batches`."""
+    pair = config.pairs.get(task.name)
+    source = _photo_source(config) if pair is None else _paired_source(pair, config.cache_megabytes)
+    return few_pairs(source, config, task)[0]
 
 
 def _paired_source(pair: Mapping[str, str] | str, cache_megabytes: float) -> Source:

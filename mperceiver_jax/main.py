@@ -21,6 +21,7 @@ from mperceiver_jax.command_line import leave_reporting_to_us, one_line, parse_f
 from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
+from mperceiver_jax.training.adaptation import adapted
 from mperceiver_jax.training.run import run_experiment
 from mperceiver_jax.training.runtime import on_first_process, start_runtime
 
@@ -46,7 +47,10 @@ def main(arguments: list[str]) -> None:
     try:
         # Processes must join before anything asks for a device.
         start_runtime(CACHE.value)
-        experiment = from_mapping(Experiment, _mapping())
+        mapping = _mapping()
+        if "source" in mapping:
+            mapping = adapted(mapping, WORKDIR.value)
+        experiment = from_mapping(Experiment, mapping)
         workdir = WORKDIR.value or f"runs/{experiment.variant}"
         records = run_experiment(experiment, workdir, HeldOut)
         if records is None:

@@ -5,6 +5,8 @@ Everything here is a pure function of a plain dict. Its entries, all optional:
     title       str
     stages      [{'name': str, ...numbers such as steps, first_loss, last_loss, seconds, trained_parameters}]
     tasks       {task: {'images': int, 'degraded': {metric: value}, 'restored': {metric: value}}}
+    adaptation  {'task': name, 'pairs': count, 'mixture': {task: probability}, 'tasks': {task: {'degraded',
+                'zero_shot' and 'few_shot': {metric: value}}}}
     predictor   {'accuracy': float in [0, 1], 'classes': [str], 'confusion': [[count]], a row per true class}
     parameters  {part: count}
     seconds     {phase: seconds}
@@ -54,6 +56,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     parts = [f"# {results.get('title', 'Report')}"]
     sections: dict[str, tuple[str, Callable[[Any], str]]] = {
         "tasks": ("Restoration", _tasks),
+        "adaptation": ("Zero-shot and few-shot", _adaptation),
         "predictor": ("Degradation predictor", _predictor),
         "stages": ("Training", _stages),
         "parameters": ("Parameters", lambda counts: _pairs(("part", "parameters"), counts, 0)),
@@ -168,6 +171,37 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
             f"{len(worse)} of {len(tasks)} tasks: {', '.join(worse)}."
         )
     return table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {remark}" for remark in remarks])
+
+
+def _adaptation(adaptation: Mapping[str, Any]) -> str:
+    sides = ("degraded", "zero_shot", "few_shot")
+    metrics = _metrics_of([task[side] for task in adaptation["tasks"].values() for side in sides if side in task])
+    header = ["task"]
+    for metric in metrics:
+        header += [f"{METRICS[metric][0]}, degraded", "zero-shot", "few-shot", "change"]
+    rows = []
+    for name, task in adaptation["tasks"].items():
+        row = [f"**{name}** (new)" if name == adaptation["task"] else name]
+        for metric in metrics:
+            degraded, before, after = (task.get(side, {}).get(metric) for side in sides)
+            change = _changes({metric: before}, {metric: after}, [metric])
+            row += [_number(degraded, METRICS[metric][1]), *change]
+        rows.append(row)
+    likeliest = sorted(adaptation["mixture"].items(), key=lambda item: -item[1])[:3]
+    taken_for = ", ".join(f"{name} {100 * p:.0f} %" for name, p in likeliest)
+    return (
+        f"{adaptation_in_words(adaptation)} Before, the pairs were taken for {taken_for}.\n\n{table(header, rows)}"
+    )
+
+
+def adaptation_in_words(adaptation: Mapping[str, Any]) -> str:
+    """One sentence on the new task: degraded, zero-shot and few-shot PSNR."""
+    task = adaptation["tasks"][adaptation["task"]]
+    psnr = {side: f"{values['psnr']:.2f} dB" for side, values in task.items()}
+    return (
+        f"{adaptation['task']}, from {adaptation['pairs']} pairs: degraded {psnr['degraded']}, zero-shot "
+        f"{psnr['zero_shot']}, few-shot {psnr.get('few_shot', 'not yet')}."
+    )
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mperceiver_jax.config import Experiment
-from mperceiver_jax.evaluate.report import write_report
+from mperceiver_jax.evaluate.report import adaptation_in_words, write_report
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.regression import RegressionConfig
 
@@ -21,6 +21,8 @@ def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], 
     results = run_results(experiment, records)
     _, readable = write_report(results, workdir)
     told = f"Report: {readable}; pictures: {Path(workdir) / 'samples'}"
+    if "adaptation" in results:
+        told += "\n" + adaptation_in_words(results["adaptation"])
     if "tasks" in results:
         mean = {
             side: sum(task[side]["psnr"] for task in results["tasks"].values()) / len(results["tasks"])
@@ -46,6 +48,8 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "notes": _notes(experiment, by_name),
     }
+    if "zero_shot" in by_name:
+        results["adaptation"] = adaptation_results(by_name["zero_shot"], records[-1])
     # The last stage that restored pictures is the run's result.
     for record in reversed(records):
         if "tasks" in record:
@@ -57,6 +61,18 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
             results["predictor"] = record["predictor"]
             break
     return results
+
+
+def adaptation_results(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The same held-out pictures restored before and after an adaptation, by task, the new one first."""
+    last = after.get("tasks", {})
+    new = before["adaptation"]["task"]
+    tasks = {
+        task: {"degraded": values["degraded"], "zero_shot": values["restored"]}
+        | ({"few_shot": last[task]["restored"]} if task in last else {})
+        for task, values in sorted(before["tasks"].items(), key=lambda item: item[0] != new)
+    }
+    return {**before["adaptation"], "tasks": tasks}
 
 
 def _in_words(scalars: dict[str, float]) -> str:
@@ -95,9 +111,7 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         )
     if "dual_branch" in by_name and "drm" in by_name:
         before, after = (by_name[name]["scalars"]["restored_psnr"] for name in ("dual_branch", "drm"))
-        notes.append(
-            f"Mean restored PSNR before the detail refinement {before:.2f} dB, after it {after:.2f} dB."
-        )
+        notes.append(f"Mean restored PSNR before the detail refinement {before:.2f} dB, after it {after:.2f} dB.")
     if experiment.losses.lpips_weight:
         notes.append(f"The detail refinement was configured with LPIPS ({experiment.losses.lpips_net}).")
     return notes

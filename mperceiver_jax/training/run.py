@@ -15,8 +15,9 @@ from data_pipelines.pipeline import train_batches
 from mperceiver_jax.config import ConfigError, Experiment, to_mapping
 from mperceiver_jax.models import lpips, parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
-from mperceiver_jax.training import plan, sharding, weights
+from mperceiver_jax.training import adaptation, plan, sharding, weights
 from mperceiver_jax.training.curriculum import expanded
 from mperceiver_jax.training.loop import Evaluator, Run, data_config, reload_stage, stages_of, train_stage
 from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
@@ -83,9 +84,15 @@ def run_experiment(
             say=_say,
             preemption=preemption,
         )
+        if experiment.source:
+            # It starts from what lies in its own workdir, which must be claimed for that.
+            claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
+            on_first_process(lambda: adaptation.write_start(experiment))
         params = weights.starting_values(experiment, model, run.place)
         claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
         on_first_process(lambda: _write_overview(model, workdir))
+        if experiment.source:
+            records.append(_zero_shot(run, params))
         try:
             for name in names:
                 record = read_record(workdir, name)
@@ -102,6 +109,16 @@ def run_experiment(
             _say(str(stop))
             return None
     return records
+
+
+def _zero_shot(run: Run, params: Params) -> dict[str, Any]:
+    """The record of the model before it is adapted, made once."""
+    record = read_record(run.workdir, adaptation.RECORD)
+    if record is None:
+        record = adaptation.zero_shot(run, params)
+        _say(f"zero-shot: {_in_words(record)}")
+        on_first_process(lambda: _write_record(run.workdir, adaptation.RECORD, record))
+    return record
 
 
 def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.sharding.Mesh) -> None:
@@ -172,9 +189,7 @@ def _without_missing_extras(experiment: Experiment) -> tuple[Experiment, str]:
     return experiment, ""
 
 
-def _announce(
-    experiment: Experiment, model: Model, names: list[str], workdir: Path, remark: str
-) -> None:
+def _announce(experiment: Experiment, model: Model, names: list[str], workdir: Path, remark: str) -> None:
     device = jax.devices()[0]
     chosen = f" ({experiment.note})" if experiment.note else ""
     print(

@@ -100,7 +100,8 @@ def build_stage(name: str, experiment: Experiment, model: MPerceiver | Regressio
     narrowed = experiment.stages[name].trains if name in experiment.stages else ""
     if not narrowed:
         return stage
-    return replace(stage, trains=rf"(?={stage.trains})(?:{narrowed}|{re.escape(DISCRIMINATOR)})")
+    trains = rf"(?={stage.trains})(?:{narrowed}|{re.escape(DISCRIMINATOR)})"
+    return replace(stage, trains=trains, title=f"{stage.title}; of these only {narrowed}")
 
 
 def to_model_range(picture: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -52,9 +52,9 @@ def experiment() -> Experiment:
     )
 
 
-def finished_run(workdir: Path) -> dict[str, np.ndarray]:
-    """Writes the workdir; returns the parameters that restoring should use."""
-    config = experiment()
+def finished_run(workdir: Path, config: Experiment | None = None) -> dict[str, np.ndarray]:
+    """Writes the workdir of a run of MPerceiver; returns the parameters that restoring should use."""
+    config = config or experiment()
     claim_workdir(workdir, to_mapping(config))
     model = MPerceiver(config.model)
     params = parameters.initial_values(model, config.seed, lambda path, value: value)

@@ -1,0 +1,49 @@
+"""A finished all-in-one run adapted to a task that it has never seen, from a few percent of that task's pairs.
+
+    python -m mperceiver_jax.main --config=configs/fewshot.py:small --config.source=runs/small
+        JPEG artefacts, from 5 % of the pairs that the bundled photographs make: a few minutes on two CPU cores.
+        The result is a run like any other, in runs/small_jpeg; its report compares the restoration of held-out
+        pictures before (zero-shot) and after (few-shot), for the new task and for the old ones.
+
+    --config.new_task.name=sr4 --config.new_task.degradation=mioir_sr4        four times super-resolution
+    --config.new_task.name=holes --config.new_task.degradation=holes          inpainting without a mask
+    --config.new_task.name=udc --config.new_task.degradation= --config.new_task.lq=DIR --config.new_task.gt=DIR
+        pairs of your own, as two folders or prepared (--config.new_task.pairs=PREPARED:train); those that do
+        not train are the held-out ones
+    --config.new_task.percent=1           how many of the pairs train
+    --config.new_task.train=adapters      all that the stages train, instead of prompts and modulators
+
+The model, its data and all that is not named here are the finished run's. Variants differ in numbers of updates:
+`small` for runs of configs/allinone.py:small, `sd21` for those at the paper's scale. The paper reports few-shot
+results without saying how it adapts; the recipe is our own.
+"""
+
+from ml_collections import ConfigDict
+
+STEPS = {
+    "small": {"predictor": 200, "dual_branch": 150, "drm": 200},
+    "sd21": {"predictor": 500, "dual_branch": 2000, "drm": 1000},
+}
+EXAMPLES = {"small": 128, "sd21": 0}  # Of sampled latents, where the finished run refines those.
+
+
+def get_config(variant: str = "small") -> ConfigDict:
+    if variant not in STEPS:
+        raise ValueError(f"configs/fewshot.py has the variants {' and '.join(STEPS)}, not {variant!r}")
+    config = {
+        "source": "",
+        "new_task": {
+            "name": "jpeg",
+            "degradation": "mioir_out_jpeg",
+            "pairs": "",
+            "lq": "",
+            "gt": "",
+            "percent": 5.0,
+            "train": "prompts",
+            "rehearsal": 0.5,
+        },
+        "stages": {name: {"steps": steps} for name, steps in STEPS[variant].items()},
+    }
+    if EXAMPLES[variant]:
+        config["losses"] = {"drm_examples": EXAMPLES[variant]}
+    return ConfigDict(config)

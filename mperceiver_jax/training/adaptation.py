@@ -1,0 +1,231 @@
+"""A finished run, adapted to a task that it has never seen from a few percent of that task's pairs.
+
+The model gets a class more, which starts as what the model takes the new pictures for (`models.new_class`).
+Then the usual stages train on: the predictor's head learns to tell the new task from the old ones, the dual
+branch and the detail refinement learn to restore it, either with all that these stages train or with prompts
+and modulators only. Part of every batch is of the old tasks, so that they are not forgotten.
+
+    adapted         the configuration: the finished run's, changed
+    write_start     the parameters to begin with, into the workdir, as a directory of priors
+    zero_shot       what the model made of all tasks before
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import numpy as np
+
+from data_pipelines.few_pairs import PartOfSource
+from data_pipelines.pictures import as_float
+from data_pipelines.pipeline import training_pairs
+from data_pipelines.transforms import clip_view
+from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.convert.parts import PARTS
+from mperceiver_jax.convert.priors import PriorsDirectory, is_priors, write_priors
+from mperceiver_jax.convert.weight_sources import Weights, open_weights
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.new_class import never, one_more_class, with_new_class
+from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.training.progress import progress_bar
+from mperceiver_jax.training.trained_stages import trained_stages
+from mperceiver_jax.training.workdir import read_config
+
+if TYPE_CHECKING:
+    from mperceiver_jax.training.loop import Run
+
+# What the stages train with `train = 'prompts'`: regular expressions that narrow theirs. The predictor's head
+# has no other part.
+PROMPTS = {
+    "dual_branch": r"tp$|ir_adapter\.visual_prompt$|unet\..*\.spade\.",
+    "drm": r"drm\..*\.degradation\.",
+}
+RECORD = "zero_shot"
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """The task to adapt to.
+
+    Attributes:
+        name: as it will stand in reports.
+        degradation: a published degradation (`data_pipelines.degradations.protocols`) that makes its pairs from
+            the run's photographs.
+        pairs: the pairs themselves, where they exist: prepared data or a set of tensorflow_datasets, as in
+            `data_pipelines.open_source`. Those that do not train are the held-out ones.
+        lq, gt: instead of `pairs`, a folder of degraded pictures and one of clean ones, named alike.
+        percent: how many of the pairs train.
+        train: prompts and modulators only (`prompts`), or all that the stages train (`adapters`).
+        rehearsal: share of the batches that the old tasks keep.
+    """
+
+    name: str
+    degradation: str = ""
+    pairs: str = ""
+    lq: str = ""
+    gt: str = ""
+    percent: float = 5.0
+    train: Literal["prompts", "adapters"] = "prompts"
+    rehearsal: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name: the new task needs one")
+        if bool(self.lq) != bool(self.gt) or (self.pairs and self.lq):
+            raise ValueError("pairs: one prepared set (pairs), or two folders (lq and gt)")
+        if not (self.degradation or self.pairs or self.lq):
+            raise ValueError("degradation: the new task needs one, or pairs (config.new_task.pairs, or lq and gt)")
+        if not 0 < self.percent <= 100:
+            raise ValueError(f"percent: above 0 and at most 100, not {self.percent}")
+        if not 0 < self.rehearsal < 1:
+            raise ValueError(f"rehearsal: above 0 and below 1, not {self.rehearsal}; the predictor needs both sides")
+
+
+def start_directory(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "start"
+
+
+def adapted(mapping: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
+    """The configuration of an adaptation.
+
+    Args:
+        mapping: `source`, the workdir of the finished run; `new_task`, see `NewTask`; and any fields of
+            `Experiment` that shall differ from the finished run's.
+        workdir: of the adaptation; `runs/<variant>_<task>` where None.
+
+    Returns:
+        what `from_mapping(Experiment, ...)` takes.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    changes = dict(mapping)
+    source = changes.pop("source")
+    if not source:
+        raise ConfigError(
+            "config.source: the workdir of a finished run is missing; give it with --config.source=WORKDIR"
+        )
+    if "new_task" not in changes:
+        raise ConfigError("config.new_task: missing; adaptations are configured by configs/fewshot.py")
+    new: NewTask = from_mapping(NewTask, changes.pop("new_task"), "config.new_task")
+    try:
+        base = read_config(source)
+        before = from_mapping(Experiment, base, f"{Path(source) / 'config.json'}")
+        finished = trained_stages(source, before)
+        model = to_mapping(one_more_class(before.mperceiver))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"config.source: {error}") from error
+    if unfinished := [stage.unfinished for stage in finished if stage.unfinished]:
+        raise ConfigError(f"config.source: {source}: {unfinished[0]}; finish it first, with the command it began with")
+    if new.name in (names := [task.name for task in before.tasks]):
+        raise ConfigError(f"config.new_task.name: {new.name!r} is known to that run; it has {', '.join(names)}")
+    variant = f"{before.variant}_{new.name}"
+    trained = {stage.name.split(".")[0] for stage in finished}
+    stages = {
+        name: _updated(dict(base["stages"].get(name, {}), tasks=[], curriculum=[]), _narrowed(name, given, new))
+        for name, given in changes.pop("stages", {}).items()
+        if name in trained
+    }
+    own = {
+        "variant": variant,
+        "note": f"{before.variant} of {source} adapted to {new.name}",
+        "source": str(source),
+        "from_scratch": False,
+        "priors": str(start_directory(workdir or f"runs/{variant}")),
+        "model": model,
+        "data": _data(base["data"], new, names),
+        "losses": {"train_tower": False},
+        "cache": "",
+    }
+    return _updated(_updated(base, own) | {"stages": stages, "data": own["data"]}, changes)
+
+
+def _narrowed(stage: str, given: Mapping[str, Any], new: NewTask) -> dict[str, Any]:
+    return {"trains": PROMPTS.get(stage, "") if new.train == "prompts" else "", **given}
+
+
+def _data(data: Mapping[str, Any], new: NewTask, old: list[str]) -> dict[str, Any]:
+    """The finished run's data with the new task beside the old ones."""
+    weights = data.get("weights") or dict.fromkeys(old, 1.0)
+    share = new.rehearsal / sum(weights.values())
+    with_new = lambda field, value: {**data.get(field, {}), **({new.name: value} if value else {})}
+    pairs = new.pairs or ({"lq": new.lq, "gt": new.gt} if new.lq else "")
+    return {
+        **data,
+        "new_tasks": [*data.get("new_tasks", []), new.name],
+        "degradations": with_new("degradations", new.degradation),
+        "pairs": with_new("pairs", pairs),
+        "percents": with_new("percents", new.percent),
+        "weights": {name: weight * share for name, weight in weights.items()} | {new.name: 1 - new.rehearsal},
+        "mixing": "weights",
+    }
+
+
+def _updated(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _updated(result[key], value) if inner else value
+    return result
+
+
+def write_start(experiment: Experiment) -> None:
+    """Writes the finished run's parameters with the new class to where `experiment.priors` says, if they are not
+    there yet. In a distributed run by process 0 alone.
+
+    Raises:
+        FileNotFoundError, ValueError, CheckpointError: the finished run cannot be read.
+    """
+    if is_priors(experiment.priors):
+        return
+    found = open_weights(Path(experiment.source))
+    task = experiment.tasks[-1]
+    pairs = training_pairs(experiment.data, task)
+    mixture = predicted_mixture(found, pairs)
+    record = {
+        "name": str(experiment.source),
+        "layout": f"{found.origin}, with a class for {task.name}",
+        "parts": [part.title for part in PARTS],
+        "sha256": {},
+        "licence": ["that of the run it was adapted from"],
+        "pairs": len(pairs),
+        "mixture": dict(zip((one.name for one in experiment.tasks), mixture.tolist(), strict=False)),
+    }
+    count = len(found.values)
+    with progress_bar("adding a class", count) as bar:
+
+        def values() -> Iterator[tuple[str, np.ndarray]]:
+            for path, value in with_new_class(found.values, mixture):
+                yield path, value
+                bar.update(1 if path in found.values else 0)
+
+        write_priors(experiment.priors, values(), [record])
+
+
+def predicted_mixture(found: Weights, pairs: PartOfSource) -> np.ndarray:
+    """(classes,): what the predictor takes the degraded pictures for, on average over them."""
+    predictor = found.model.predictor
+    structure, declared = parameters.split(predictor)
+    values = {path: np.asarray(found.values[f"predictor.{path}"]) for path in declared}
+    probabilities = jax.jit(lambda values, view: jax.nn.softmax(parameters.merge(structure, values)(view)[1]))
+    size = found.model.config.predictor.vision.image_size
+    views = (clip_view(as_float(pairs[k]["lq"]), size)[None] for k in range(len(pairs)))
+    return np.mean([np.asarray(probabilities(values, view)[0], np.float32) for view in views], 0)
+
+
+def zero_shot(run: "Run", params: Params) -> dict[str, Any]:
+    """The record of the model as it was: all tasks, the new class with the probability zero.
+
+    Args:
+        params: as `write_start` left them, on the mesh.
+    """
+    began = time.monotonic()
+    stage = "drm" if "drm" in run.experiment.stages and run.experiment.stages["drm"].steps else "dual_branch"
+    results = run.evaluator.evaluate(stage, never(params))
+    start = PriorsDirectory(run.experiment.priors).record["sources"][0]
+    summary = {"name": RECORD, "steps": 0, "seconds": time.monotonic() - began, "trained_parameters": 0}
+    adaptation = {"task": run.experiment.tasks[-1].name, "pairs": start["pairs"], "mixture": start["mixture"]}
+    return {**results, "summary": summary, "adaptation": adaptation}
