@@ -9,10 +9,14 @@ examples:
     python -m mperceiver_jax.convert export priors --output=exported --format=diffusers --dtype=bfloat16
   the last parameters instead of their moving averages
     python -m mperceiver_jax.convert export DIR --output=last.safetensors --format=safetensors --weights=trained
+  a trained PromptIR for its own PyTorch code, in the container of its release
+    python -m mperceiver_jax.convert export runs/promptir_small --output=promptir.ckpt --format=release
 
 formats:
   release      exactly the keys and shapes of the public release, which loads it strictly. The release has no
                detail refinement; NAME.drm.safetensors beside it holds ours.
+               Of restorers by regression: the release's keys, dead tensors and buffers included, in its container
+               (.ckpt, .pkl, .pth) or without one (.safetensors); NAME.classifier.* where there is a classifier.
   diffusers    unet/, vae/ and scheduler/ for diffusers' from_pretrained, text_encoder/ and image_encoder/ for
                that of transformers, everything else in adapters.safetensors, described in adapters.json.
   safetensors  one file with everything: the release's names, and drm.* for the detail refinement.
@@ -24,8 +28,10 @@ from typing import get_args
 
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
-from mperceiver_jax.convert.weight_sources import Which, open_weights
+from mperceiver_jax.convert.regression_files import export_regression
+from mperceiver_jax.convert.weight_sources import Weights, Which, open_weights
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training.progress import progress_bar
 
 
@@ -67,15 +73,43 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output.exists():
         raise FileExistsError(f"{output} exists already; move it away, or name another --output")
+    weights = open_weights(arguments.source, arguments.weights, arguments.priors, arguments.config)
+    if isinstance(weights.model, RegressionModel):
+        _export_regression(arguments, weights)
+        return
     if arguments.format != "diffusers" and output.suffix != ".safetensors":
         raise ValueError(f"--output={output}: a file of this format must be called NAME.safetensors")
-    weights = open_weights(arguments.source, arguments.weights, arguments.priors, arguments.config)
-    print(f"{weights.origin}: {parameters.count(weights.model):,} parameters", flush=True)
-    for note in weights.notes:
-        print(f"  {note}", flush=True)
+    _announce(weights)
     with progress_bar("exporting", len(weights.values)) as bar:
         paths = export(weights.model, weights.values, output, arguments.format, arguments.dtype, lambda: bar.update(1))
     for path in paths:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+
+
+def _announce(weights: Weights) -> None:
+    print(f"{weights.origin}: {parameters.count(weights.model):,} parameters", flush=True)
+    for note in weights.notes:
+        print(f"  {note}", flush=True)
+
+
+def _export_regression(arguments: argparse.Namespace, weights: Weights) -> None:
+    if arguments.format == "diffusers":
+        raise ValueError("--format=diffusers: for MPerceiver only; restorers by regression take release")
+    if arguments.format == "safetensors" and arguments.output.suffix != ".safetensors":
+        raise ValueError(f"--output={arguments.output}: a file of this format must be called NAME.safetensors")
+    _announce(weights)
+    assert isinstance(weights.model, RegressionModel)
+    values, averages = weights.values, None
+    # A container with a place for both gets both, unless one was asked for.
+    if arguments.weights is None and weights.averaged:
+        values, averages = open_weights(arguments.source, "trained").values, weights.values
+        if not weights.model.config.family.startswith("mioir_") or arguments.output.suffix == ".safetensors":
+            values, averages = weights.values, None
+    with progress_bar("exporting", len(values)) as bar:
+        paths = export_regression(
+            weights.model, values, arguments.output, arguments.dtype, averages, done=lambda count: bar.update(count)
+        )
+    for path in paths:
+        print(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")

@@ -11,6 +11,10 @@ examples:
   a checkpoint of the authors' release, with its adapters
     python -m mperceiver_jax.convert import mperceiver.ckpt --output=priors
 
+  PromptIR's release, or that of another restorer by regression; --output is then a run that restore, evaluate and
+  export take as --checkpoint
+    python -m mperceiver_jax.convert import promptir.ckpt --config=configs/promptir.py:3task --output=runs/promptir
+
 What a file is, is told from its keys: checkpoints of Stable Diffusion and of the MPerceiver release,
 components of diffusers, CLIP of transformers and OpenCLIP; safetensors, sharded with an index, or pickled.
 What several sources have is taken from the first. Every name, shape and value is checked before the directory
@@ -28,8 +32,9 @@ from pathlib import Path
 import jax
 
 from mperceiver_jax.convert.importing import DTYPES, import_priors
-from mperceiver_jax.convert.model_config import add_config_argument, model_of
+from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
 from mperceiver_jax.convert.priors import PriorsDirectory
+from mperceiver_jax.convert.regression_files import import_regression
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +55,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises FileNotFoundError, FileExistsError or ValueError; nothing is written then."""
     # Converting needs no accelerator, and must not take one that is in use.
     jax.config.update("jax_platforms", "cpu")
+    experiment = regression_of(arguments.config)
+    if experiment is not None:
+        if arguments.dtype not in ("stored", "float32"):
+            raise ValueError(f"--dtype={arguments.dtype}: the parameters of a run are float32")
+        for note in import_regression([Path(source) for source in arguments.sources], arguments.output, experiment):
+            print(f"note: {note}")
+        print(f"{arguments.output}: {experiment.title}; restore with --checkpoint={arguments.output}")
+        return
     import_priors(arguments.sources, arguments.output, model_of(arguments.config), arguments.dtype)
     record = PriorsDirectory(arguments.output).record
     for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):

@@ -4,7 +4,9 @@ import argparse
 import runpy
 from pathlib import Path
 
-from mperceiver_jax.config import from_mapping
+from ml_collections import ConfigDict
+
+from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
 
 
@@ -24,11 +26,25 @@ def model_of(config: str | None) -> MPerceiver:
     """
     if config is None:
         return MPerceiver(MPerceiverConfig.sd21())
+    return MPerceiver(from_mapping(MPerceiverConfig, _mapping(config).model.to_dict(), "config.model"))
+
+
+def regression_of(config: str | None) -> Experiment | None:
+    """The experiment of a config file whose model is a restorer by regression; None for MPerceiver's.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be used.
+    """
+    if config is None or "family" not in (mapping := _mapping(config)).get("model", {}):
+        return None
+    return from_mapping(Experiment, mapping.to_dict())
+
+
+def _mapping(config: str) -> ConfigDict:
     file, _, variant = config.partition(":")
     if not Path(file).is_file():
         raise FileNotFoundError(f"--config: {file}: no such file")
     get_config = runpy.run_path(file).get("get_config")
     if get_config is None:
         raise ValueError(f"--config: {file} has no get_config")
-    mapping = get_config(variant) if variant else get_config()
-    return MPerceiver(from_mapping(MPerceiverConfig, mapping.model.to_dict(), "config.model"))
+    return get_config(variant) if variant else get_config()

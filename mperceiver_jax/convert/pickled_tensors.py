@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 # Where frameworks keep the tensors within a checkpoint; averages before what they are averages of.
 _CONTAINERS = ("state_dict", "params_ema", "params")

@@ -14,6 +14,7 @@ from mperceiver_jax.convert.model_config import model_of
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import weights
 from mperceiver_jax.training.trained_stages import TrainedStage, trained_stages
 from mperceiver_jax.training.workdir import read_config
@@ -44,12 +45,14 @@ class Weights(NamedTuple):
     values: its parameters; a directory of priors may lack those that no published model has.
     origin: where they are from, for people.
     notes: what a reader should know, one sentence each.
+    averaged: whether moving averages are among them.
     """
 
-    model: MPerceiver
+    model: MPerceiver | RegressionModel
     values: Mapping[str, np.ndarray]
     origin: str
     notes: tuple[str, ...]
+    averaged: bool = False
 
 
 def open_weights(
@@ -115,7 +118,7 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
     stages = trained_stages(workdir, experiment)
     if which == "ema" and not any(stage.averaged for stage in stages):
         raise ValueError(f"{workdir}: no stage kept a moving average; export its weights with --weights=trained")
-    model = MPerceiver(experiment.model)
+    model = experiment.build()
     used = _start(experiment, model)
     shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
     chosen = dict(used)
@@ -127,10 +130,11 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
             values = weights.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
         chosen |= _held(values)
     notes = tuple(_told(stage, which) for stage in stages)
-    return Weights(model, OnDemand(chosen), f"the training run {workdir}", notes)
+    averaged = which != "trained" and any(stage.averaged for stage in stages)
+    return Weights(model, OnDemand(chosen), f"the training run {workdir}", notes, averaged)
 
 
-def _start(experiment: Experiment, model: MPerceiver) -> dict[str, Reader]:
+def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> dict[str, Reader]:
     """What the run started from."""
     try:
         return weights.starting_readers(experiment, model)
