@@ -8,6 +8,7 @@ continues an interrupted run where it stopped. On several hosts, start it on eac
 
     --config.stages.dual_branch.steps=2000      any field of the configuration, by its dotted name
     --config.mesh.fsdp=8                        large parameters divided over 8 devices
+    --config=configs/fewshot.py:small --config.source=DIR      a finished run adapted to another task
     --config.on_nonfinite=skip                  pass over a bounded number of non-finite updates
 """
 
