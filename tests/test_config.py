@@ -37,8 +37,9 @@ def test_real_configs_survive_mappings_and_json(variant):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_file_builds(path):
     config = load(path).get_config()
-    config.priors = config.priors or "weights.safetensors"
-    from_mapping(Experiment, config.to_dict())
+    if "source" not in config:  # One that has it changes a finished run's: see training/test_adaptation.py.
+        config.priors = config.priors or "weights.safetensors"
+        from_mapping(Experiment, config.to_dict())
     assert f"--config=configs/{path.name}" in load(path).__doc__
 
 
