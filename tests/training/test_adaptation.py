@@ -18,6 +18,7 @@ from mperceiver_jax.convert.weight_sources import open_weights
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.new_class import with_new_class
 from mperceiver_jax.restore.restorer import Restorer
 from mperceiver_jax.training import sharding
 from mperceiver_jax.training.adaptation import adapted, predicted_mixture
@@ -155,6 +156,15 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="refinement was not trained"):
         restorer = Restorer.from_checkpoint(workdir)
     assert [*restorer.predict(np.zeros((16, 16, 3), np.uint8))][OLD] == NEW
+
+    # It is a run like any other, and can be adapted to a further task.
+    again = experiment(workdir, **{"new_task.name": "sr4", "new_task.degradation": "mioir_sr4"})
+    assert [task.name for task in again.tasks][OLD:] == [NEW, "sr4"] and again.mperceiver.drm.classes == OLD + 2
+    assert again.data.weights == pytest.approx({"dehaze": 0.125, "denoise": 0.125, NEW: 0.25, "sr4": 0.5})
+    larger = dict(with_new_class(open_weights(workdir).values, np.full(OLD + 1, 0.1)))
+    assert {path: v.shape for path, v in larger.items()} == {
+        path: variable.get_value().shape for path, variable in parameters.declared(again.build()).items()
+    }
 
 
 def test_the_mixture_is_what_the_predictor_says_of_the_pairs(source):
