@@ -42,8 +42,13 @@ def get_config(variant: str = "small") -> ConfigDict:
             "train": "prompts",
             "rehearsal": 0.5,
         },
-        "stages": {name: {"steps": steps} for name, steps in STEPS[variant].items()},
+        "stages": {name: {"steps": steps, "optimizer": {}} for name, steps in STEPS[variant].items()},
+        # Empty ones stand here so that their fields can be set from the command line.
+        "losses": {"drm_examples": EXAMPLES[variant]} if EXAMPLES[variant] else {},
+        "evaluation": {},
+        "data": {},
+        "sampler": {},
+        "checkpoint": {},
+        "mesh": {},
     }
-    if EXAMPLES[variant]:
-        config["losses"] = {"drm_examples": EXAMPLES[variant]}
     return ConfigDict(config)
