@@ -1,5 +1,6 @@
 """What is measured: the model at a size, with random weights and random inputs, and the FLOP of its parts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,12 +35,17 @@ class Subject:
     compute_dtype: str
     losses: Losses = field(default_factory=Losses)
     seed: int = 0
+    stages: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % self.model.multiple:
             raise ValueError(f"--size: a multiple of {self.model.multiple} is needed, not {self.size}")
         if self.batch < 1:
             raise ValueError(f"--batch: at least 1, not {self.batch}")
+
+    @property
+    def mperceiver(self) -> MPerceiverConfig:
+        return self.model
 
     @property
     def dtype(self) -> jnp.dtype:
