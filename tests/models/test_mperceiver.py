@@ -70,7 +70,7 @@ def released():
     """(fixture, structure, values): the release's weights; what it lacks, the refinement, is at its start."""
     facts = fixture("11_pipeline")
     model = MPerceiver(as_released())
-    values = convert.from_torch(model, facts.state, layout="release", optional=r"drm\.")
+    values = convert.from_torch(model, facts.state, layout="release", optional=[r"drm\."])
     start = parameters.initial_values(model, 0, lambda path, value: value)
     assert {path.split(".")[0] for path in start.keys() - values.keys()} == {"drm"}
     return facts, parameters.split(model)[0], start | values
