@@ -29,14 +29,14 @@ def get_config(variant: str = "small") -> ConfigDict:
 
 def small() -> dict:
     optimizer = {
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "schedule": "cosine",
         "warmup_steps": 30,
         "weight_decay": 0.01,
         "betas": (0.9, 0.99),
         "clip_norm": 1.0,
     }
-    stage = {"steps": 600, "batch_size": 8, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
+    stage = {"steps": 900, "batch_size": 9, "crop": 32, "ema_decay": 0.98, "optimizer": optimizer}
     return regression_recipe(
         "promptir_small", "promptir", PromptIRConfig.small(), stage, trained=SETTINGS["3task"], small=True
     )

@@ -80,7 +80,7 @@ WRONG = {
     "stages.vae.steps": (-1, r"config\.stages\.vae\.steps: at least 0, not -1"),
     "stages.vae.accumulation": (3, r"config\.stages\.vae\.batch_size: 8 does not divide by accumulation 3"),
     "stages.vae.ema_decay": (1.0, r"config\.stages\.vae\.ema_decay: at least 0 and below 1"),
-    "stages.vae.optimizer.schedule": ("linear", r"config\.stages\.vae\.optimizer\.schedule: 'constant' or"),
+    "stages.vae.optimizer.schedule": ("linear", r"config\.stages\.vae\.optimizer\.schedule: 'constant', 'cosine'"),
     "checkpoint.every": (0, r"config\.checkpoint\.every: at least 1, not 0"),
     "evaluation.per_task": (0, r"config\.evaluation\.per_task: at least 1, not 0"),
     "log_every": (0, r"config\.log_every: at least 1, not 0"),

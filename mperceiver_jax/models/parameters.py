@@ -11,7 +11,7 @@ device. Outside `models/`, parameters are a flat dict from dotted path to array
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -188,6 +188,13 @@ def start_weights(module: nnx.Module, kind: Kind, init: Callable[[tuple[int, ...
             bias = path.removesuffix("weight") + "bias"
             if bias in variables:
                 variables[bias].set_metadata(init=ZEROS)
+
+
+def start_at_zero(module: nnx.Module, paths: Collection[str]) -> None:
+    """Changes where these parameters start."""
+    for path, variable in _variables(module).items():
+        if path in paths:
+            variable.set_metadata(init=ZEROS)
 
 
 def initialise(module: nnx.Module, seed: int = 0) -> nnx.Module:

@@ -5,6 +5,7 @@ Each family wants something else besides the picture: nothing, the weights of it
 which is told the tasks of the pictures, or asks its own small classifier.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mperceiver_jax.models import prompts
+from mperceiver_jax.models import parameters, prompts
 from mperceiver_jax.models.am_promptir import AMPromptIR, AMPromptIRConfig
 from mperceiver_jax.models.conditions import weights_of_labels, weights_of_logits
 from mperceiver_jax.models.degradation_names import CAPTIONS, RELEASE_CLASSES, rows_of_ids, stand_in_vectors
@@ -51,6 +52,7 @@ class Family:
         told: whether a network of these sizes must be told what is wrong with a picture.
         classes: how many classes such a network tells apart; None for any number.
         multiple: sides are padded to multiples of this; by reflection is better than what the network does.
+        last: regular expression of the parameters of the layer that is added to the picture.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Family:
     told: Callable[[Any], bool] = lambda sizes: False
     classes: Callable[[Any], int | None] = lambda sizes: None
     multiple: Callable[[Any], int] = lambda network: 1
+    last: str = r"(.*\.)?output\.weight"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class RegressionConfig:
             `classifier`, a small network that is trained beside (blind).
         words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
             text embeddings (`degradation_names.caption_vectors`); empty for fixed random ones.
+        identity_start: the layer that is added to the picture starts at zero, so that an untrained network gives
+            pictures back as they are: our own choice for short trainings. Releases start at random.
     """
 
     family: str
@@ -81,6 +86,7 @@ class RegressionConfig:
     tasks: tuple[str, ...]
     told_by: ToldBy = "classifier"
     words: str = ""
+    identity_start: bool = False
 
     def __post_init__(self) -> None:
         family = _family(self.family)
@@ -93,7 +99,9 @@ class RegressionConfig:
             raise ValueError(f"tasks: the network tells {classes} classes apart, but {len(self.tasks)} tasks are named")
         speechless = [task for task in self.tasks if task not in CAPTIONS]
         if isinstance(self.network, AMPromptIRConfig) and speechless:
-            raise ValueError(f"tasks: AM-PromptIR has no words for {', '.join(speechless)} (degradation_names.CAPTIONS)")
+            raise ValueError(
+                f"tasks: AM-PromptIR has no words for {', '.join(speechless)} (degradation_names.CAPTIONS)"
+            )
         if self.words and not isinstance(self.network, AMPromptIRConfig):
             raise ValueError(f"words: only AM-PromptIR reads words, {self.family} does not")
 
@@ -123,6 +131,11 @@ class RegressionModel(nnx.Module):
     def __init__(self, config: RegressionConfig):
         family = _family(config.family)
         self.network = family.network(config.network)
+        if config.identity_start:
+            last = [path for path in parameters.declared(self.network) if re.fullmatch(family.last, path)]
+            if not last:
+                raise ValueError(f"identity_start: {config.title} adds no layer to the picture")
+            parameters.start_at_zero(self.network, last)
         if config.is_told and config.told_by == "classifier":
             self.classifier = Classifier(len(config.tasks))
         self.config = config
@@ -225,10 +238,11 @@ def _with_key(model: RegressionModel, lq: Array, weights: Weights | None, key: A
     return model.network(lq, weights, key=key)
 
 
+_LAST = r"output\.weight|prompt_shiftout\..*"
 _padded = lambda network: network.config.pad_to
 
 
-def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module]) -> Family:
+def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module], last: str) -> Family:
     return Family(
         f"MiOIR ({backbone})",
         config,
@@ -237,12 +251,20 @@ def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module]) ->
         told=lambda sizes: sizes.prompts == "explicit",
         classes=lambda sizes: len(prompts.TASKS),
         multiple=lambda network: network.multiple,
+        last=last,
     )
 
 
 FAMILIES: dict[str, Family] = {
     "restormer": Family("Restormer", RestormerConfig, Restormer, _blind, multiple=_padded),
-    "nafnet": Family("NAFNet", NAFNetConfig, NAFNet, _blind, multiple=lambda network: 2 ** len(network.config.encoder)),
+    "nafnet": Family(
+        "NAFNet",
+        NAFNetConfig,
+        NAFNet,
+        _blind,
+        multiple=lambda network: 2 ** len(network.config.encoder),
+        last=r"ending\..*",
+    ),
     "promptir": Family("PromptIR", PromptIRConfig, PromptIR, _blind, multiple=_padded),
     "am_promptir": Family(
         "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _reads_words, told=lambda sizes: True, multiple=_padded
@@ -255,11 +277,12 @@ FAMILIES: dict[str, Family] = {
         told=lambda sizes: True,
         classes=lambda sizes: sizes.classes,
         multiple=lambda network: getattr(network.config.backbone, "pad_to", 16),
+        last=r"backbone\.(output\.weight|ending\..*)",
     ),
-    "mioir_srresnet": _mioir("SRResNet", SRResNetConfig, SRResNet),
-    "mioir_swinir": _mioir("SwinIR", SwinIRConfig, SwinIR),
-    "mioir_restormer": _mioir("Restormer", PromptedRestormerConfig, PromptedRestormer),
-    "mioir_uformer": _mioir("Uformer", UformerConfig, Uformer),
-    "mioir_promptir": _mioir("PromptIR", PromptedPromptIRConfig, PromptedPromptIR),
+    "mioir_srresnet": _mioir("SRResNet", SRResNetConfig, SRResNet, r"(conv_last|prompt_shiftout)\..*"),
+    "mioir_swinir": _mioir("SwinIR", SwinIRConfig, SwinIR, "(?!)"),
+    "mioir_restormer": _mioir("Restormer", PromptedRestormerConfig, PromptedRestormer, _LAST),
+    "mioir_uformer": _mioir("Uformer", UformerConfig, Uformer, r"output_proj\..*"),
+    "mioir_promptir": _mioir("PromptIR", PromptedPromptIRConfig, PromptedPromptIR, _LAST),
 }
 """Name in configurations -> how to build and call it."""

@@ -40,7 +40,7 @@ def regression_recipe(
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}")
     tasks = tuple(task.name for task in TASK_SETS[task_set])
-    described = RegressionConfig(family, network, tasks, **dict(model or {}))
+    described = RegressionConfig(family, network, tasks, **{"identity_start": small, **dict(model or {})})
     usual = {
         "batch_size": stage["batch_size"],
         "crop": stage["crop"],

@@ -17,6 +17,7 @@ from mperceiver_jax.models.promptir import PromptIRConfig
 from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel
 from mperceiver_jax.models.restormer import RestormerConfig
 from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.loop import data_config, stages_of
@@ -185,6 +186,18 @@ def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
     np.testing.assert_allclose(metrics["distance"], expected, rtol=1e-5)
     entropy = losses.cross_entropy(whole.classifier(batch["lq"]), batch["task"])
     np.testing.assert_allclose(value, expected + entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", ["plain", "adaptive"])
+def test_an_identity_to_begin_with(prompts):
+    sizes = SRResNetConfig(4, 1, prompts)
+    model = parameters.initialise(
+        RegressionModel(RegressionConfig("mioir_srresnet", sizes, SEVEN, identity_start=True))
+    )
+    lq = jnp.asarray(np.random.default_rng(0).random((1, 12, 12, 3), np.float32))
+    np.testing.assert_array_equal(model(lq), lq)
+    with pytest.raises(ValueError, match=r"identity_start: MiOIR .SwinIR. adds no layer"):
+        RegressionModel(RegressionConfig("mioir_swinir", SwinIRConfig.small(), SEVEN, identity_start=True))
 
 
 def test_pip_counts_its_angles():
