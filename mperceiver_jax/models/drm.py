@@ -2,7 +2,7 @@
 
 A diffusion model restores in a latent that has lost the finest detail. At three sizes
 the decoder's features are corrected by what the encoder saw, filtered by two NAF
-blocks that know the degradation. Everything starts at zero, so that an untrained
+blocks that know the degradation. What is added starts at zero, so that an untrained
 module leaves the frozen decoder exactly as it was.
 
 The published release names such a module but does not contain it. This is our own
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mperceiver_jax.models.layers import Conv, LayerNorm, Linear
-from mperceiver_jax.models.parameters import ZEROS, parameter
+from mperceiver_jax.models.parameters import ONES, Init, parameter, start_variance_preserving
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,16 @@ class DRMConfig:
         sca_pool: what the channel attention averages over: the whole map, or a window as large as the
             training crop around each pixel, so that large pictures meet the statistics of training.
         sca_window: side of that window in picture pixels; tap i sees 1 / 2**i of it.
+        gain: where the gains beta and gamma of every NAF block start. At 0 the blocks grow out of nothing, which is
+            gentle and slow; above 0 they act from the first step, with weights that keep the variance of their
+            input, for trainings of a few hundred updates. The decoder is left as it was either way.
     """
 
     channels: tuple[int, ...] = (128, 256, 512)
     classes: int = 9
     sca_pool: Literal["global", "local"] = "global"
     sca_window: int = 512
+    gain: float = 0.0
 
     def __post_init__(self):
         if self.sca_pool not in ("global", "local"):
@@ -50,7 +54,7 @@ class DRMConfig:
     @classmethod
     def small(cls) -> "DRMConfig":
         """For `VAEConfig.small()`."""
-        return cls(channels=(16, 32), sca_window=64)
+        return cls(channels=(16, 32), sca_window=64, gain=0.5)
 
 
 class DetailRefinement(nnx.Module):
@@ -62,9 +66,11 @@ class DetailRefinement(nnx.Module):
             for tap in range(len(config.channels))
         ]
         self.taps = nnx.List(
-            TapRefinement(channels, config.classes, window)
+            TapRefinement(channels, config.classes, window, config.gain)
             for channels, window in zip(config.channels, windows, strict=True)
         )
+        if config.gain:
+            start_variance_preserving(self, zero=r"\.out\.|\.degradation\.|\.sca\.")
 
     def __call__(
         self,
@@ -85,9 +91,9 @@ class DetailRefinement(nnx.Module):
 class TapRefinement(nnx.Module):
     """Fuses decoder and encoder features, filters them twice, and adds the result to the decoder's."""
 
-    def __init__(self, channels: int, classes: int, window: int | None):
+    def __init__(self, channels: int, classes: int, window: int | None, gain: float):
         self.fuse = Conv(2 * channels, channels, 1)
-        self.blocks = nnx.List([NAFBlock(channels, classes, window) for _ in range(2)])
+        self.blocks = nnx.List([NAFBlock(channels, classes, window, gain) for _ in range(2)])
         self.out = Conv(channels, channels, 1, zero=True)
 
     def __call__(
@@ -104,20 +110,23 @@ class NAFBlock(nnx.Module):
 
     Args:
         window: side in pixels over which the channel attention averages; None: the whole map.
+        gain: see `DRMConfig`.
     """
 
-    def __init__(self, channels: int, classes: int, window: int | None):
+    def __init__(self, channels: int, classes: int, window: int | None, gain: float = 0.0):
         self.norm1 = LayerNorm(channels, eps=1e-6)
         self.degradation = Linear(classes, 2 * channels, zero=True)
         self.conv1 = Conv(channels, 2 * channels, 1)
         self.depthwise = Conv(2 * channels, 2 * channels, 3, groups=2 * channels)
         self.sca = Conv(channels, channels, 1)
+        if gain and self.sca.bias is not None:
+            self.sca.bias.set_metadata(init=ONES)  # with its weights at zero, an attention of one
         self.conv2 = Conv(channels, channels, 1)
-        self.beta = parameter((channels,), ZEROS)
+        self.beta = parameter((channels,), Init("constant", gain))
         self.norm2 = LayerNorm(channels, eps=1e-6)
         self.conv3 = Conv(channels, 2 * channels, 1)
         self.conv4 = Conv(channels, channels, 1)
-        self.gamma = parameter((channels,), ZEROS)
+        self.gamma = parameter((channels,), Init("constant", gain))
         self.window = window
 
     def __call__(self, x: Float[Array, "b h w c"], p: Float[Array, "b classes"]) -> Float[Array, "b h w c"]:

@@ -87,7 +87,7 @@ class UNetConfig:
             attention_levels=(1, 2),
             head_width=16,
             context_width=64,
-            groups=8,
+            groups=2,
             feature_channels=64,
             modulator_hidden=32,
             modulator_form="residual",

@@ -20,16 +20,15 @@ def test_size_per_tap_and_whole():
     assert DRMConfig.small().channels == VAEConfig.small().tap_channels
 
 
-def test_untrained_module_changes_no_bit_and_moves_only_its_output_layers():
+@pytest.mark.parametrize("gain", [0.0, 0.5])
+def test_untrained_module_changes_no_bit_and_moves_only_its_output_layers(gain):
     config = VAEConfig(latent_channels=2, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, groups=2)
     vae = parameters.initialise(AutoencoderKL(config))
     structure, params = parameters.split(
-        parameters.initialise(DetailRefinement(DRMConfig(channels=config.tap_channels, classes=3)))
+        parameters.initialise(DetailRefinement(DRMConfig(channels=config.tap_channels, classes=3, gain=gain)))
     )
     rng = np.random.default_rng(0)
-    taps = [
-        rng.standard_normal((1, 8 >> i, 8 >> i, c), np.float32) for i, c in enumerate(config.tap_channels)
-    ]
+    taps = [rng.standard_normal((1, 8 >> i, 8 >> i, c), np.float32) for i, c in enumerate(config.tap_channels)]
     z = rng.standard_normal((1, 4, 4, 2), np.float32)
     p = np.asarray([[0.2, 0.5, 0.3]], np.float32)
 
@@ -43,6 +42,18 @@ def test_untrained_module_changes_no_bit_and_moves_only_its_output_layers():
     gradients = jax.jit(jax.grad(lambda params: jnp.square(decode(params, z) - target).mean()))(params)
     moved = {path for path, gradient in gradients.items() if np.any(gradient)}
     assert moved == {f"taps.0.out.{leaf}" for leaf in ("weight", "bias")}
+
+
+def test_blocks_with_a_gain_act_from_the_start_and_with_an_attention_of_one():
+    x = np.random.default_rng(5).standard_normal((1, 6, 6, 4), np.float32)
+    p = np.full((1, 3), 1 / 3, np.float32)
+    silent, acting = (
+        parameters.initialise(DetailRefinement(DRMConfig(channels=(4,), classes=3, gain=gain))).taps[0].blocks[0]
+        for gain in (0.0, 0.5)
+    )
+    assert np.array_equal(silent(x, p), x)
+    assert not np.allclose(acting(x, p), x, atol=0.01)
+    np.testing.assert_array_equal(acting.sca(x), np.ones_like(x))
 
 
 @pytest.mark.parametrize("tap", [0, 1])
