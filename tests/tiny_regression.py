@@ -1,13 +1,20 @@
 """A whole run of a restorer by regression in small; also a config file, as `tests/tiny_run.py` is."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from mperceiver_jax.config import Experiment, from_mapping
+from mperceiver_jax.config import Experiment, from_mapping, to_mapping
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.training.checkpoints import Checkpoints
+from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.recipes import regression_recipe
+from mperceiver_jax.training.weights import checkpoint_folder
+from mperceiver_jax.training.workdir import claim_workdir
 
 STEPS = 4
 SIDE = 16
@@ -24,6 +31,7 @@ def tiny_regression_mapping(prompts: str = "plain") -> dict[str, Any]:
         stage,
         task_set="mioir",
         trained=("denoise", "lowlight"),
+        model={"identity_start": False},
         small=True,
     )
     mapping["data"] |= {"image_size": SIDE, "photo_scales": (1.0, 1.0), "threads": 0}
@@ -40,3 +48,22 @@ def tiny_regression(changes: Mapping[str, Any] | None = None, prompts: str = "pl
     mapping = ConfigDict(tiny_regression_mapping(prompts))
     mapping.update_from_flattened_dict(dict(changes or {}))
     return from_mapping(Experiment, mapping.to_dict())
+
+
+def experiment_of(family: str, network: Any, task_set: str, **model: Any) -> Experiment:
+    """An experiment with another network."""
+    stage = tiny_regression_mapping()["stages"]["regression"]
+    model = {"identity_start": False} | model
+    recipe = regression_recipe("test", family, network, stage, task_set=task_set, model=model, small=True)
+    return from_mapping(Experiment, recipe)
+
+
+def finished(workdir: Path, experiment: Experiment) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Writes the workdir of a finished run with random parameters: (the last ones, their average)."""
+    claim_workdir(workdir, to_mapping(experiment))
+    last = parameters.initial_values(experiment.build(), 1, lambda path, value: value)
+    average = {path: value * np.float32(0.9) for path, value in last.items()}
+    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": True}
+    with Checkpoints(checkpoint_folder(workdir, "regression"), asynchronous=False) as checkpoints:
+        checkpoints.save(STEPS, {"trainable": last, "ema": average}, None, metadata)
+    return last, average

@@ -4,45 +4,18 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
-from mperceiver_jax.config import to_mapping
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.convert.regression_files import import_regression
 from mperceiver_jax.convert.weight_sources import of_workdir
-from mperceiver_jax.models import parameters
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.training.checkpoints import Checkpoints
-from mperceiver_jax.training.fingerprint import fingerprint
-from mperceiver_jax.training.recipes import regression_recipe
-from mperceiver_jax.training.weights import checkpoint_folder
-from mperceiver_jax.training.workdir import claim_workdir
 from tests.models.test_am_promptir import TINY as TINY_AM
-from tests.tiny_regression import STEPS, from_mapping, tiny_regression_mapping
+from tests.tiny_regression import experiment_of, finished
 
 torch = pytest.importorskip("torch")
 
 SWIN = SwinIRConfig(width=8, heads=2, depths=(2,), window=4, tail=8, image_size=8, drop_path=0.0, prompts="explicit")
-
-
-def experiment_of(family: str, network, task_set: str, **model):
-    from mperceiver_jax.config import Experiment
-
-    stage = tiny_regression_mapping()["stages"]["regression"]
-    return from_mapping(
-        Experiment, regression_recipe("test", family, network, stage, task_set=task_set, model=model, small=True)
-    )
-
-
-def finished(workdir, experiment):
-    """The workdir of a finished run: (last parameters, their average)."""
-    claim_workdir(workdir, to_mapping(experiment))
-    last = parameters.initial_values(experiment.build(), 1, lambda path, value: value)
-    average = {path: value * np.float32(0.9) for path, value in last.items()}
-    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": True}
-    with Checkpoints(checkpoint_folder(workdir, "regression"), asynchronous=False) as checkpoints:
-        checkpoints.save(STEPS, {"trainable": last, "ema": average}, None, metadata)
-    return last, average
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""Finished runs of restorers by regression in the commands that take any checkpoint."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mperceiver_jax.evaluate.__main__ import main as evaluate
+from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.__main__ import main as restore
+from mperceiver_jax.restore.many import ManyPictures
+from mperceiver_jax.training import sharding
+from mperceiver_jax.training.sharding import MeshConfig
+from tests.tiny_regression import experiment_of, finished
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A network that must be told what is wrong, and its classifier."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    finished(folder, experiment_of("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), "mioir"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for side in ("lq", "gt"):
+        (folder / side).mkdir()
+        Image.fromarray(rng.integers(0, 256, (30, 41, 3), np.uint8)).save(folder / side / "one.png")
+    return folder
+
+
+def test_files_are_restored_whole_and_in_tiles_and_what_is_wrong_is_said(workdir, pictures, tmp_path, capsys):
+    command = [str(pictures / "lq" / "one.png"), f"--checkpoint={workdir}"]
+    assert restore([*command, f"--output={tmp_path / 'whole'}"]) == 0
+    told = capsys.readouterr().out
+    assert "one pass for each picture" in told and "41x30" in told and " %" in told
+    assert restore([*command, f"--output={tmp_path / 'tiles'}", "--tile=20", "--overlap=10", "--task=derain"]) == 0
+    whole, tiles = (np.asarray(Image.open(tmp_path / name / "one.png")) for name in ("whole", "tiles"))
+    assert whole.shape == tiles.shape == (30, 41, 3)
+
+
+def test_what_is_said_to_be_wrong_counts_more_than_the_classifier(workdir):
+    picture = np.random.default_rng(1).random((12, 14, 3), np.float32)
+    predicted = Restorer.from_checkpoint(workdir).restore(picture)
+    likely = max(predicted.probabilities, key=predicted.probabilities.get)
+    assert sum(predicted.probabilities.values()) == pytest.approx(1)
+    results = {task: Restorer.from_checkpoint(workdir, task=task)(picture) for task in (likely, "sr4", "jpeg")}
+    np.testing.assert_array_equal(results[likely], predicted.picture)
+    assert not np.array_equal(results["sr4"], results["jpeg"])
+
+
+def test_many_pictures_are_restored_as_one_is(workdir):
+    mesh = sharding.make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    restorer = Restorer.from_checkpoint(workdir)
+    pictures = list(np.random.default_rng(2).random((3, 12, 14, 3), np.float32))
+    for one, picture in zip(ManyPictures(restorer, mesh, 2)(pictures[:2]), pictures, strict=False):
+        np.testing.assert_allclose(one, restorer(picture), atol=1e-6)
+
+
+def test_a_checkpoint_is_evaluated(workdir, pictures, tmp_path):
+    arguments = [f"--checkpoint={workdir}", "--protocol=folder", f"--data={pictures}", f"--output={tmp_path / 'out'}"]
+    assert evaluate([*arguments, "--metrics=psnr"]) == 0
+    assert list((tmp_path / "out").rglob("one.png"))
+
+
+def test_settings_of_other_models_are_refused(workdir, pictures, tmp_path, capsys):
+    command = [str(pictures / "lq"), f"--checkpoint={workdir}", f"--output={tmp_path / 'out'}"]
+    for option, message in (
+        ("--steps=5", "has no sampler"),
+        ("--task=fog", "task: 'fog' given, one of blur_gauss"),
+        ("--tile=8", "tile: 8 pixels with an overlap of 64"),
+    ):
+        assert restore([*command, option]) == 2
+        assert message in capsys.readouterr().err
