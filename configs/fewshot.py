@@ -24,6 +24,8 @@ STEPS = {
     "small": {"predictor": 200, "dual_branch": 150, "drm": 200},
     "sd21": {"predictor": 500, "dual_branch": 2000, "drm": 1000},
 }
+# Gentler than the finished run began: what is there shall be kept. The paper's scale keeps its constant 1e-4.
+LEARNING_RATES = {"small": {"predictor": 5e-4, "dual_branch": 5e-4, "drm": 1e-3}, "sd21": {}}
 EXAMPLES = {"small": 128, "sd21": 0}  # Of sampled latents, where the finished run refines those.
 
 
@@ -40,9 +42,12 @@ def get_config(variant: str = "small") -> ConfigDict:
             "gt": "",
             "percent": 5.0,
             "train": "prompts",
-            "rehearsal": 0.5,
+            "rehearsal": 0.75,
         },
-        "stages": {name: {"steps": steps, "optimizer": {}} for name, steps in STEPS[variant].items()},
+        "stages": {
+            name: {"steps": steps, "optimizer": _optimizer(LEARNING_RATES[variant].get(name))}
+            for name, steps in STEPS[variant].items()
+        },
         # Empty ones stand here so that their fields can be set from the command line.
         "losses": {"drm_examples": EXAMPLES[variant]} if EXAMPLES[variant] else {},
         "evaluation": {},
@@ -52,3 +57,10 @@ def get_config(variant: str = "small") -> ConfigDict:
         "mesh": {},
     }
     return ConfigDict(config)
+
+
+def _optimizer(learning_rate: float | None) -> dict:
+    """What differs from the finished run's."""
+    if learning_rate is None:
+        return {}
+    return {"name": "adamw", "learning_rate": learning_rate, "clip_norm": 1.0}

@@ -69,7 +69,7 @@ class NewTask:
     gt: str = ""
     percent: float = 5.0
     train: Literal["prompts", "adapters"] = "prompts"
-    rehearsal: float = 0.5
+    rehearsal: float = 0.75
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -65,7 +65,7 @@ def experiment(source: Path, workdir: Path | None = None, /, **changes) -> Exper
 def test_the_configuration_is_the_finished_runs_with_a_class_more(source):
     made, before = experiment(source), tiny_run()
     assert [task.name for task in made.tasks][OLD:] == [NEW] and made.mperceiver.adapter.classes == OLD + 1
-    assert made.data.weights == pytest.approx({"dehaze": 0.25, "denoise": 0.25, NEW: 0.5})
+    assert made.data.weights == pytest.approx({"dehaze": 0.375, "denoise": 0.375, NEW: 0.25})
     assert made.stages.keys() == {"predictor", "dual_branch", "drm"}
     assert made.stages["drm"].crop == before.stages["drm"].crop and made.stages["drm"].steps == 2
     assert (made.variant, made.priors) == ("tiny_jpeg", str(Path("runs/tiny_jpeg/start").absolute()))
@@ -160,7 +160,7 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
     # It is a run like any other, and can be adapted to a further task.
     again = experiment(workdir, **{"new_task.name": "sr4", "new_task.degradation": "mioir_sr4"})
     assert [task.name for task in again.tasks][OLD:] == [NEW, "sr4"] and again.mperceiver.drm.classes == OLD + 2
-    assert again.data.weights == pytest.approx({"dehaze": 0.125, "denoise": 0.125, NEW: 0.25, "sr4": 0.5})
+    assert again.data.weights == pytest.approx({"dehaze": 0.28125, "denoise": 0.28125, NEW: 0.1875, "sr4": 0.25})
     larger = dict(with_new_class(open_weights(workdir).values, np.full(OLD + 1, 0.1)))
     assert {path: v.shape for path, v in larger.items()} == {
         path: variable.get_value().shape for path, variable in parameters.declared(again.build()).items()
