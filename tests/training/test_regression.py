@@ -25,8 +25,9 @@ from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.runtime import Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.training.trained_stages import trained_stages
 from tests.tiny_regression import SIDE, tiny_regression
-from tests.tiny_run import write_photographs
+from tests.tiny_run import tiny_run, write_photographs
 
 FIVE = tuple(task.name for task in TASK_SETS["pip"])
 SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
@@ -226,6 +227,8 @@ def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_pat
     # Within the first phase, then before the second one's first update, then within that.
     for updates in (2, 1, 2):
         assert start(experiment, tmp_path / "cut", updates) is None
+    (last,) = trained_stages(tmp_path / "cut", experiment)
+    assert last.unfinished == "the stage regression.2 is unfinished, at update 2 of 4"
     assert start(experiment, tmp_path / "cut") is not None
     rows = [
         [{k: v for k, v in row.items() if k != "time"} for row in read_metrics(tmp_path / place / "metrics.jsonl")]
@@ -265,6 +268,18 @@ def test_phases_see_their_tasks_and_their_own_data():
     first, second = (data_config(experiment, name) for name in stages_of(experiment))
     assert set(first.weights) == {"denoise"} and set(second.weights) == {"denoise", "lowlight"}
     assert first.seed != second.seed
+
+
+def test_any_stage_of_any_model_has_phases():
+    phases = ({"tasks": ("dehaze",), "steps": 1}, {"tasks": ("dehaze", "denoise"), "steps": 2})
+    experiment = curriculum.expanded(tiny_run({"stages.predictor.steps": 3, "stages.predictor.curriculum": phases}))
+    names = ["vae", "prior", "predictor.1", "predictor.2", "dual_branch", "drm"]
+    assert stages_of(experiment) == names
+    model = experiment.build()
+    later, whole = (build_stage(name, experiment, model) for name in ("predictor.2", "predictor"))
+    paths = parameters.declared(model)
+    assert [later.is_trained(path) for path in paths] == [whole.is_trained(path) for path in paths]
+    assert set(data_config(experiment, "predictor.1").weights) == {"dehaze"}
 
 
 def test_a_curriculum_that_does_not_add_up_is_refused():
