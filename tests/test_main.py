@@ -89,7 +89,7 @@ def reference(place) -> Path:
     """The workdir of a run that nothing disturbed."""
     result = run(tiny(place, place / "reference", *SETTINGS))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("mperceiver_jax: variant tiny on 1 x cpu")
+    assert result.stdout.startswith("mperceiver_jax: MPerceiver, variant tiny on 1 x cpu")
     assert "expected: about" in result.stdout
     assert f"Report: {place / 'reference' / 'report.md'}" in result.stdout
     # Nothing but the run's own lines: no warnings of libraries, no control characters of a bar.

@@ -28,6 +28,7 @@ from mperceiver_jax.convert.parts import PARTS
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors, write_priors
 from mperceiver_jax.convert.weight_sources import Weights, open_weights
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.new_class import never, one_more_class, with_new_class
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training.progress import progress_bar
@@ -207,6 +208,7 @@ def write_start(experiment: Experiment) -> None:
 
 def predicted_mixture(found: Weights, pairs: PartOfSource) -> np.ndarray:
     """(classes,): what the predictor takes the degraded pictures for, on average over them."""
+    assert isinstance(found.model, MPerceiver), "`adapted` takes no other"
     predictor = found.model.predictor
     structure, declared = parameters.split(predictor)
     values = {path: np.asarray(found.values[f"predictor.{path}"]) for path in declared}
