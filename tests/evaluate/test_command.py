@@ -248,6 +248,7 @@ class Halver:
     seed, refine, colour, notes = 7, True, "none", ("a stage is unfinished",)
     sampler = SimpleNamespace(steps=3)
     _params: ClassVar = {"factor": jnp.array(0.5)}
+    _tile = 0
 
     def _padded(self, picture):
         return pad_to(picture, 16, 16)
