@@ -1,52 +1,63 @@
 """One table of several systems: their size, arithmetic, speed and memory, and what they learn in an equal time.
 
-Every system is a configuration; its network runs on random pictures, forward and in the training step that
-`main` would run. With --seconds each is then trained for about that long from nothing, on the bundled photographs
-or what --photos names, and measured on held-out ones (compiling and evaluation come on top).
+Every system is a configuration. Its model restores random pictures as `restore` would (MPerceiver with its
+sampler, decoder and refinement) and makes the updates that `main` would, MPerceiver those of its dual branch.
+With --seconds each recipe, all its stages, is then trained for about that long from nothing, on the bundled
+photographs or what --photos names, with every number of updates scaled by one factor, and measured on held-out
+pictures. Reading data, compiling and evaluating come on top.
+
+With --torch a restorer by regression also runs in PyTorch, eager, with the same weights. The networks of the
+releases are in no package: put the release on PYTHONPATH and name the class, or a function of your own that
+returns the module. It is called with pictures (b, 3, h, w), and where it must be told what is wrong: PIP with
+weights (b, classes), MiOIR's prompted networks with the guide (b, 1 or 3, h, w), AM-PromptIR with a list of names
+(variants `faithful`) or text embeddings (b, width). Both are told the truth, and trained by L1 and AdamW.
 """
 
 import argparse
 import importlib.util
 import json
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from benchmarks.flop import flop
-from benchmarks.timing import program_memory
+from benchmarks.budget import trained
+from benchmarks.systems import System, main_stage, sized
+from benchmarks.timing import measure
 from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.evaluate.report import table
-from mperceiver_jax.models import parameters
-from mperceiver_jax.models.regression import RegressionModel
-from mperceiver_jax.training.optimizer import make_optimizer
-from mperceiver_jax.training.stages import build_stage
-from mperceiver_jax.training.step import initial_state, make_step
+from mperceiver_jax.training.loop import NonFiniteLoss
 
-DEFAULT = tuple(f"configs/{name}.py:small" for name in ("promptir", "am_promptir", "pip", "mioir"))
+DEFAULT = tuple(f"configs/{name}.py:small" for name in ("allinone", "promptir", "am_promptir", "pip", "mioir"))
 EXAMPLES = """\
 examples:
-  the four recipes for any machine, two minutes of training each
+  all five recipes for any machine, two minutes of training each
     python -m benchmarks.compare --seconds=120
   networks of full size on an accelerator
     python -m benchmarks.compare configs/promptir.py:3task configs/pip.py:5task --size=128 --batch=8 --output=table.json
+  PromptIR beside its release, unpacked in PromptIR/; JAX leaves PyTorch its share of the GPU's memory
+    PYTHONPATH=PromptIR XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.compare configs/promptir.py:3task \\
+        --size=128 --torch='promptir.py:3task=net.model:PromptIR(decoder=True)'
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if min(options.size, options.batch, options.repeats, options.per_task) < 1 or options.seconds < 0:
+        parser.error("--size, --batch, --repeats and --per-task are at least 1, --seconds at least 0")
     try:
-        rows = [compare(name, options) for name in options.configs]
-    except (ValueError, OSError) as error:
+        if options.output is not None and not options.output.parent.is_dir():
+            raise ValueError(f"--output: there is no folder {options.output.parent}")
+        # Mistakes are told before anything is measured.
+        experiments = {_short(name): _experiment(name, options) for name in options.configs}
+        origins = _origins(options.torch, list(experiments))
+        rows = [compare(name, one, origins.get(name), options) for name, one in experiments.items()]
+    except (ValueError, OSError, NonFiniteLoss) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -59,85 +70,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: what was measured of one configuration.
+def compare(name: str, experiment: Experiment, origin: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """One row: what was measured of one system.
+
+    Args:
+        origin: of the PyTorch network beside it (`torch_peer.Origin`), or None.
 
     Raises:
-        FileNotFoundError, ValueError: the configuration cannot be read, or is not of a restorer by regression.
+        ValueError: the system cannot be measured with these options.
+        NonFiniteLoss: its training did not work out.
     """
-    experiment = _experiment(name)
-    model = experiment.build()
-    if not isinstance(model, RegressionModel):
-        raise ValueError(f"{name}: {experiment.title} is no restorer by regression; see benchmarks.sample")
-    params = {k: jnp.asarray(v) for k, v in parameters.initial_values(model, 0, lambda path, value: value).items()}
-    batch = _batch(options.size, options.batch, len(experiment.tasks))
-    structure, _ = parameters.split(model)
-
-    def forward(values: Any, lq: jax.Array, task: jax.Array) -> jax.Array:
-        return parameters.merge(structure, values).restore(lq, task)[0]
-
-    program = jax.jit(forward).lower(params, batch["lq"], batch["task"]).compile()
-    seconds = _median(lambda: program(params, batch["lq"], batch["task"]), options.repeats)
+    _say(f"{name}: compiling and timing")
+    system = System(sized(experiment, options.size, options.batch))
+    candidates = {
+        "restoring": system.restoration(options.size, options.batch),
+        "training": system.training_step(main_stage(experiment)),
+    }
+    found = measure(candidates, repeats=options.repeats, warm_up=1)
     pixels = options.batch * options.size**2
     row: dict[str, Any] = {
-        "system": name.removeprefix("configs/"),
-        "parameters": sum(value.size for value in params.values()),
-        "GFLOP per megapixel": flop(forward, params, batch["lq"], batch["task"]) / pixels * 1e-3,
-        "images/s": options.batch / seconds,
+        "system": name,
+        "parameters": sum(value.size for value in system.values.values()),
+        "GFLOP per megapixel": candidates["restoring"].flop / pixels * 1e-3,
+        "images/s": found["restoring"]["images_per_second"],
+        "images/s, training": found["training"]["images_per_second"],
     }
-    step_seconds, memory = _training_step(experiment, model, params, batch, options.repeats)
-    row |= {"images/s, training": options.batch / step_seconds}
-    if memory is not None:
-        row["GiB, training"] = memory / 2**30
-    return row | (_trained(experiment, model, params, options) if options.seconds else {})
+    row |= {f"GiB, {way}": found[way]["program_bytes"] / 2**30 for way in candidates if "program_bytes" in found[way]}
+    # Their buffers would be in the way of what follows.
+    del system, candidates
+    if origin is not None:
+        from benchmarks.torch_peer import beside
+
+        _say(f"{name}: beside PyTorch")
+        row |= beside(origin, experiment, options.size, options.batch, options.repeats)
+    if options.seconds:
+        _say(f"{name}: measuring and training its stages")
+        row |= trained(experiment, options.seconds)
+    return row
 
 
-def _training_step(
-    experiment: Experiment, model: RegressionModel, params: Any, batch: Any, repeats: int
-) -> tuple[float, int | None]:
-    """(median seconds of an update, bytes that its program needs)."""
-    config = next(iter(experiment.stages.values()))
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    step = make_step(build_stage("regression", experiment, model).loss, optimizer, ema_decay=config.ema_decay)
-    state = jax.jit(lambda values: initial_state(values, optimizer, config.ema_decay > 0))(params)
-    key = jax.random.key(0)
-    program = jax.jit(step, donate_argnums=0).lower(state, {}, batch, key).compile()
-    current = [state]
+def _origins(texts: Sequence[str], names: Sequence[str]) -> Mapping[str, Any]:
+    """The PyTorch networks that were named, by system. torch is imported only if there are any."""
+    if not texts:
+        return {}
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("--torch: PyTorch is not installed (pip install 'mperceiver-jax[torch]')")
+    from benchmarks.torch_peer import Origin
 
-    def update() -> Any:
-        current[0], metrics = program(current[0], {}, batch, key)
-        return metrics
-
-    return _median(update, repeats), program_memory(program)
-
-
-def _trained(
-    experiment: Experiment, model: RegressionModel, params: Any, options: argparse.Namespace
-) -> dict[str, Any]:
-    """PSNR and SSIM of held-out pictures after training for about `options.seconds`."""
-    from mperceiver_jax.evaluate.heldout import HeldOut
-    from mperceiver_jax.training.run import run_experiment
-
-    config = experiment.stages["regression"]
-    batch = _batch(config.crop, config.batch_size, len(experiment.tasks))
-    seconds, _ = _training_step(experiment, model, params, batch, 3)
-    steps = max(int(options.seconds / seconds), 1)
-    stage = replace(config, steps=steps, curriculum=())
-    data = replace(experiment.data, photos=options.photos, heldout_photos=options.heldout_photos)
-    evaluation = replace(experiment.evaluation, per_task=options.per_task)
-    experiment = replace(experiment, stages={"regression": stage}, data=data, evaluation=evaluation)
-    with tempfile.TemporaryDirectory() as folder:
-        records = run_experiment(experiment, Path(folder) / "run", HeldOut)
-    if not records:
-        raise ValueError("stopped")
-    found = records[-1]["scalars"]
-    return {
-        "updates": steps,
-        "PSNR, degraded": found["degraded_psnr"],
-        "PSNR, restored": found["restored_psnr"],
-        "SSIM, restored": found["restored_ssim"],
-        "tasks": len(records[-1]["tasks"]),
-    }
+    found = {}
+    for text in texts:
+        name, _, network = text.partition("=")
+        if _short(name) not in names:
+            raise ValueError(f"--torch {text}: CONFIG=NETWORK with one of the systems compared: {', '.join(names)}")
+        found[_short(name)] = Origin.parse(network)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("configs", nargs="*", default=DEFAULT, metavar="FILE:VARIANT", help="default: the four :small")
+    result.add_argument("configs", nargs="*", default=DEFAULT, metavar="FILE:VARIANT", help="default: the five :small")
     result.add_argument("--size", type=int, default=96, metavar="PIXELS", help="side (default: %(default)s)")
     result.add_argument("--batch", type=int, default=4, metavar="N", help="pictures at a time (default: %(default)s)")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds timed (default: %(default)s)")
@@ -155,11 +141,19 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--per-task", type=int, default=16, metavar="N", help="held-out pictures of each task")
     result.add_argument("--photos", default="", metavar="DIR", help="clean photographs to train on")
     result.add_argument("--heldout-photos", default="", metavar="DIR", help="clean photographs to measure on")
+    result.add_argument(
+        "--torch",
+        action="append",
+        default=[],
+        metavar="CONFIG=IMPORT.PATH:NAME[(OPTION=VALUE, ...)]",
+        help="the PyTorch network beside a system, once for each",
+    )
     result.add_argument("--output", type=Path, metavar="FILE.json", help="also write the rows there")
     return result
 
 
-def _experiment(name: str) -> Experiment:
+def _experiment(name: str, options: argparse.Namespace) -> Experiment:
+    """A configuration, with the data and the evaluation that the options name."""
     file, _, variant = name.partition(":")
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such configuration")
@@ -167,23 +161,20 @@ def _experiment(name: str) -> Experiment:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return from_mapping(Experiment, (module.get_config(variant) if variant else module.get_config()).to_dict())
+    mapping = (module.get_config(variant) if variant else module.get_config()).to_dict()
+    if not mapping.get("from_scratch") and options.seconds:
+        raise ValueError(f"{name} starts from published weights: it is measured without --seconds only")
+    experiment = from_mapping(Experiment, mapping | {"from_scratch": True})
+    data = replace(experiment.data, photos=options.photos, heldout_photos=options.heldout_photos)
+    return replace(experiment, data=data, evaluation=replace(experiment.evaluation, per_task=options.per_task))
 
 
-def _batch(side: int, count: int, tasks: int) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    pictures = {name: jnp.asarray(rng.random((count, side, side, 3), np.float32)) for name in ("lq", "gt")}
-    return pictures | {"task": jnp.arange(count, dtype=jnp.int32) % tasks}
+def _short(name: str) -> str:
+    return name.removeprefix("configs/")
 
 
-def _median(run: Callable[[], Any], repeats: int) -> float:
-    seconds = []
-    for turn in range(repeats + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        if turn:
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+def _say(text: str) -> None:
+    print(f"compare: {text}", file=sys.stderr, flush=True)
 
 
 def _text(value: Any) -> str:

@@ -11,16 +11,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.timing import Candidate
+from benchmarks.torch_device import wait
 from mperceiver_jax import convert
 from mperceiver_jax.models.unet import UNet, UNetConfig
-
-
-def unusable() -> str | None:
-    """Why PyTorch cannot compute where JAX does; None where it can."""
-    platform = jax.default_backend()
-    if platform == "cpu" or (platform == "gpu" and torch.cuda.is_available()):
-        return None
-    return f"no comparison with PyTorch: it has no device for {platform!r} here"
 
 
 def build(config: UNetConfig) -> Any:
@@ -112,14 +105,9 @@ class TorchUNet:
     def _forward(self, unet: Any) -> None:
         with torch.no_grad():
             unet(*self._inputs)
-        _wait()
+        wait()
 
     def _backward(self, unet: Any) -> None:
         self._unet.zero_grad(set_to_none=True)
         unet(*self._inputs).sample.float().square().mean().backward()
-        _wait()
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        wait()

@@ -63,9 +63,9 @@ def candidates(
     missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if missing:
         return found, [f"no comparison with PyTorch: {' and '.join(missing)} not installed"]
-    from benchmarks import torch_unet
+    from benchmarks import torch_device, torch_unet
 
-    if remark := torch_unet.unusable():
+    if remark := torch_device.unusable():
         return found, [remark]
     theirs = torch_unet.TorchUNet(module, config, values, (latent, t, context), chosen.compute_dtype)
     ours = np.asarray(found["jax unet forward"].run().astype(jnp.float32))

@@ -1,0 +1,128 @@
+"""A configuration as something to measure: its model with random weights, restoring pictures and being trained.
+
+MPerceiver and the restorers by regression are measured by the same few lines: `restore.programs` hides how
+they restore, `training.stages` what a stage trains.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.flop import flop
+from benchmarks.subject import random_values
+from benchmarks.timing import Candidate, compiled, program_memory
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.diffusion.restoration import sampler_of
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.restore.programs import Diffusion, Program, Regression
+from mperceiver_jax.training.optimizer import make_optimizer
+from mperceiver_jax.training.plan import abstract_batch
+from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.training.step import initial_state, make_step
+
+
+def main_stage(experiment: Experiment) -> str:
+    """The stage that teaches the model to restore.
+
+    Raises:
+        ValueError: the configuration leaves it out.
+    """
+    name = "dual_branch" if experiment.title == "MPerceiver" else "regression"
+    if name not in experiment.stages:
+        raise ValueError(f"stages: {experiment.title} is measured in its stage {name}, which is not configured")
+    return name
+
+
+def sized(experiment: Experiment, size: int, batch: int) -> Experiment:
+    """The experiment whose main stage takes `batch` crops of `size` pixels, fresh ones and all at once."""
+    name = main_stage(experiment)
+    stage = replace(experiment.stages[name], crop=size, batch_size=batch, accumulation=1, curriculum=())
+    return replace(experiment, stages={**experiment.stages, name: stage}, cache="")
+
+
+class System:
+    """The model of an experiment, with weights of which none is at zero, on one device.
+
+    Attributes:
+        values: the weights by path, in the compute dtype.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.model = experiment, experiment.build()
+        self.values = random_values(self.model, jnp.dtype(experiment.compute_dtype))
+        rng = np.random.default_rng(1)
+        # Off where they start, many of them at zero, so that each counts when outputs are compared.
+        for path, leaf in parameters.declared(self.model).items():
+            if leaf.kind == "plain":
+                value = self.values[path]
+                self.values[path] = value + (0.1 * rng.standard_normal(value.shape, np.float32)).astype(value.dtype)
+
+    def restoration(self, size: int, batch: int) -> Candidate:
+        """All that the device does to restore a batch of pictures.
+
+        Raises:
+            ValueError: MPerceiver cannot take pictures of this size.
+        """
+        program = self._program()
+        if isinstance(self.model, MPerceiver) and size % self.model.config.multiple:
+            raise ValueError(f"--size: MPerceiver needs a multiple of {self.model.config.multiple}, not {size}")
+        pictures = random_pictures(size, batch)
+        views = np.concatenate([program.view(picture) for picture in pictures])
+
+        def restored(*arguments: Any) -> jax.Array:
+            return program.restored(*arguments)[0]
+
+        arguments = (self.values, jnp.asarray(pictures), jnp.asarray(views), jax.random.key(0))
+        return compiled(restored, *arguments, flop=flop(restored, *arguments), images=batch)
+
+    def training_step(self, name: str) -> Candidate:
+        """One update of a stage as configured; the state goes on from update to update, as in training."""
+        config, stage = self.experiment.stages[name], build_stage(name, self.experiment, self.model)
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        trained, frozen = {}, {}
+        for path, value in (self.values | stage.extras()).items():
+            if stage.is_trained(path):
+                # Copied: the step overwrites its state.
+                trained[path] = jnp.array(value, jnp.float32)
+            else:
+                frozen[path] = jnp.asarray(value)
+        state = jax.jit(lambda values: initial_state(values, optimizer, config.ema_decay > 0))(trained)
+        step = make_step(stage.loss, optimizer, accumulation=config.accumulation, ema_decay=config.ema_decay)
+        others = (frozen, self._batch(name), jax.random.key(0))
+        program = jax.jit(step, donate_argnums=0).lower(state, *others).compile()
+        current = [state]
+        del state, trained
+
+        def update() -> Any:
+            current[0], metrics = program(current[0], *others)
+            return current[0].step, metrics
+
+        return Candidate(update, images=config.batch_size, memory=program_memory(program))
+
+    def _program(self) -> Program:
+        experiment, model = self.experiment, self.model
+        if isinstance(model, MPerceiver):
+            return Diffusion(model, sampler_of(experiment.sampler), experiment.compute_dtype, refine=True)
+        # Which task a network is told does not change what it computes.
+        label = 0 if model.config.is_told and model.config.told_by == "label" else None
+        return Regression(model, experiment.compute_dtype, label)
+
+    def _batch(self, name: str) -> dict[str, jax.Array]:
+        """Random pictures in the shapes of a stage's batch."""
+        rng, tasks = np.random.default_rng(0), len(self.experiment.tasks)
+        batch = abstract_batch(self.experiment, name, self.experiment.stages[name].batch_size)
+        return {
+            part: jnp.arange(leaf.shape[0], dtype=leaf.dtype) % tasks
+            if jnp.issubdtype(leaf.dtype, jnp.integer)
+            else jnp.asarray(rng.random(leaf.shape, np.float32), leaf.dtype)
+            for part, leaf in batch.items()
+        }
+
+
+def random_pictures(size: int, batch: int) -> np.ndarray:
+    """(batch, size, size, 3) float32 in [0, 1)."""
+    return np.random.default_rng(0).random((batch, size, size, 3), np.float32)
