@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipelines.list_files import members_of
 from data_pipelines.patterns import (
     comparable,
     compiled,
@@ -37,7 +38,7 @@ class Rule:
     Attributes:
       lq: pattern of the degraded pictures; '' for a set of clean pictures only.
       gt: pattern of the clean ones; '' where none are published. Its fields all occur in `lq`.
-      skip: regular expression; degraded pictures whose path contains it belong to another split.
+      skip: regular expression; pictures, degraded or clean, whose path contains it do not belong to the split.
       in_order: names do not tell: the n-th of one folder belongs to the n-th of the other.
       blocks: the patterns name MATLAB files (with their suffix) that hold many pictures each.
     """
@@ -82,7 +83,9 @@ class Fault:
 
 
 _UNUSED = "no degraded picture belongs to this clean one"
-KINDS = ("missing", "extra", "misnamed", "duplicate", "unreadable", "size", "count", "absent")
+READ_KINDS = ("unreadable", "size")
+"""Told only by reading the pictures."""
+KINDS = ("missing", "extra", "misnamed", "duplicate", *READ_KINDS, "count", "absent")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def find(tree: Tree, split: Split, *, subset: bool = False, listed: Sequence[str
     Raises:
       ValueError: several copies of the split lie in the tree.
     """
+    whole = not subset and listed is None
     if split.listed and listed is None:
         listed = tree.names_in(split.listed)
         if listed is None:
@@ -121,7 +125,7 @@ def find(tree: Tree, split: Split, *, subset: bool = False, listed: Sequence[str
         what = f"nothing like {' or '.join([*looked][:2])}{' and so on' if len(looked) > 2 else ''}"
         return Found(split, (), (Fault("absent", split.name, what),))
     faults = list(best.faults)
-    if not subset and listed is None and split.count and len(best.pairs) != split.count:
+    if whole and split.count and len(best.pairs) != split.count:
         quoted = "" if split.confirmed else " (a commonly quoted figure, not confirmed)"
         faults.append(
             Fault(
@@ -152,13 +156,20 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
         if path not in known and any(expression.fullmatch(folder) for expression in folders):
             faults.append(Fault("misnamed", path, f"its name is not of the form {shown(primary).rsplit('/', 1)[-1]}"))
     if listed is not None:
-        degraded = _members(degraded, listed, faults)
+        members, unknown = members_of(listed, degraded, clean)
+        degraded = {path: degraded[path] for path in members}
+        # Lists that name both pictures of a pair: a clean one that is not there is told by its degraded one.
+        partners = compiled(rule.gt) if clean else None
+        own = compiled(primary)
+        for name, what in unknown.items():
+            if not (partners and partners.fullmatch(name) and not own.fullmatch(name)):
+                faults.append(Fault("missing", name, what))
     partner: dict[str, str] = {}
     if rule.lq and rule.gt:
         if rule.in_order:
             partner, broken = _in_order(degraded, clean)
         else:
-            partner, broken = _by_fields(degraded, clean, rule.gt, unused=listed is None and skipped is None)
+            partner, broken = _by_fields(degraded, clean, rule.gt, unused=listed is None)
         faults += broken
     else:
         partner = dict.fromkeys(degraded, "")
@@ -180,19 +191,28 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
 
 
 def _apply_blocks(tree: Tree, split: Split, rule: Rule) -> Found:
-    files = {}
-    for pattern in (rule.lq, rule.gt):
-        wanted = compiled(pattern) if pattern else None
-        matching = [path for path in tree.others if wanted and wanted.fullmatch(path)]
-        if pattern and not matching:
-            return Found(split, (), ())
-        files[pattern] = tree.source / matching[0] if matching else None
-    lq, gt = files[rule.lq], files[rule.gt] if rule.gt else None
-    assert lq is not None
-    count = blocks_in(lq)
-    if gt is not None and blocks_in(gt) != count:
-        what = f"{blocks_in(gt)} clean blocks for {count} degraded ones"
-        return Found(split, (), (Fault("missing", gt.relative_to(tree.source).as_posix(), what),))
+    patterns = [pattern for pattern in (rule.lq, rule.gt) if pattern]
+    files: dict[str, str] = {}
+    for pattern in patterns:
+        matching = [path for path in tree.others if compiled(pattern).fullmatch(path)]
+        if matching:
+            files[pattern] = matching[0]
+    faults: list[Fault] = []
+    counts: dict[str, int] = {}
+    for pattern in patterns if files else ():
+        if pattern not in files:
+            faults.append(Fault("missing", next(iter(files.values())), f"no file {pattern} beside it"))
+            continue
+        try:
+            counts[pattern] = blocks_in(tree.source / files[pattern])
+        except ValueError as error:
+            faults.append(Fault("unreadable", files[pattern], str(error)))
+    if not faults and len({*counts.values()}) > 1:
+        what = f"{counts[rule.gt]} clean blocks for {counts[rule.lq]} degraded ones"
+        faults.append(Fault("missing", files[rule.gt], what))
+    if faults or not files:
+        return Found(split, (), tuple(faults))
+    lq, gt, count = tree.source / files[rule.lq], tree.source / files[rule.gt] if rule.gt else None, counts[rule.lq]
     return Found(
         split,
         tuple(
@@ -289,31 +309,3 @@ def _against_expected(
                 fields = {**sample[group], **{n: str(v) for n, v in zip(swept, values, strict=True)}}
                 absent[root + filled(primary, fields)] = fields
     return extra, absent
-
-
-def _members(
-    degraded: Mapping[str, dict[str, str]], listed: Sequence[str], faults: list[Fault]
-) -> dict[str, dict[str, str]]:
-    """The pictures that a list names, by the end of their path; names that none ends in are missing."""
-    tails: dict[str, list[str]] = defaultdict(list)
-    for path in degraded:
-        parts = without_suffix(path).lower().split("/")
-        for k in range(len(parts)):
-            tails["/".join(parts[k:])].append(path)
-    chosen: dict[str, dict[str, str]] = {}
-    known = 0
-    unknown = []
-    for name in listed:
-        parts = name.lower().split("/")
-        # A list may hold the paths of the machine it was made on: the longest end that is known decides.
-        ends = ("/".join(parts[k:]) for k in range(max(0, len(parts) - 3), len(parts)))
-        paths = next((tails[end] for end in ends if end in tails), [])
-        if len(paths) == 1:
-            chosen[paths[0]] = degraded[paths[0]]
-            known += 1
-        else:
-            unknown.append(Fault("missing", name, "in the list, but not in the tree" if not paths else "ambiguous"))
-    # Lists that name the clean picture beside the degraded one have as many names that are no degraded picture.
-    if len(unknown) != known:
-        faults += unknown
-    return chosen

@@ -73,8 +73,7 @@ def prepare(
     target = Path(output)
     if target.exists():
         raise FileExistsError(f"{target} exists already; take another --output, or delete it first")
-    if target.resolve().is_relative_to(tree.source.resolve()):
-        raise ValueError(f"the output {target} lies within the source {tree.source}, which is never written")
+    refuse_within(target, tree)
     partial = target.with_name(f"{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     splits: dict[str, Any] = {}
@@ -108,6 +107,12 @@ def prepare(
     return manifest
 
 
+def refuse_within(output: Path, tree: Tree) -> None:
+    """Raises ValueError for an output within the source."""
+    if output.resolve().is_relative_to(tree.source.resolve()):
+        raise ValueError(f"the output {output} lies within the source {tree.source}, which is never written")
+
+
 def tool_version() -> str:
     try:
         return importlib.metadata.version("mperceiver-jax")
@@ -120,7 +125,7 @@ def free_space_problem(found: Sequence[Found], output: str | os.PathLike[str]) -
     folder = Path(output).absolute().parent
     while not folder.exists():
         folder = folder.parent
-    needed = sum(p.path.stat().st_size for part in found for pair in part.pairs for p in (pair.lq, pair.gt) if p)
+    needed = sum(p.size() for part in found for pair in part.pairs for p in (pair.lq, pair.gt) if p)
     free = shutil.disk_usage(folder).free
     return f"{needed / 1e9:.1f} GB are needed at {folder}, {free / 1e9:.1f} GB are free" if needed > free else None
 
@@ -162,13 +167,8 @@ def _read(pair: Pair, task: str, tree: Tree) -> Record | tuple[str, str, str]:
 def _pairs_per_shard(pairs: Sequence[Pair], megabytes: float) -> int:
     """By the size of some pairs: the cut depends on the source only, so that a restart finds it again."""
     sample = pairs[:: max(1, len(pairs) // 64)]
-    sizes = [
-        (4 * 3 * 256**2 if picture.block is not None else picture.path.stat().st_size)
-        for pair in sample
-        for picture in (pair.lq, pair.gt)
-        if picture
-    ]
-    return max(1, int(megabytes * 1e6 / max(1.0, sum(sizes) / len(sample))))
+    total = sum(picture.size() for pair in sample for picture in (pair.lq, pair.gt) if picture)
+    return max(1, int(megabytes * 1e6 / max(1.0, total / len(sample))))
 
 
 def _ordered(work: Callable[[_T], _R], items: Iterable[_T], workers: int) -> Iterator[_R]:

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 
 from data_pipelines import mixture_plan
 from data_pipelines.layouts import LAYOUTS, Layout, layout_named
-from data_pipelines.pairing import Fault, Found, Rule, Split, find
+from data_pipelines.list_files import read_list
+from data_pipelines.pairing import READ_KINDS, Fault, Found, Rule, Split, find
 from data_pipelines.patterns import shown
 from data_pipelines.preparation import (
     SHARD_MEGABYTES,
@@ -36,7 +37,7 @@ from data_pipelines.preparation import (
 )
 from data_pipelines.shards import check_shards
 from data_pipelines.tfds_sets import build
-from data_pipelines.tree import Tree, read_list
+from data_pipelines.tree import Tree
 
 _COMMANDS = ("list", "check", "verify", "plan")
 _SHOWN = 20
@@ -89,14 +90,20 @@ def report(found: Sequence[Found]) -> tuple[str, Counter[str]]:
     for part in found:
         published = f" of {part.split.count}" if part.split.count else ""
         lines.append(f"{part.split.name}: {len(part.pairs)}{published} pairs")
-        kinds = Counter(fault.kind for fault in part.faults)
-        counted += kinds
-        for kind in kinds:
-            faults = [fault for fault in part.faults if fault.kind == kind]
-            lines += [f"  {kind}: {fault.name}: {fault.what}" for fault in faults[:_SHOWN]]
-            if len(faults) > _SHOWN:
-                lines.append(f"  {kind}: and {len(faults) - _SHOWN} more (--all-names lists them)")
+        counted += Counter(fault.kind for fault in part.faults)
+        lines += _listed(part.faults)
     return "\n".join(lines), counted
+
+
+def _listed(faults: Sequence[Fault]) -> list[str]:
+    """A line for each fault, the first of each kind only unless --all-names."""
+    lines = []
+    for kind in dict.fromkeys(fault.kind for fault in faults):
+        alike = [fault for fault in faults if fault.kind == kind]
+        lines += [f"  {kind}: {fault.name}: {fault.what}" for fault in alike[:_SHOWN]]
+        if len(alike) > _SHOWN:
+            lines.append(f"  {kind}: and {len(alike) - _SHOWN} more (--all-names lists them)")
+    return lines
 
 
 def _run(command: str, options: argparse.Namespace) -> None:
@@ -129,8 +136,8 @@ def _run(command: str, options: argparse.Namespace) -> None:
     if options.format == "tfds":
         name = options.tfds_name or layout.name
         task = options.task or layout.task
-        kept = build(layout, task, found, tree, options.output, name, strict=options.strict, workers=workers)
-        print("\n".join(f"{split}: {count} records" for split, count in kept.items()))
+        kept, refused = build(layout, task, found, tree, options.output, name, strict=options.strict, workers=workers)
+        print("\n".join([*_listed(refused), *(f"{split}: {count} records" for split, count in kept.items())]))
         print(f"written: tfds:restoration_pairs/{name} in {options.output} (TFDS_DATA_DIR)")
         return
     manifest = prepare(
@@ -144,6 +151,9 @@ def _run(command: str, options: argparse.Namespace) -> None:
         shard_megabytes=options.shard_megabytes,
     )
     for name, split in manifest["splits"].items():
+        # Told above but for those that only reading found.
+        read = [Fault(**fault) for fault in split["left_out"] if fault["kind"] in READ_KINDS]
+        print("\n".join([*_listed(read), ""]), end="")
         left_out = Counter(fault["kind"] for fault in split["left_out"])
         told = "".join(f", {number} {kind}" for kind, number in sorted(left_out.items()))
         print(f"{name}: {split['records']} records in {len(split['shards'])} shards{told}")

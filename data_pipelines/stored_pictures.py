@@ -17,6 +17,8 @@ from PIL import Image
 
 from data_pipelines.pictures import checked_size
 
+_BLOCK_BYTES = 3 * 256**2  # SIDD's blocks, without compression
+
 
 class UnusablePair(ValueError):
     """A pair that cannot be stored; `kind` is 'unreadable' or 'size', `name` the picture's file."""
@@ -41,9 +43,21 @@ class Picture:
         Image.fromarray(_blocks(self.path)[self.block]).save(encoded, "PNG")
         return encoded.getvalue()
 
+    def size(self) -> int:
+        """Bytes that `read` gives, a guess for a MATLAB block; 0 for a file that is not there (a dead link)."""
+        if self.block is not None:
+            return _BLOCK_BYTES
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
     def fingerprint(self) -> str:
         """Changes when the file does (its name, size and time of writing)."""
-        stat = self.path.stat()
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            return f"{self.path.name}:{self.block}:{error.errno}"
         return f"{self.path.name}:{self.block}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
@@ -127,7 +141,7 @@ def blocks_in(path: Path) -> int:
 def _array_in(path: Path) -> tuple[str, tuple[int, ...]]:
     try:
         arrays = scipy.io.whosmat(path)
-    except (OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # whatever the reader stumbles over in a damaged file
         raise ValueError(f"{path}: not a readable MATLAB file of version 5 ({error})") from None
     for name, shape, kind in arrays:
         if kind == "uint8" and len(shape) >= 4 and shape[-1] == 3:
@@ -146,4 +160,8 @@ def _blocks(path: Path) -> np.ndarray:
 @functools.lru_cache(maxsize=2)
 def _loaded(path: Path) -> np.ndarray:
     name, shape = _array_in(path)
-    return np.ascontiguousarray(scipy.io.loadmat(path, variable_names=[name])[name].reshape(-1, *shape[-3:]))
+    try:
+        array = scipy.io.loadmat(path, variable_names=[name])[name]
+    except Exception as error:
+        raise ValueError(f"a damaged MATLAB file ({error})") from None
+    return np.ascontiguousarray(array.reshape(-1, *shape[-3:]))

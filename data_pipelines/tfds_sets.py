@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.layouts import Layout
-from data_pipelines.pairing import Found
+from data_pipelines.pairing import Fault, Found
 from data_pipelines.pictures import decode_picture
-from data_pipelines.preparation import Refused, read_records
+from data_pipelines.preparation import Refused, read_records, refuse_within
 from data_pipelines.sources import PixelCache
 from data_pipelines.stored_pictures import Record
 from data_pipelines.tree import Tree
@@ -105,25 +105,27 @@ def build(
     *,
     strict: bool = False,
     workers: int = 0,
-) -> dict[str, int]:
+) -> tuple[dict[str, int], list[Fault]]:
     """Writes the pairs found as the TFDS set restoration_pairs/NAME below `output` (a TFDS data folder).
 
-    Returns split -> records. Raises Refused for unusable pictures with `strict`, ValueError for a set whose
-    clean pictures are not published.
+    Returns (split -> records, pictures that could not be used). Raises Refused for those with `strict`,
+    FileExistsError where there is such a set, ValueError for a set whose clean pictures are not published and
+    for an output within the source.
     """
     tfds = _tfds()
+    refuse_within(Path(output), tree)
     from data_pipelines.restoration_pairs.restoration_pairs_dataset_builder import Builder, PairsConfig
 
     parts = [part for part in found if part.pairs]
     secret = [part.split.name for part in parts if part.pairs[0].gt is None]
     if secret:
         raise ValueError(f"{layout.name}: {secret[0]} has no clean pictures; leave it out with --split")
-    refused: list[tuple[str, str, str]] = []
+    refused: list[Fault] = []
 
     def records(part: Found) -> Iterator[Record]:
         for record in read_records(part.pairs, task, tree, workers):
             if isinstance(record, tuple):
-                refused.append(record)
+                refused.append(Fault(*record))
                 if strict:
                     raise Refused(f"--strict: {': '.join(record)}")
             else:
@@ -138,8 +140,10 @@ def build(
         licence=layout.licence,
     )
     builder = Builder(data_dir=os.fspath(output), config=config, file_format="array_record")
+    if Path(builder.data_dir).exists():
+        raise FileExistsError(f"{builder.data_dir} exists already; take another --tfds-name, or delete it first")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    return {name: split.num_examples for name, split in builder.info.splits.items()}
+    return {name: split.num_examples for name, split in builder.info.splits.items()}, refused
 
 
 def _tfds() -> Any:

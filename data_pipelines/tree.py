@@ -1,11 +1,11 @@
-"""What files there are below a folder, and what a list file names."""
+"""What files there are below a folder."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from data_pipelines.patterns import without_suffix
+from data_pipelines.list_files import read_list
 from data_pipelines.pictures import SUFFIXES
 
 
@@ -39,13 +39,3 @@ class Tree:
         """The paths that a list file of the tree names; None where there is no such file."""
         found = [path for path in self.others if Path(path).name.lower() == list_file.lower()]
         return read_list(self.source / found[0]) if found else None
-
-
-def read_list(path: str | os.PathLike[str]) -> list[str]:
-    """Every path in a list file: whitespace separates, suffixes are dropped, '#' begins a comment."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable list of file names ({error})") from None
-    words = (word for line in lines for word in line.partition("#")[0].replace("\\", "/").split())
-    return [without_suffix(word.lstrip("./")) for word in words]

@@ -17,8 +17,10 @@ def _gopro(name: str, count: int) -> Split:
 
 
 def _realblur(letter: str, kind: str) -> Layout:
-    scene = "{scene:scene[^/]*}"
-    rules = (Rule(f"{scene}/blur/blur_{{k}}", f"{scene}/gt/gt_{{k}}"),)
+    # Both sets come in one folder, with their lists above the pictures.
+    scene, other = "{scene:scene[^/]*}", f"RealBlur-[^{letter}]"
+    tops = (f"{{top:RealBlur-{letter}[^/]*}}/", "")
+    rules = tuple(Rule(f"{top}{scene}/blur/blur_{{k}}", f"{top}{scene}/gt/gt_{{k}}", other) for top in tops)
     splits = tuple(
         Split(name, count, rules, confirmed=False, listed=f"RealBlur_{letter}_{name}_list.txt")
         for name, count in (("train", 3758), ("test", 980))

@@ -40,6 +40,6 @@ def same_name(top: str, *folders: tuple[str, str]) -> tuple[Rule, ...]:
     return tuple(Rule(f"{top}{lq}/{{name}}", f"{top}{gt}/{{name}}") for lq, gt in folders)
 
 
-def clean_only(name: str, count: int, *patterns: str, **more) -> Split:
-    """A split of clean pictures."""
-    return Split(name, count, tuple(Rule("", pattern) for pattern in patterns), **more)
+def clean_only(name: str, count: int, *patterns: str, skip: str = "", **more) -> Split:
+    """A split of clean pictures; `skip` as in `pairing.Rule`."""
+    return Split(name, count, tuple(Rule("", pattern, skip) for pattern in patterns), **more)

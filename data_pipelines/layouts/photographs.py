@@ -58,6 +58,8 @@ PHOTOGRAPHS = (
         "{name}",
         size="~0.15 GB",
         home="https://github.com/jbhuang0604/SelfExSR",
+        # Beside every picture lie its small version and what several methods made of that.
+        rules={"skip": r"_SRF_\d_(?!HR)"},
     ),
     _one_folder(
         "kodak24",

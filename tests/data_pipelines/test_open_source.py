@@ -103,6 +103,10 @@ def test_a_tfds_set_built_and_read_without_tensorflow(folder, tmp_path, monkeypa
     common = (f"--output={tmp_path}", "--format=tfds", "--tfds-name=toy")
     prepare(["pairs", f"--source={folder / 'mine'}", "--task=derain", *common])
     assert "train: 6 records" in capsys.readouterr().out
+    for output, said in ((tmp_path, "exists already"), (folder / "mine" / "tfds", "lies within the source")):
+        with pytest.raises(SystemExit):
+            prepare(["pairs", f"--source={folder / 'mine'}", "--task=derain", *common[1:], f"--output={output}"])
+        assert said in capsys.readouterr().err
     source = open_source("tfds:restoration_pairs/toy:train")
     assert sorted(levels(source)) == [25, 45, 65, 85, 105, 125]
     element = pickle.loads(pickle.dumps(source))[0]

@@ -1,11 +1,14 @@
 """Pairs from trees with faults in them: each is told by name, by kind, and left out."""
 
+import numpy as np
 import pytest
+import scipy.io
 
 from data_pipelines.layouts import layout_named
+from data_pipelines.list_files import read_list
 from data_pipelines.pairing import Fault, Rule, Split, find
 from data_pipelines.patterns import shown, without_suffix
-from data_pipelines.tree import Tree, read_list
+from data_pipelines.tree import Tree
 from tests.data_pipelines.trees import write_picture
 
 
@@ -77,6 +80,9 @@ def test_pictures_of_another_split_are_no_fault(tmp_path):
     touch(tmp_path, *(f"train/gt/im_{n}.png" for n in ("0300", "0301", "0350", "0351")))
     found = find(Tree(tmp_path), split_of("outdoor_rain", "train"), subset=True)
     assert ids(found) == ["train/input/im_0300_s80_a04", "train/input/im_0351_s80_a04"] and not found.faults
+    (tmp_path / "train/input/im_0351_s80_a04.png").unlink()
+    found = find(Tree(tmp_path), split_of("outdoor_rain", "train"), subset=True)
+    assert told(found) == {("missing", "train/gt/im_0351.png")}
 
 
 def test_a_list_decides_who_belongs(tmp_path):
@@ -86,12 +92,52 @@ def test_a_list_decides_who_belongs(tmp_path):
     assert told(find(Tree(tmp_path), split)) == {("absent", "test")}
     lines = [f"{scene}gt/gt_{n}.png {scene}blur/blur_{n}.png" for n in (1, 3)]
     (tmp_path / split.listed).write_text("\n".join(lines))
-    found = find(Tree(tmp_path), split)
+    found = find(Tree(tmp_path), split, subset=True)
     assert [pair.lq.path.name for pair in found.pairs] == ["blur_1.png", "blur_3.png"] and not found.faults
+    assert told(find(Tree(tmp_path), split)) == {("count", "test")}
     # A list of the user's, made elsewhere; a name in it is not there.
     (tmp_path / "mine.txt").write_text("/home/me/scene001/blur/blur_2.png  # a comment\nscene001/blur/blur_9.png\n")
     found = find(Tree(tmp_path), split, listed=read_list(tmp_path / "mine.txt"))
     assert [pair.lq.path.name for pair in found.pairs] == ["blur_2.png"]
+    assert told(found) == {("missing", "scene001/blur/blur_9")}
+
+
+def test_two_sets_that_come_in_one_folder_and_a_picture_called_like_a_missing_one(tmp_path):
+    tops = {letter: f"RealBlur-{letter}_ECC" for letter in "JR"}
+    for letter, top in tops.items():
+        scenes = {"train": f"{top}/scene001", "test": f"{top}/scene002"}
+        for part, scene in scenes.items():
+            touch(tmp_path, *(f"{scene}/{kind}/{kind}_{n}.png" for kind in ("blur", "gt") for n in (1, 2, 3)))
+            lines = [f"{scene}/gt/gt_{n}.png {scene}/blur/blur_{n}.png" for n in (1, 2, 3)]
+            (tmp_path / f"RealBlur_{letter}_{part}_list.txt").write_text("\n".join(lines))
+    for letter, top in tops.items():
+        found = find(Tree(tmp_path), split_of(f"realblur_{letter.lower()}", "train"), subset=True)
+        assert ids(found) == [f"{top}/scene001/blur/blur_{n}" for n in (1, 2, 3)] and not found.faults
+    # Picture 2 of the test scene is not taken for it, and the clean half of the list is no fault.
+    missing, without = f"{tops['J']}/scene001/blur/blur_2", f"{tops['J']}/scene001/gt/gt_3"
+    for name in (missing, without):
+        (tmp_path / f"{name}.png").unlink()
+    found = find(Tree(tmp_path), split_of("realblur_j", "train"), subset=True)
+    assert ids(found) == [f"{tops['J']}/scene001/blur/blur_1"]
+    assert told(found) == {("missing", missing), ("missing", f"{tops['J']}/scene001/blur/blur_3.png")}
+
+
+def test_what_lies_beside_published_pictures_is_no_fault(tmp_path):
+    touch(tmp_path, *(f"image_SRF_{n}/img_001_SRF_{n}_{kind}.png" for n in (2, 4) for kind in ("HR", "LR", "A+")))
+    found = find(Tree(tmp_path), split_of("urban100", "test"), subset=True)
+    assert ids(found) == ["image_SRF_4/img_001_SRF_4_HR"] and not found.faults
+
+
+def test_damaged_and_lonely_matlab_files_are_faults(tmp_path):
+    split = split_of("sidd", "val")
+    for name in ("Noisy", "Gt"):
+        scipy.io.savemat(tmp_path / f"Validation{name}BlocksSrgb.mat", {"x": np.zeros((2, 3, 4, 4, 3), np.uint8)})
+    assert len(find(Tree(tmp_path), split, subset=True).pairs) == 6
+    clean = tmp_path / "ValidationGtBlocksSrgb.mat"
+    clean.write_bytes(b"")
+    assert told(find(Tree(tmp_path), split, subset=True)) == {("unreadable", clean.name)}
+    clean.unlink()
+    assert told(find(Tree(tmp_path), split, subset=True)) == {("missing", "ValidationNoisyBlocksSrgb.mat")}
 
 
 def test_names_of_a_list_that_are_not_there(tmp_path):

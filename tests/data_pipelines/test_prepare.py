@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import scipy.io
 from PIL import Image
 
 from data_pipelines import preparation, shards
+from data_pipelines.layouts import layout_named
+from data_pipelines.pairing import find
+from data_pipelines.preparation import free_space_problem
 from data_pipelines.prepare import main
 from data_pipelines.prepared import PreparedPictures
+from data_pipelines.tree import Tree
 from tests.data_pipelines.trees import write_picture
 
 
@@ -47,6 +52,7 @@ def test_faults_are_told_and_left_out(tree, tmp_path, capsys):
     assert run("gopro", "--source", tree, "--output", output, "--subset", "--shard-megabytes=0.001") == 0
     printed = capsys.readouterr().out
     assert "missing: train/s1/blur/000007.png" in printed and "1 unreadable" in printed and "1 size" in printed
+    assert "unreadable: train/s1/blur/000002.png: " in printed and "size: train/s1/sharp/000005.png: 9x6" in printed
     assert state(tree) == before
     manifest = json.loads((output / "manifest.json").read_text())
     left_out = {fault["name"]: fault["kind"] for fault in manifest["splits"]["train"]["left_out"]}
@@ -173,6 +179,28 @@ def test_blocks_of_a_matlab_file_become_lossless_pictures(tmp_path):
     prepared = PreparedPictures(tmp_path / "out")
     np.testing.assert_array_equal([prepared[k]["lq"] for k in range(4)], blocks.reshape(-1, 4, 5, 3))
     np.testing.assert_array_equal([prepared[k]["gt"] for k in range(4)], 255 - blocks.reshape(-1, 4, 5, 3))
+
+
+def test_blocks_count_as_themselves_not_as_their_file(tmp_path, monkeypatch):
+    blocks = np.zeros((50, 60, 1, 1, 3), np.uint8)
+    scipy.io.savemat(tmp_path / "BenchmarkNoisyBlocksSrgb.mat", {"x": blocks})
+    split = next(split for split in layout_named("sidd").splits if split.name == "benchmark")
+    found = [find(Tree(tmp_path), split)]
+    with open(tmp_path / "BenchmarkNoisyBlocksSrgb.mat", "r+b") as file:
+        file.truncate(10**8)  # as large as the published ones; 3000 times that is on no disk
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    assert free_space_problem(found, tmp_path / "out") is None
+
+
+def test_dead_links_are_unreadable_pictures(tree, tmp_path, capsys):
+    for name, target in (("000003", "nowhere.png"), ("000004", "000004.png")):
+        path = tree / f"train/s1/blur/{name}.png"
+        path.unlink()
+        path.symlink_to(target)
+    assert run("gopro", "--source", tree, "--output", tmp_path / "out", "--subset") == 0
+    printed = capsys.readouterr().out
+    assert "unreadable: train/s1/blur/000003.png: " in printed and "unreadable: train/s1/blur/000004.png: " in printed
+    assert len(PreparedPictures(tmp_path / "out")) == 6
 
 
 def test_listing(capsys):

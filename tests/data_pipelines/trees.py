@@ -25,6 +25,8 @@ _SAMPLES = (
     "haze/part1",
     "hazy/part1",
     "haze",
+    "RealBlur-J_ECC",
+    "RealBlur-R_BM3D",
     "",
 )
 _FIELD = re.compile(r"\{(\w+)(?::((?:[^{}]|\{\d+,?\d*\})+))?\}")
