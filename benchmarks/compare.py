@@ -4,7 +4,7 @@ Every system is a configuration. Its model restores random pictures as `restore`
 sampler, decoder and refinement) and makes the updates that `main` would, MPerceiver those of its dual branch.
 With --seconds each recipe, all its stages, is then trained for about that long from nothing, on the bundled
 photographs or what --photos names, with every number of updates scaled by one factor, and measured on held-out
-pictures. Reading data, compiling and evaluating come on top.
+pictures. Times are of one device; reading data, compiling and evaluating come on top of the training's.
 
 With --torch a restorer by regression also runs in PyTorch, eager, with the same weights. The networks of the
 releases are in no package: put the release on PYTHONPATH and name the class, or a function of your own that

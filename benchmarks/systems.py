@@ -17,7 +17,7 @@ from benchmarks.timing import Candidate, compiled, program_memory
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
 from mperceiver_jax.training.optimizer import make_optimizer
 from mperceiver_jax.training.plan import abstract_batch
@@ -31,7 +31,7 @@ def main_stage(experiment: Experiment) -> str:
     Raises:
         ValueError: the configuration leaves it out.
     """
-    name = "dual_branch" if experiment.title == "MPerceiver" else "regression"
+    name = "dual_branch" if isinstance(experiment.model, MPerceiverConfig) else "regression"
     if name not in experiment.stages:
         raise ValueError(f"stages: {experiment.title} is measured in its stage {name}, which is not configured")
     return name

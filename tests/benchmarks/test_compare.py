@@ -89,7 +89,7 @@ def test_the_whole_recipe_is_estimated(monkeypatch):
 def test_pytorch_beside_ours_computes_the_same(tmp_path, capsys):
     pytest.importorskip("torch")
     file = tmp_path / "table.json"
-    peer = f"--torch={CONFIG}:plain={PEER}(4, blocks=1)"
+    peer = f"--torch={CONFIG}:plain={PEER}(4, blocks=1, pair=True)"
     assert compare.main([f"{CONFIG}:plain", *SIZES, peer, f"--output={file}"]) == 0
     (row,) = json.loads(file.read_text())
     assert row["PyTorch's outputs differ by"] < 1e-5

@@ -16,16 +16,20 @@ class Block(nn.Module):
 
 
 class SRResNet(nn.Module):
-    """The plain one, without up-sampling. `slope` is that of the activations, published as 0.1."""
+    """The plain one, without up-sampling. `slope` is that of the activations, published as 0.1.
 
-    def __init__(self, width: int, blocks: int, slope: float = 0.1):
+    With `pair` something comes with the picture, as PIP's release has it.
+    """
+
+    def __init__(self, width: int, blocks: int, slope: float = 0.1, pair: bool = False):
         super().__init__()
         self.conv_first = nn.Conv2d(3, width, 3, padding=1)
         self.body = nn.Sequential(*(Block(width) for _ in range(blocks)))
         self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
         self.conv_last = nn.Conv2d(width, 3, 3, padding=1)
-        self.slope = slope
+        self.slope, self.pair = slope, pair
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+    def forward(self, picture: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, None]:
         h = self.body(functional.leaky_relu(self.conv_first(picture), self.slope))
-        return self.conv_last(functional.leaky_relu(self.conv_hr(h), self.slope)) + picture
+        restored = self.conv_last(functional.leaky_relu(self.conv_hr(h), self.slope)) + picture
+        return (restored, None) if self.pair else restored
