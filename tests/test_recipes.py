@@ -90,7 +90,11 @@ def test_pip_as_released_rises_again():
     np.testing.assert_allclose(found, expected, rtol=1e-2)
     stage = experiment("pip", "5task").stages["regression"]
     assert stage.steps == stage.optimizer.horizon
-    assert learning_rate_at(stage.optimizer, stage.steps, stage.steps - 1) < 1e-9
+    # Without the slips the same table, as far as it was meant to go.
+    np.testing.assert_allclose(
+        rates("pip", "5task", [0, 1, 9, 60, 119]), [expected[k] for k in (0, 1, 2, 4, 6)], rtol=1e-2
+    )
+    assert learning_rate_at(stage.optimizer, stage.steps, stage.steps - 1) < 1e-7
 
 
 def test_mioir_restarts():

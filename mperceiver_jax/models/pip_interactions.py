@@ -58,6 +58,8 @@ class TopMAttention(CrossAttention):
 
     def __init__(self, width: int, heads: int):
         super().__init__(width, heads)
+        if width // heads < 2:
+            raise ValueError(f"PIP: of {width} channels in {heads} heads the largest half is none; widen the prompts")
         for number in range(1, len(SHARES) + 1):
             setattr(self, f"attn{number}", parameter((1,), Init("constant", 0.2)))
 

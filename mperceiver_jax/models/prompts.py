@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from mperceiver_jax.models.layers import Conv, Linear
 from mperceiver_jax.models.parameters import Init, start_weights
-from mperceiver_jax.models.resampling import pad_to_multiple
+from mperceiver_jax.models.resampling import pad_to_least, pad_to_multiple
 
 Prompts = Literal["plain", "explicit", "adaptive"]
 
@@ -55,7 +55,7 @@ def task_maps(path: str = "") -> Float[np.ndarray, "7 side side"]:
 
 
 class PromptExtractor(nnx.Module):
-    """Three convolutions of stride 2 with ReLU, then the spatial mean."""
+    """Three convolutions of stride 2 with ReLU, then the spatial mean. Guides below 5 pixels a side are extended."""
 
     def __init__(self, channels: int):
         self.conv1 = Conv(channels, EMBEDDING, 7, stride=2, padding=1)
@@ -63,6 +63,8 @@ class PromptExtractor(nnx.Module):
         self.conv3 = Conv(EMBEDDING, EMBEDDING, stride=2)
 
     def __call__(self, guide: Float[Array, "b h w g"]) -> Float[Array, "b 64"]:
+        # The first kernel reaches one pixel beyond the guide: of a smaller one nothing would be left to average.
+        guide = pad_to_least(guide, 5)
         for conv in (self.conv1, self.conv2, self.conv3):
             guide = jax.nn.relu(conv(guide))
         return guide.astype(jnp.float32).mean((1, 2)).astype(guide.dtype)
@@ -163,7 +165,7 @@ class Prompted(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Which of the seven tasks a picture needs; 188,551 parameters. Runs on pictures of any size from 9 pixels."""
+    """Which of the seven tasks a picture needs; 188,551 parameters. Sides below 9 pixels are extended."""
 
     def __init__(self, tasks: int = len(TASKS)):
         # PyTorch counts the activations between, so convolutions have the even numbers.
@@ -180,15 +182,9 @@ class Classifier(nnx.Module):
         self.lastOut = Linear(32, tasks)
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"]:
-        """Logits; `jax.nn.softmax` of them is what the release's network returns.
-
-        Raises:
-            ValueError: a side below 9 pixels.
-        """
-        if min(image.shape[1:3]) < 9:
-            raise ValueError(f"Classifier: sides of 9 pixels or more are needed, {image.shape[1:3]} given")
+        """Logits; `jax.nn.softmax` of them is what the release's network returns."""
         first, *rest = self.CondNet[::2]
-        image = first(image)
+        image = first(pad_to_least(image, 9))
         for conv in rest:
             image = conv(jax.nn.leaky_relu(image, 0.1))
         return self.lastOut(image.astype(jnp.float32).mean((1, 2)).astype(image.dtype))

@@ -195,9 +195,13 @@ def word_vectors(path: str, tasks: tuple[str, ...], width: int) -> Float[np.ndar
         return stand_in_vectors(tasks, width)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of text embeddings (.npy, {len(tasks)} x {width})")
-    vectors = np.load(path, allow_pickle=False)
-    if vectors.shape != (len(tasks), width):
-        raise ValueError(f"{path}: {vectors.shape} found, ({len(tasks)}, {width}) expected: an embedding per task")
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: no .npy file of text embeddings ({error})") from error
+    if vectors.shape != (len(tasks), width) or not np.issubdtype(vectors.dtype, np.floating):
+        found, expected = f"{vectors.dtype} {vectors.shape}", f"floats ({len(tasks)}, {width})"
+        raise ValueError(f"{path}: {found} found, {expected} expected: an embedding per task")
     return vectors.astype(np.float32)
 
 
@@ -276,7 +280,7 @@ FAMILIES: dict[str, Family] = {
         _of_classes,
         told=lambda sizes: True,
         classes=lambda sizes: sizes.classes,
-        multiple=lambda network: getattr(network.config.backbone, "pad_to", 16),
+        multiple=lambda network: getattr(network.config.backbone, "pad_to", 2 ** len(network.config.widths)),
         last=r"backbone\.(output\.weight|ending\..*)",
     ),
     "mioir_srresnet": _mioir("SRResNet", SRResNetConfig, SRResNet, r"(conv_last|prompt_shiftout)\..*"),

@@ -35,7 +35,15 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "
     A picture smaller than its padding is reflected back and forth. What a network returns for it is
     cropped with `[:, :h, :w]`.
     """
-    bottom, right = (-side % multiple for side in x.shape[1:3])
+    return _extend(x, *(-side % multiple for side in x.shape[1:3]))
+
+
+def pad_to_least(x: Float[Array, "b h w c"], least: int) -> Float[Array, "b hh ww c"]:
+    """The same up to `least` pixels a side; larger sides stay."""
+    return _extend(x, *(max(least - side, 0) for side in x.shape[1:3]))
+
+
+def _extend(x: Float[Array, "b h w c"], bottom: int, right: int) -> Float[Array, "b hh ww c"]:
     if not bottom and not right:
         return x
     return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="reflect")

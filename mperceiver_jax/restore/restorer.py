@@ -245,8 +245,9 @@ class Restorer:
             found[:] = [probabilities]
             return crop_to(np.asarray(out[0]), *tile.shape[:2])
 
-        pixels = restore_in_tiles(restored, lq, self._tile, self._overlap, self._multiple)
-        return pixels, self._named(found[0])
+        # Padded first, as the whole picture would be: then the last tiles too begin where windows do.
+        pixels = restore_in_tiles(restored, self._padded(lq), self._tile, self._overlap, self._multiple)
+        return crop_to(pixels, *lq.shape[:2]), self._named(found[0])
 
     def _named(self, probabilities: jax.Array) -> dict[str, float]:
         values = np.asarray(probabilities[0]).tolist()

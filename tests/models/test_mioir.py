@@ -158,6 +158,13 @@ def test_adaptive_prompts_look_at_the_padded_picture():
     np.testing.assert_allclose(restored(module, params, image, method="__call__"), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 9)])
+def test_adaptive_prompts_of_pictures_smaller_than_a_kernel_are_numbers(size):
+    module = parameters.initialise(tiny("SRResNet", "adaptive"))
+    image = np.random.default_rng(0).random((1, *size, 3), np.float32)
+    assert np.isfinite(module(image)).all()
+
+
 def test_uformer_pads_to_squares_where_it_shall():
     image = np.arange(5.0 * 17).reshape(1, 5, 17, 1).repeat(3, -1)
     assert tiny("Uformer", "plain").padded(image).shape == (1, 8, 24, 3)
@@ -211,8 +218,9 @@ def test_classifier():
     wanted = json.loads((FOLDER / "other_systems.json").read_text())["MiO Classifier"]["vals"]
     found = jax.nn.softmax(jax.jit(module.__call__)(closed_form.picture()), -1)
     np.testing.assert_allclose(found, [wanted], atol=1e-6)
-    with pytest.raises(ValueError, match="sides of 9 pixels or more"):
-        module(np.zeros((1, 8, 20, 3), np.float32))
+    small = closed_form.picture()[:, :4, :20]
+    extended = np.pad(small, ((0, 0), (0, 5), (0, 0), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(module(small), module(extended))
 
 
 def test_starting_values_are_the_releases():

@@ -43,6 +43,11 @@ def test_files_are_restored_whole_and_in_tiles_and_what_is_wrong_is_said(workdir
     assert whole.shape == tiles.shape == (30, 41, 3)
 
 
+def test_a_picture_of_one_pixel_is_restored(workdir):
+    restored = Restorer.from_checkpoint(workdir).restore(np.full((1, 1, 3), 0.5, np.float32))
+    assert restored.picture.shape == (1, 1, 3) and sum(restored.probabilities.values()) == pytest.approx(1)
+
+
 def test_what_is_said_to_be_wrong_counts_more_than_the_classifier(workdir):
     picture = np.random.default_rng(1).random((12, 14, 3), np.float32)
     predicted = Restorer.from_checkpoint(workdir).restore(picture)

@@ -8,6 +8,7 @@ import pytest
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.tiling import restore_in_tiles, tile_starts, tile_weights
 
@@ -76,6 +77,18 @@ def test_tiles_give_what_the_whole_picture_gives(network):
     # With less overlap than that the tiles' borders show.
     narrow = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=4)(picture)
     assert np.abs(narrow - whole).max() > 1e-5
+
+
+def test_windows_lie_as_in_the_whole_picture_in_the_last_tiles_too():
+    """Two blocks of windows of 4 reach 14 pixels with the convolutions around them; sides are no multiples of 4."""
+    sizes = SwinIRConfig(width=4, heads=1, depths=(2,), window=4, tail=4, drop_path=0.0)
+    model = RegressionModel(RegressionConfig("mioir_swinir", sizes, SEVEN))
+    # Away from uniform attention, which would hide where windows begin.
+    params = {path: 3 * value for path, value in parameters.initial_values(model, 0).items()}
+    picture = np.random.default_rng(0).random((61, 121, 3), np.float32)
+    whole = Restorer(model, params, minimum=1, tasks=())(picture)
+    in_tiles = Restorer(model, params, minimum=1, tasks=(), tile=112, overlap=56)(picture)
+    np.testing.assert_allclose(in_tiles, whole, atol=1e-5)
 
 
 def test_settings_a_model_does_not_have_are_refused(network):
