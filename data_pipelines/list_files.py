@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from data_pipelines.patterns import without_suffix
+from data_pipelines.patterns import plain, without_suffix
 
 
 def read_list(path: str | os.PathLike[str]) -> list[str]:
@@ -49,9 +49,9 @@ def _by_ends(listed: Sequence[str], paths: Iterable[str]) -> Mapping[str, Sequen
     """Name -> the pictures it may mean; names that mean none are left out."""
     ends: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for path in paths:
-        parts = tuple(without_suffix(path).lower().split("/"))
+        parts = tuple(plain(without_suffix(path)).split("/"))
         for k in range(len(parts)):
             ends[parts[k:]].append(path)
-    names = {name: tuple(name.lower().split("/")) for name in listed}
+    names = {name: tuple(plain(name).split("/")) for name in listed}
     depth = max((len(parts) - k for parts in names.values() for k in range(len(parts)) if parts[k:] in ends), default=1)
     return {name: ends[parts[-depth:]] for name, parts in names.items() if parts[-depth:] in ends}

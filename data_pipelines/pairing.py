@@ -24,6 +24,7 @@ from data_pipelines.patterns import (
     filled,
     folder_expression,
     parent,
+    plain,
     shown,
     without_suffix,
 )
@@ -83,9 +84,7 @@ class Fault:
 
 
 _UNUSED = "no degraded picture belongs to this clean one"
-READ_KINDS = ("unreadable", "size")
-"""Told only by reading the pictures."""
-KINDS = ("missing", "extra", "misnamed", "duplicate", *READ_KINDS, "count", "absent")
+KINDS = ("missing", "extra", "misnamed", "duplicate", "unreadable", "size", "count", "absent")
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def _matches(paths: Sequence[str], pattern: str, root: str, faults: list[Fault])
         match = expression.fullmatch(without_suffix(path))
         if match is not None and match["root_"] == root:
             found[path] = {key: value for key, value in match.groupdict().items() if key != "root_"}
-            same_name[without_suffix(path).lower()].append(path)
+            same_name[plain(without_suffix(path))].append(path)
     for several in same_name.values():
         for path in several if len(several) > 1 else ():
             others = ", ".join(other for other in several if other != path)
@@ -260,7 +259,7 @@ def _by_fields(
     degraded: Mapping[str, Mapping[str, str]], clean: Mapping[str, Mapping[str, str]], gt: str, unused: bool
 ) -> tuple[dict[str, str], list[Fault]]:
     names = field_names(gt)
-    key = lambda fields: tuple(fields[name].lower() for name in names)
+    key = lambda fields: tuple(plain(fields[name]) for name in names)
     by_key = {key(fields): path for path, fields in clean.items()}
     partner, faults, used = {}, [], set()
     for path, fields in degraded.items():

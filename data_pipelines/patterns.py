@@ -12,6 +12,7 @@ that begins with './' starts at the source itself.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,12 @@ def comparable(value: Any) -> Any:
     try:
         return float(value)
     except ValueError:
-        return str(value).lower()
+        return plain(str(value))
+
+
+def plain(name: str) -> str:
+    """What is compared of a name: neither case nor how accents are put on letters (macOS keeps them apart)."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _expression(pattern: str, named: bool = True) -> str:

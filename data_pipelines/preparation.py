@@ -140,7 +140,7 @@ def _write_split(
         pairs = part.pairs[index * per_shard : (index + 1) * per_shard]
         file = shard_name(part.split.name, index, count)
         source = "\n".join([FORMAT, task, *(pair.fingerprint() for pair in pairs)])
-        source = hashlib.sha256(source.encode()).hexdigest()
+        source = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()
         shard = Shard.finished(folder, file, source)
         if shard is None:
             shard = write_shard(folder, file, _counted(read_records(pairs, task, tree, workers), bar), source)
@@ -161,7 +161,9 @@ def _read(pair: Pair, task: str, tree: Tree) -> Record | tuple[str, str, str]:
     try:
         return read_pair(pair, task)
     except UnusablePair as error:
-        return error.kind, os.path.relpath(error.name, tree.source), error.what
+        # Names that are not UTF-8 cannot be printed or stored as they are.
+        name = os.path.relpath(error.name, tree.source).encode(errors="backslashreplace").decode()
+        return error.kind, name, error.what
 
 
 def _pairs_per_shard(pairs: Sequence[Pair], megabytes: float) -> int:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from data_pipelines import mixture_plan
 from data_pipelines.layouts import LAYOUTS, Layout, layout_named
 from data_pipelines.list_files import read_list
-from data_pipelines.pairing import READ_KINDS, Fault, Found, Rule, Split, find
+from data_pipelines.pairing import Fault, Found, Rule, Split, find
 from data_pipelines.patterns import shown
 from data_pipelines.preparation import (
     SHARD_MEGABYTES,
@@ -103,7 +103,8 @@ def _listed(faults: Sequence[Fault]) -> list[str]:
         lines += [f"  {kind}: {fault.name}: {fault.what}" for fault in alike[:_SHOWN]]
         if len(alike) > _SHOWN:
             lines.append(f"  {kind}: and {len(alike) - _SHOWN} more (--all-names lists them)")
-    return lines
+    # Names that are not UTF-8 cannot be printed as they are.
+    return [line.encode(errors="backslashreplace").decode() for line in lines]
 
 
 def _run(command: str, options: argparse.Namespace) -> None:
@@ -152,11 +153,12 @@ def _run(command: str, options: argparse.Namespace) -> None:
     )
     for name, split in manifest["splits"].items():
         # Told above but for those that only reading found.
-        read = [Fault(**fault) for fault in split["left_out"] if fault["kind"] in READ_KINDS]
+        told = {part.split.name: part.faults for part in found}[name]
+        read = [fault for fault in (Fault(**fields) for fields in split["left_out"]) if fault not in told]
         print("\n".join([*_listed(read), ""]), end="")
         left_out = Counter(fault["kind"] for fault in split["left_out"])
-        told = "".join(f", {number} {kind}" for kind, number in sorted(left_out.items()))
-        print(f"{name}: {split['records']} records in {len(split['shards'])} shards{told}")
+        counted_out = "".join(f", {number} {kind}" for kind, number in sorted(left_out.items()))
+        print(f"{name}: {split['records']} records in {len(split['shards'])} shards{counted_out}")
     print(f"written: {options.output}")
 
 

@@ -21,7 +21,7 @@ _BLOCK_BYTES = 3 * 256**2  # SIDD's blocks, without compression
 
 
 class UnusablePair(ValueError):
-    """A pair that cannot be stored; `kind` is 'unreadable' or 'size', `name` the picture's file."""
+    """A pair that cannot be stored; `kind` is 'unreadable', 'size' or 'misnamed', `name` the picture's file."""
 
     def __init__(self, kind: str, name: str, what: str):
         super().__init__(f"{name}: {what}")
@@ -108,8 +108,14 @@ class Record:
 def read_pair(pair: Pair, task: str) -> Record:
     """Reads both pictures and decodes them once, to be sure that training can.
 
-    Raises UnusablePair for a picture that cannot be read or decoded, and for two of different sizes.
+    Raises UnusablePair for a picture that cannot be read or decoded, for two of different sizes, and for a name that
+    no record can hold.
     """
+    try:
+        pair.id.encode()
+    except UnicodeEncodeError:
+        path = next(picture.path for picture in (pair.lq, pair.gt) if picture)
+        raise UnusablePair("misnamed", str(path), "its name is not UTF-8; rename it") from None
     encoded: dict[str, bytes] = {}
     size: tuple[int, int] | None = None
     for side in ("lq", "gt"):

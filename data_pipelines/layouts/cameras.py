@@ -68,8 +68,9 @@ def _under_display(name: str, written: str, kind: str) -> Layout:
 
 
 def _cdd11(name: str, count: int) -> Split:
-    rule = Rule(f"{name}/{{kind:{'|'.join(_CDD)}}}/{{n}}", f"{name}/clear/{{n}}")
-    return Split(name, 11 * count, (rule,), count, {"kind": _CDD}, confirmed=False)
+    kind = f"{{kind:{'|'.join(_CDD)}}}"
+    rules = tuple(Rule(f"{top}/{kind}/{{n}}", f"{top}/clear/{{n}}") for top in (name, f"CDD-11_{name}"))
+    return Split(name, 11 * count, rules, count, {"kind": _CDD}, confirmed=False)
 
 
 CAMERAS = (

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,20 @@ def test_dead_links_are_unreadable_pictures(tree, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "unreadable: train/s1/blur/000003.png: " in printed and "unreadable: train/s1/blur/000004.png: " in printed
     assert len(PreparedPictures(tmp_path / "out")) == 6
+
+
+def test_names_in_other_encodings(tmp_path, capsys):
+    for side, form in (("lq", "NFC"), ("gt", "NFD")):
+        write_picture(tmp_path / "mine" / side / f"{unicodedata.normalize(form, 'ü')}.png")
+        os.rename(
+            write_picture(tmp_path / "mine" / side / "x.png"), os.fsencode(tmp_path / "mine" / side) + b"/\xff.png"
+        )
+    arguments = ("pairs", "--source", tmp_path / "mine", "--task=derain")
+    assert run(*arguments, "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "misnamed: lq/\\udcff.png: its name is not UTF-8" in printed and "1 records" in printed
+    assert PreparedPictures(tmp_path / "out")[0]["name"] == "lq/ü"
+    assert run(*arguments, "--output", tmp_path / "strict", "--strict") == 1
 
 
 def test_listing(capsys):
