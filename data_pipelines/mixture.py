@@ -114,7 +114,10 @@ def mixture_weights(
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a positive number, not {temperature}")
     power = 1 / temperature if mixing == "temperature" else 1.0
-    return {task: factor(task) * length**power for task, length in lengths.items()}
+    try:
+        return {task: factor(task) * length**power for task, length in lengths.items()}
+    except OverflowError:
+        raise ValueError(f"temperature {temperature} is too low: the largest task would fill every batch") from None
 
 
 def exact_shares(weights: Sequence[float]) -> list[Fraction]:

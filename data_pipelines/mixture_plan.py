@@ -86,6 +86,8 @@ def parts_of(tasks: Mapping[str, str]) -> list[Part]:
     for task, text in tasks.items():
         for name, repeat in parse_source(text):
             pictures = int(name) if name.isdecimal() else len(open_source(name))
+            if not pictures:
+                raise ValueError(f"{task}: {name} has no pictures")
             parts.append(Part(task, "" if name.isdecimal() else name, pictures, repeat))
     return parts
 

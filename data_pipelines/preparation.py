@@ -68,7 +68,8 @@ def prepare(
       strict: an unreadable picture or a pair of two sizes refuses the whole.
       workers: threads; 0: one for each core.
 
-    Returns the manifest. Raises FileExistsError where the output is, Refused for faults with `strict`.
+    Returns the manifest. Raises FileExistsError where the output is, Refused for faults with `strict`, ValueError
+    where no picture can be used.
     """
     target = Path(output)
     if target.exists():
@@ -89,6 +90,9 @@ def prepare(
             splits[part.split.name] = split_summary(shards, [*structural, *skipped])
     if strict and refused:
         raise Refused("\n".join([f"--strict: {len(refused)} pictures cannot be used", *refused]))
+    if not any(split["records"] for split in splits.values()):
+        shutil.rmtree(partial)
+        raise ValueError("\n".join(["none of the pictures can be used, nothing was written", *refused[:20]]))
     manifest = {
         "format": FORMAT,
         "name": layout.name,

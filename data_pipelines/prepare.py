@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from data_pipelines import mixture_plan
 from data_pipelines.layouts import LAYOUTS, Layout, layout_named
 from data_pipelines.list_files import read_list
 from data_pipelines.pairing import Fault, Found, Rule, Split, find
-from data_pipelines.patterns import shown
+from data_pipelines.patterns import compiled, shown
 from data_pipelines.preparation import (
     SHARD_MEGABYTES,
     Refused,
@@ -198,7 +199,14 @@ def _own_rule(lq: str, gt: str, pairing: str) -> Rule:
         raise ValueError(
             f"--pairing: 'stem', 'prefix' or 'PATTERN=>PATTERN' as in '{{n}}_rain=>{{n}}_clean', not {pairing!r}"
         )
-    return Rule(f"./{lq}/{degraded}", f"./{gt}/{clean}")
+    rule = Rule(f"./{lq}/{degraded}", f"./{gt}/{clean}")
+    try:
+        fields = {pattern: {*compiled(pattern).groupindex} for pattern in (rule.lq, rule.gt)}
+    except re.error as error:
+        raise ValueError(f"--pairing={pairing}: {error}") from None
+    if unknown := fields[rule.gt] - fields[rule.lq]:
+        raise ValueError(f"--pairing={pairing}: {{{min(unknown)}}} is a field of the clean pattern only")
+    return rule
 
 
 def _details(layout: Layout) -> str:

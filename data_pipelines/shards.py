@@ -110,6 +110,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not a manifest ({error})") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):
+        raise ValueError(f"{path}: not a manifest (it has no splits); prepare the data again")
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: its format is {manifest.get('format')!r}, this version reads {FORMAT!r}")
     return manifest

@@ -106,3 +106,8 @@ def test_mixture_weights():
         mixture_weights(lengths, "one_per_task", batch_size=4)
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         mixture_weights(lengths, "temperature", 0.0)
+
+
+def test_too_low_a_temperature_is_said():
+    with pytest.raises(ValueError, match="too low"):
+        mixture_weights({"a": 72135, "b": 9}, "temperature", 0.001)

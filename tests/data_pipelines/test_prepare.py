@@ -218,6 +218,29 @@ def test_names_in_other_encodings(tmp_path, capsys):
     assert run(*arguments, "--output", tmp_path / "strict", "--strict") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("pairs", "--pairing={a}=>{b}"), "{b} is a field of the clean pattern only"),
+        (("pairs", "--pairing={a:(}=>{a}"), "--pairing={a:(}=>{a}: missing )"),
+        (("pairs", "--split=train"), "none of the pictures can be used"),
+    ],
+)
+def test_what_cannot_be_prepared_leaves_nothing(arguments, said, tmp_path, capsys):
+    write_picture(tmp_path / "gt/1.png")
+    (tmp_path / "lq").mkdir()
+    (tmp_path / "lq/1.png").write_bytes(b"")
+    output = tmp_path.parent / f"{tmp_path.name}_out"
+    assert run(*arguments, "--source", tmp_path, "--task=derain", "--output", output) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.parent.glob(f"{output.name}*"))
+
+
+@pytest.mark.parametrize("text", ["[]", '{"format": "prepared pictures 1"}'])
+def test_manifests_that_are_none(text, tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text(text)
+    assert run("verify", tmp_path) == 2 and "not a manifest" in capsys.readouterr().err
+
+
 def test_listing(capsys):
     assert run("list") == 0
     table = capsys.readouterr().out
