@@ -28,7 +28,7 @@ from typing import get_args
 
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
-from mperceiver_jax.convert.regression_files import export_regression
+from mperceiver_jax.convert.regression_files import export_regression, kept_aside
 from mperceiver_jax.convert.weight_sources import Weights, Which, open_weights
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.regression import RegressionModel
@@ -109,7 +109,13 @@ def _export_regression(arguments: argparse.Namespace, weights: Weights) -> None:
             values, averages = weights.values, None
     with progress_bar("exporting", len(values)) as bar:
         paths = export_regression(
-            weights.model, values, arguments.output, arguments.dtype, averages, done=lambda count: bar.update(count)
+            weights.model,
+            values,
+            arguments.output,
+            arguments.dtype,
+            averages,
+            done=lambda count: bar.update(count),
+            aside=kept_aside(arguments.source),
         )
     for path in paths:
         print(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mperceiver_jax.convert.priors import FORMAT, PriorsDirectory, check_vacant,
 from mperceiver_jax.convert.recognition import find_parts, recognise
 from mperceiver_jax.convert.sources import WeightFile, weight_files
 from mperceiver_jax.convert.state_dicts import Found
-from mperceiver_jax.convert.torch_files import open_tensors
+from mperceiver_jax.convert.torch_files import StoredTensor, open_tensors
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training.progress import progress_bar
@@ -132,9 +133,11 @@ def converted(found: Found, dtype: np.dtype | None) -> np.ndarray:
         ValueError: values that are no floating-point numbers, not finite, or too large for the dtype; names
             file and key.
     """
-    tensor = found.tensors[0]
-    where = f"{tensor.file}: {', '.join(found.keys)}"
-    value = found.read()
+    return np.asarray(found.read(partial(_checked, dtype=dtype)), order="C")
+
+
+def _checked(tensor: StoredTensor, dtype: np.dtype | None) -> np.ndarray:
+    where, value = f"{tensor.file}: {tensor.key}", tensor.read()
     # `kind` of bfloat16 is V in numpy's eyes.
     if value.dtype != ml_dtypes.bfloat16 and value.dtype.kind != "f":
         raise ValueError(f"{where}: holds {value.dtype}, not floating-point numbers")
@@ -142,7 +145,7 @@ def converted(found: Found, dtype: np.dtype | None) -> np.ndarray:
         raise ValueError(f"{where}: holds values that are not finite")
     own = np.dtype(np.float32) if value.dtype == np.float64 else value.dtype
     with np.errstate(over="ignore"):
-        result = value.astype(dtype or own, order="C")
+        result = value.astype(dtype or own)
     if result.dtype.itemsize < value.dtype.itemsize and not np.isfinite(result).all():
         raise ValueError(f"{where}: too large for {result.dtype}; choose another --dtype")
     return result

@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 held |= _describe(model, file)
             except ValueError as error:
-                print(f"  not usable: {one_line(error)}")
-                unusable.append(file.name)
+                print("  not usable, as said below")
+                unusable.append(one_line(error))
     print()
     if problems := lacking(model, held):
         print("For a full model:")
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not part.needed and not any(part_of(path) is part for path in held):
             print(f"  not there, and not needed to begin: {part.title}")
     if unusable:
-        raise ValueError(f"not usable: {', '.join(unusable)}")
+        raise ValueError(f"not usable: {'; '.join(unusable)}")
 
 
 def _describe(model: MPerceiver, file: WeightFile) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mperceiver_jax.command_line import one_line
 from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
 
@@ -44,7 +45,14 @@ def _mapping(config: str) -> ConfigDict:
     file, _, variant = config.partition(":")
     if not Path(file).is_file():
         raise FileNotFoundError(f"--config: {file}: no such file")
-    get_config = runpy.run_path(file).get("get_config")
-    if get_config is None:
-        raise ValueError(f"--config: {file} has no get_config")
-    return get_config(variant) if variant else get_config()
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise ValueError(f"{file} has no get_config")
+        mapping = get_config(variant) if variant else get_config()
+    except Exception as error:  # The file is a program, and may fail in any way.
+        kind = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
+        raise ValueError(f"--config={config}: {one_line(error)}{kind}") from error
+    if not isinstance(mapping, ConfigDict) or "model" not in mapping:
+        raise ValueError(f"--config={config}: its get_config gives no ConfigDict with a model")
+    return mapping

@@ -1,12 +1,16 @@
 """PyTorch's pickled checkpoints (.ckpt, .bin, .pt, .pth), opened for their tensors only.
 
 torch's weights-only reader builds tensors and plain containers and refuses everything else.
-The one addition: objects that Lightning leaves beside the tensors (the state of callbacks,
-hyperparameters) become empty shells, since published checkpoints contain them.
+The one addition: objects that trainers leave beside the tensors (the state of callbacks,
+hyperparameters, numpy's numbers in schedules) become empty shells, since published checkpoints contain them.
 """
 
+import contextlib
 import math
 import pickle
+import pickletools
+import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,15 +24,22 @@ PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 # Where frameworks keep the tensors within a checkpoint; averages before what they are averages of.
 _CONTAINERS = ("state_dict", "params_ema", "params")
-_BYSTANDERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+# Beginnings of names of what stands beside them. Nothing of these is ever imported or called.
+_BYSTANDERS = (
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "torch.optim."),
+    *("numpy.", "pathlib.", "argparse.Namespace"),
+)
 # Pages of a mapped file stay in memory until it is closed; it is opened anew after so many bytes.
 _REOPEN_AFTER = 256 * 2**20
 
 Entry = tuple[tuple[int, ...], np.dtype | str, Callable[[], np.ndarray]]
 
 
-def open_pickled(path: Path) -> dict[str, Entry]:
+def open_pickled(path: Path, averages: bool = True) -> dict[str, Entry]:
     """{key: (shape, dtype, function that reads the values)}; a dtype unknown to numpy is given by its name.
+
+    Args:
+        averages: of a checkpoint that has parameters and their averages, take the averages.
 
     Raises:
         ValueError: torch is not installed; the file is damaged, or holds more than tensors; names the file.
@@ -40,11 +51,11 @@ def open_pickled(path: Path) -> dict[str, Entry]:
             f"{path}: reading pickled checkpoints takes torch (pip install 'mperceiver-jax[torch]'); "
             ".safetensors files are read without"
         ) from error
-    file = _MappedFile(path)
+    file = _MappedFile(path, averages)
     found: dict[str, Entry] = {}
     for key, tensor in file.tensors().items():
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            raise ValueError(f"{path}: {key} is no plain tensor (sparse or quantised)")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: {key} is no plain tensor (sparse, quantised, nested or without values)")
         found[key] = (tuple(tensor.shape), _dtype(tensor), lambda key=key: file.read(key))  # type: ignore[misc]
     if not found:
         raise ValueError(f"{path}: holds no tensors")
@@ -54,8 +65,9 @@ def open_pickled(path: Path) -> dict[str, Entry]:
 class _MappedFile:
     """A checkpoint whose tensors are views of the file."""
 
-    def __init__(self, path: Path):
-        self._path, self._state, self._read = path, _load(path), 0
+    def __init__(self, path: Path, averages: bool):
+        self._path, self._averages, self._read = path, averages, 0
+        self._state = _load(path, averages)
 
     def tensors(self) -> dict[str, Any]:
         return self._state
@@ -63,7 +75,7 @@ class _MappedFile:
     def read(self, key: str) -> np.ndarray:
         if self._read > _REOPEN_AFTER:
             self._state = {}
-            self._state, self._read = _load(self._path), 0
+            self._state, self._read = _load(self._path, self._averages), 0
         tensor = self._state[key]
         size = math.prod(tensor.shape) * tensor.element_size()
         if size > self._path.stat().st_size:
@@ -85,39 +97,59 @@ class _Shell:
         pass
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, averages: bool) -> dict[str, Any]:
     """The tensors of a checkpoint by their keys, as views of the mapped file."""
-    import torch
-
+    content = None
     try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError(f"{path}: compressed, as PyTorch never writes; not read")
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        else:
-            unknown = []
-        # torch fills plain mappings only, so what is one by its name becomes one.
-        shells: list[Any] = [
-            (OrderedDict if name.endswith("Dict") else _Shell, name) for name in unknown if name.startswith(_BYSTANDERS)
-        ]
-        with torch.serialization.safe_globals(shells):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        compressed = zipfile.is_zipfile(path) and _is_compressed(path)
+        if not compressed:
+            content = _content(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: damaged, or holds more than tensors, which could run code ({_gist(error)}); not read. "
             "Take a .safetensors file, or save the bare state dict where you trust the file"
         ) from error
-    except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # Bytes that are no pickle, or a crafted one, can lead to any.
         raise ValueError(f"{path}: damaged, or no PyTorch checkpoint ({_gist(error)})") from error
-    return _tensors(content, path)
+    if compressed:
+        raise ValueError(f"{path}: compressed, as PyTorch never writes; not read")
+    return _tensors(content, path, averages)
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Any]:
+def _is_compressed(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _content(path: Path) -> Any:
+    """What torch's weights-only reader makes of a file, tensors mapped where the format allows it."""
     import torch
 
-    for name in _CONTAINERS:
+    zipped = zipfile.is_zipfile(path)
+    with warnings.catch_warnings(action="ignore"):
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else _globals(path)
+        # torch fills plain mappings only, so what is one by its name becomes one.
+        shells: list[Any] = [
+            (OrderedDict if name.endswith("Dict") else _Shell, name) for name in unknown if name.startswith(_BYSTANDERS)
+        ]
+        with torch.serialization.safe_globals(shells):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+
+
+def _globals(path: Path) -> set[str]:
+    """The names in a file of the format before 2020: three short pickles before that of the content."""
+    found: set[str] = set()
+    with open(path, "rb") as file, contextlib.suppress(ValueError):  # What is wrong with it, torch will say.
+        for _ in range(4):
+            operations = pickletools.genops(file)
+            found |= {str(value).replace(" ", ".") for code, value, _ in operations if code.name == "GLOBAL"}
+    return found
+
+
+def _tensors(content: Any, path: Path, averages: bool) -> dict[str, Any]:
+    import torch
+
+    for name in _CONTAINERS if averages else ("params", *_CONTAINERS):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping):
@@ -147,5 +179,7 @@ def _numpy(tensor: Any) -> np.ndarray:
 def _gist(error: BaseException) -> str:
     """What torch says was found, without its advice."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if blocked := re.search(r"GLOBAL \S+ whose module \S+ is blocked", text):
+        return blocked[0]
     _, _, telling = text.rpartition("WeightsUnpickler error: ")
     return telling.partition(" Please use")[0].partition(" Check the documentation")[0][:200].rstrip(". ")

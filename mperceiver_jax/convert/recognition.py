@@ -93,7 +93,7 @@ def find_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: st
         module = attrgetter(name)(model) if name else model
         own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         try:
-            found |= match(module, own, layout, optional_groups(model), f"{name}." if name else "")
+            found |= match(module, own, layout, optional_groups(model), f"{name}." if name else "", prefix)
         except ValueError as error:
             raise ValueError(f"{where} looks like {family.title}, but: {error}") from error
     if not found:

@@ -10,6 +10,7 @@ goes into a file of its own, NAME.classifier.SUFFIX.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy as np
 from flax import nnx
 
 from mperceiver_jax.config import Experiment, to_mapping
+from mperceiver_jax.convert.importing import converted
+from mperceiver_jax.convert.priors import check_vacant
 from mperceiver_jax.convert.safetensors_writer import rounded
-from mperceiver_jax.convert.state_dicts import from_torch, to_torch
-from mperceiver_jax.convert.torch_files import open_tensors, write_safetensors
+from mperceiver_jax.convert.state_dicts import dead_tensors, match, to_torch
+from mperceiver_jax.convert.torch_files import open_tensors, read_torch, write_safetensors
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training.checkpoints import Checkpoints
@@ -33,14 +36,18 @@ from mperceiver_jax.training.workdir import claim_workdir
 State = dict[str, np.ndarray]
 SUFFIXES = (".safetensors", ".ckpt", ".pkl", ".pth", ".pt")
 NETWORK, CLASSIFIER = "network.", "classifier."
+ASIDE = "kept_aside.safetensors"
 
 
-def state_dict(model: RegressionModel, values: Mapping[str, Any], part: str, dtype: str = "float32") -> State:
+def state_dict(
+    model: RegressionModel, values: Mapping[str, Any], part: str, dtype: str = "float32", aside: State | None = None
+) -> State:
     """The state dict of one part of a model under the release's keys, complete.
 
     Args:
         part: `NETWORK` or `CLASSIFIER`.
         dtype: of the floating-point numbers, rounded to the nearest.
+        aside: what `kept_aside` reads.
 
     Raises:
         ValueError: the part has no released form; values that are not finite, or too large for the dtype.
@@ -50,8 +57,14 @@ def state_dict(model: RegressionModel, values: Mapping[str, Any], part: str, dty
     wide = np.dtype(jnp.dtype(dtype))
     return {
         key: rounded(key, value, wide) if np.issubdtype(value.dtype, np.floating) else value
-        for key, value in to_torch(module, own).items()
+        for key, value in to_torch(module, own, dead=aside if part == NETWORK else None).items()
     }
+
+
+def kept_aside(workdir: Path) -> State:
+    """Of a run that was imported, the tensors of its file that the network has no use for; else nothing."""
+    file = workdir / ASIDE
+    return read_torch(file) if file.exists() else {}
 
 
 def container(family: str, state: State, averages: State | None, epoch: int) -> dict[str, Any]:
@@ -71,6 +84,7 @@ def export_regression(
     averages: Mapping[str, Any] | None = None,
     epoch: int = 0,
     done: Callable[[int], object] = lambda count: None,
+    aside: State | None = None,
 ) -> list[Path]:
     """Writes a model for PyTorch; returns the files, the network's first. All appear complete or not at all.
 
@@ -79,6 +93,7 @@ def export_regression(
         averages: moving averages of the parameters, for the containers that have a place for them.
         epoch: noted in containers that have a place for it.
         done: told the number of parameters that are written.
+        aside: what `kept_aside` reads.
 
     Raises:
         FileExistsError: there is something at `output`, or beside it, already.
@@ -92,18 +107,23 @@ def export_regression(
     for path in parts.values():
         if path.exists():
             raise FileExistsError(f"{path} exists already; move it away, or name another --output")
-    states = {part: state_dict(model, values, part, dtype) for part in parts}
+    states = {part: state_dict(model, values, part, dtype, aside) for part in parts}
+    average = {} if averages is None else {part: state_dict(model, averages, part, dtype, aside) for part in parts}
     output.parent.mkdir(parents=True, exist_ok=True)
-    # The classifier first: where the network's file is, both are complete.
-    for part, path in reversed(parts.items()):
-        if path.suffix == ".safetensors":
-            write_safetensors(path, states[part])
-        else:
-            average = None if averages is None else state_dict(model, averages, part, dtype)
-            # The classifier is MiOIR's, whatever the network is.
-            family = model.config.family if part == NETWORK else "classifier"
-            _write_pickled(path, container(family, states[part], average, epoch))
-        done(sum(key.startswith(part) for key in values))
+    try:
+        # The classifier first: where the network's file is, both are complete.
+        for part, path in reversed(parts.items()):
+            if path.suffix == ".safetensors":
+                write_safetensors(path, states[part])
+            else:
+                # The classifier is MiOIR's, whatever the network is.
+                family = model.config.family if part == NETWORK else "classifier"
+                _write_pickled(path, container(family, states[part], average.get(part), epoch))
+            done(sum(key.startswith(part) for key in values))
+    except BaseException:
+        for path in parts.values():
+            path.unlink(missing_ok=True)
+        raise
     return list(parts.values())
 
 
@@ -131,6 +151,8 @@ def _write_pickled(path: Path, content: Mapping[str, Any]) -> None:
 def import_regression(sources: list[Path], output: Path, experiment: Experiment) -> list[str]:
     """Released weights become the workdir of a run that is finished: `restore`, `evaluate` and `export` take it.
 
+    Of MiOIR's two sets of parameters the averages are taken, or the last ones where the experiment keeps no average.
+
     Args:
         sources: the network's file, and where the network must be told what is wrong and shall not be told by
             whoever uses it, the classifier's.
@@ -140,8 +162,11 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         What the user should know, one sentence each.
 
     Raises:
-        FileNotFoundError, ValueError: a file that cannot be read or is of another network; a workdir in use.
+        FileExistsError: `output` is there already and not empty.
+        FileNotFoundError, ValueError: a file that cannot be read or is of another network, values that are not
+            finite; names file and key. Nothing is written.
     """
+    check_vacant(output)
     assert isinstance(experiment.model, RegressionConfig)
     notes = []
     if experiment.model.is_told and len(sources) < 2:
@@ -152,18 +177,27 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     modules = {NETWORK: model.network} | ({CLASSIFIER: model.classifier} if hasattr(model, "classifier") else {})
     if len(sources) != len(modules):
         raise ValueError(f"{len(sources)} files given, but {experiment.title} is made of {len(modules)}")
+    stage = experiment.stages["regression"]
     values: State = {}
+    aside: State = {}
     for (part, module), source in zip(modules.items(), sources, strict=True):
+        tensors: Mapping[str, Any] = open_tensors(source, averages=stage.ema_decay > 0)
         try:
-            found = from_torch(module, dict(open_tensors(source)))  # type: ignore[arg-type]  # read when asked for
+            found = match(module, tensors)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        values |= {part + path: np.asarray(value, np.float32, order="C") for path, value in found.items()}
+        values |= {part + path: converted(tensor, np.dtype(np.float32)) for path, tensor in found.items()}
+        aside |= dead_tensors(module, tensors) if part == NETWORK else {}
     assert values.keys() == parameters.declared(model).keys()
-    stage = experiment.stages["regression"]
     experiment = replace(experiment, stages={"regression": replace(stage, curriculum=(), ema_decay=0.0)})
-    claim_workdir(output, to_mapping(experiment))
     metadata = {"stage": "regression", "priors": fingerprint({}), "ema": False, **experiment.form}
-    with Checkpoints(checkpoint_folder(output, "regression"), asynchronous=False) as checkpoints:
-        checkpoints.save(stage.steps, {"trainable": values, "ema": {}}, None, metadata)
+    try:
+        claim_workdir(output, to_mapping(experiment))
+        if aside:
+            write_safetensors(output / ASIDE, aside)
+        with Checkpoints(checkpoint_folder(output, "regression"), asynchronous=False) as checkpoints:
+            checkpoints.save(stage.steps, {"trainable": values, "ema": {}}, None, metadata)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
     return notes

@@ -1,7 +1,7 @@
 """Between a module's parameters and a PyTorch state dict: names, transpositions, strictness."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,11 @@ class Found:
     tensors: tuple[Any, ...]
     kind: parameters.Kind
 
-    def read(self) -> np.ndarray:
-        """The parameter's value in our layout."""
-        parts = [_ours(np.asarray(tensor), self.kind) for tensor in self.tensors]
+    def read(self, checked: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
+        """The parameter's value in our layout; `checked` reads one tensor. Parts of several dtypes become float32."""
+        parts = [_ours(checked(tensor), self.kind) for tensor in self.tensors]
+        if len({part.dtype for part in parts}) > 1:
+            parts = [part.astype(np.float32) for part in parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
 
@@ -66,18 +68,21 @@ def match(
     layout: str = "release",
     optional: Sequence[str] = (),
     where: str = "",
+    prefix: str = "",
 ) -> dict[str, Found]:
     """Finds a module's parameters in a state dict by names and shapes, without reading a value.
 
     Args:
         tensors: anything with a `shape`; otherwise as in `from_torch`.
         where: stands before the module's own paths, in the result and for `optional`.
+        prefix: stood before the keys in their file, for messages. Tensors with a `key` of their own are told by it.
 
     Raises:
         ValueError: as `from_torch`.
     """
     names = keymap(module, layout)
     tensors = _canonical(tensors, names)
+    told = lambda key: getattr(tensors.get(key), "key", prefix + key)
     variables = parameters.declared(module)
     groups = {path: _group(where + path, optional) for path in variables}
     there = {groups[path] for path in variables if any(key in tensors for key in names.keys(path))}
@@ -92,23 +97,23 @@ def match(
         expected = (*shape[:-1], shape[-1] // len(keys)) if len(keys) > 1 else tuple(shape)
         for key in keys:
             if key not in tensors:
-                missing.append(key)
+                missing.append(told(key))
             elif _our_shape(tuple(tensors[key].shape), kind) != expected:
                 theirs = _theirs(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
-                misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
+                misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
         if not missing and not misshapen:
             found[where + path] = Found(keys, tuple(tensors[key] for key in keys), kind)
     dead = names.dead if any(key in tensors for key in names.dead) else {}
     for key, wanted in dead.items():
         if key not in tensors:
-            missing.append(key)
+            missing.append(told(key))
         elif tuple(tensors[key].shape) != wanted:
-            misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {wanted} expected")
+            misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {wanted} expected")
     for key, value in names.buffers.items():
         if key in tensors and tuple(tensors[key].shape) != value.shape:
-            misshapen.append(f"{key}: {tuple(tensors[key].shape)} given, {value.shape} expected")
+            misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {value.shape} expected")
     used.update(dead, names.buffers)
-    unexpected = [key for key in tensors if key not in used and not names.ignored(key)]
+    unexpected = [told(key) for key in tensors if key not in used and not names.ignored(key)]
     problems = [
         f"{len(some)} {what}: " + "; ".join(sorted(some)[:10]) + (" ..." if len(some) > 10 else "")
         for what, some in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))

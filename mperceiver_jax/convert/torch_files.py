@@ -86,9 +86,13 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {key: tensor.read() for key, tensor in open_tensors(path).items()}
 
 
-def open_tensors(path: str | os.PathLike) -> dict[str, StoredTensor]:
-    """What `read_torch` would read, without the values. Raises as `read_torch`."""
-    return _unwrapped(_opened(Path(path)))
+def open_tensors(path: str | os.PathLike, averages: bool = True) -> dict[str, StoredTensor]:
+    """What `read_torch` would read, without the values. Raises as `read_torch`.
+
+    Args:
+        averages: of a checkpoint that has parameters and their averages, take the averages.
+    """
+    return _unwrapped(_opened(Path(path), averages))
 
 
 def is_index(name: str) -> bool:
@@ -124,7 +128,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
         temporary.unlink(missing_ok=True)
 
 
-def _opened(path: Path) -> dict[str, StoredTensor]:
+def _opened(path: Path, averages: bool = True) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if is_index(path.name):
@@ -132,9 +136,7 @@ def _opened(path: Path) -> dict[str, StoredTensor]:
     if path.suffix == ".safetensors":
         return _safetensors(path)
     if path.suffix in PICKLED:
-        return {
-            key: StoredTensor(path, key, shape, dtype, read) for key, (shape, dtype, read) in open_pickled(path).items()
-        }
+        return {key: StoredTensor(path, key, *entry) for key, entry in open_pickled(path, averages).items()}
     raise ValueError(f"{path}: a file of another kind; tensors are read from {', '.join(SUFFIXES)} and *.index.json")
 
 
@@ -178,8 +180,10 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
 
 
 def _unwrapped(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Without a prefix that a training framework put before every key."""
+    """Without a prefix that a training framework put before every key, or every key but a few strangers."""
     for prefix in _WRAPPERS:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return _unwrapped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
+        bare = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+        wrapped = sum(key.startswith(prefix) for key in tensors)
+        if wrapped and 10 * wrapped >= 9 * len(tensors) and len(bare) == len(tensors):
+            return _unwrapped(bare)
     return tensors

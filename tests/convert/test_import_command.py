@@ -72,7 +72,32 @@ def test_failures_are_one_line(files, tmp_path, capsys):
     # Against the published sizes a small model is recognised, and refused by its shapes.
     assert main(["inspect", sd]) == 1
     shown = capsys.readouterr()
-    assert "  UNet: " in shown.out and "of another shape" in shown.out and "not usable" in shown.err
+    assert "  UNet: " in shown.out and "sd.safetensors looks like" in shown.err and "of another shape" in shown.err
+
+
+def test_inspect_says_why_a_file_is_of_no_use(tmp_path, capsys):
+    tensors = {key: np.asarray(value) for key, value in published.release().items() if key != "tp"}
+    save_file(tensors, tmp_path / "half.safetensors")
+    assert main(["inspect", str(tmp_path / "half.safetensors"), CONFIG]) == 1
+    error = capsys.readouterr().err
+    assert "half.safetensors looks like" in error and "missing: tp" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def (", "invalid syntax"),
+        ("get_config = lambda: 3", "no ConfigDict with a model"),
+        ("from ml_collections import ConfigDict as get_config", "no ConfigDict with a model"),
+        ("def get_config(): return {}['model']", "model (KeyError)"),
+        ("", "has no get_config"),
+    ],
+)
+def test_broken_config_files_are_told_in_one_line(text, told, tmp_path, capsys):
+    (tmp_path / "bad.py").write_text(text)
+    assert main(["inspect", "x.safetensors", f"--config={tmp_path / 'bad.py'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("inspect: --config=") and told in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["import", "inspect"])

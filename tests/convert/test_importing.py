@@ -227,3 +227,38 @@ def test_converted_rounds_float64_to_float32(tmp_path):
     tensors = convert.torch_files.open_tensors(tmp_path / "x.pt")
     found = convert.state_dicts.Found(("norm.weight",), (tensors["norm.weight"],), "plain")
     assert converted(found, None).dtype == np.float32
+
+
+def test_keys_are_told_as_their_file_has_them(model, tmp_path):
+    save_file({k: np.asarray(v) for k, v in published.stable_diffusion().items()}, tmp_path / "sd.safetensors")
+    towers = {key: np.asarray(value) for key, value in published.open_clip().items()}
+    both = {key: value.numpy() for key, value in published.clip().state_dict().items()}
+    query = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
+    release = {key.replace("CM_Inv.", "image_proj."): np.asarray(v) for key, v in published.release().items()}
+    for tensors, told in [
+        (towers | {"visual.foo": np.zeros(3, np.float32)}, r"unexpected: visual\.foo"),
+        (towers | {"visual.proj": np.zeros((3, 3), np.float32)}, r"visual\.proj: \(3, 3\) given"),
+        ({key: value for key, value in towers.items() if key != "visual.proj"}, r"missing: visual\.proj"),
+        (towers | {"visual.proj": towers["visual.proj"] * np.inf}, r"visual\.proj: holds values that are not finite"),
+        (both | {query: both[query].astype(np.int64)}, rf"{query}: holds int64"),
+        (both | {query: both[query] * np.nan}, rf"{query}: holds values that are not finite"),
+        (release | {"image_proj.norm.bias": np.zeros(3, np.float32)}, r"image_proj\.norm\.bias: \(3,\) given"),
+    ]:
+        save_file({key: np.array(value, order="C") for key, value in tensors.items()}, tmp_path / "bad.safetensors")
+        sources = [str(tmp_path / "sd.safetensors"), str(tmp_path / "bad.safetensors")]
+        with pytest.raises(ValueError, match=rf"bad\.safetensors.*{told}"):
+            import_priors(sources, tmp_path / "priors", model, say=lambda text: None)
+        assert not list(tmp_path.glob("priors*"))
+
+
+def test_parts_of_a_stack_may_differ_in_type(model, tmp_path):
+    state = published.vision().state_dict()
+    for name, dtype in (("q_proj", torch.float16), ("k_proj", torch.bfloat16)):
+        state = {key: value.to(dtype) if name in key else value for key, value in state.items()}
+    torch.save(state, tmp_path / "vision.bin")
+    tensors = convert.torch_files.open_tensors(tmp_path / "vision.bin")
+    found = convert.state_dicts.match(model.predictor.model, tensors, "transformers")
+    value = converted(found["transformer.resblocks.0.attn.in_proj_weight"], None)
+    assert value.dtype == np.float32 and value.flags.c_contiguous
+    parts = [state[f"vision_model.encoder.layers.0.self_attn.{name}_proj.weight"].float().numpy().T for name in "qkv"]
+    assert np.array_equal(value, np.concatenate(parts, -1))

@@ -1,17 +1,23 @@
 """Restorers by regression in the releases' containers: out, in again, and used."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.convert import regression_files
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.convert.regression_files import import_regression
 from mperceiver_jax.convert.weight_sources import of_workdir
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.restore import Restorer
+from mperceiver_jax.training.checkpoints import Checkpoints
 from tests.models.test_am_promptir import TINY as TINY_AM
-from tests.tiny_regression import experiment_of, finished
+from tests.tiny_regression import experiment_of, finished, tiny_regression
 
 torch = pytest.importorskip("torch")
 
@@ -101,3 +107,77 @@ def test_mistakes_are_told(swin, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"other\.safetensors: The tensors are no SwinIR.*missing"):
         import_regression([other], tmp_path / "again", experiment)
     assert not (tmp_path / "again").exists()
+
+
+def test_what_is_of_no_use_is_written_back_with_its_values(tmp_path):
+    experiment = experiment_of("am_promptir", TINY_AM, "pip", told_by="label")
+    module = experiment.build().network
+    rng = np.random.default_rng(0)
+    hollow = {path: np.zeros(value.get_value().shape) for path, value in parameters.declared(module).items()}
+    state = convert.to_torch(module, hollow)
+    state = {
+        f"net.{key}": torch.from_numpy(rng.standard_normal(value.shape, np.float32)) for key, value in state.items()
+    }
+    torch.save({"state_dict": state}, tmp_path / "am.ckpt")
+    import_regression([tmp_path / "am.ckpt"], tmp_path / "run", experiment)
+    assert main(["export", str(tmp_path / "run"), f"--output={tmp_path / 'back.ckpt'}", "--format=release"]) == 0
+    back = torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"]
+    assert back.keys() == state.keys() and all(torch.equal(back[key], value) for key, value in state.items())
+
+
+def srresnet(**stage):
+    experiment = tiny_regression(prompts="plain")
+    return replace(experiment, stages={"regression": replace(experiment.stages["regression"], **stage)})
+
+
+def srresnet_state(value: float) -> dict:
+    module = srresnet().build().network
+    full = {path: np.full(v.get_value().shape, value, np.float32) for path, v in parameters.declared(module).items()}
+    return {key: torch.from_numpy(tensor.copy()) for key, tensor in convert.to_torch(module, full).items()}
+
+
+@pytest.mark.parametrize(("ema_decay", "taken"), [(0.999, 2.0), (0.0, 1.0)])
+def test_averages_are_taken_where_the_experiment_keeps_them(ema_decay, taken, tmp_path):
+    """Published figures of MiOIR are those of the last parameters; its variant `faithful` keeps no average."""
+    torch.save({"params": srresnet_state(1.0), "params_ema": srresnet_state(2.0)}, tmp_path / "net.pth")
+    import_regression([tmp_path / "net.pth"], tmp_path / "run", srresnet(ema_decay=ema_decay))
+    assert all((np.asarray(value) == taken).all() for value in of_workdir(tmp_path / "run").values.values())
+
+
+def test_bad_weights_and_places_in_use_are_refused(tmp_path, monkeypatch):
+    experiment, state = srresnet(), srresnet_state(1.0)
+    file, output = tmp_path / "net.pth", tmp_path / "run"
+    for changed, told in (
+        (state["conv_hr.bias"] * np.nan, r"conv_hr\.bias: holds values that are not finite"),
+        (state["conv_hr.bias"].long(), r"conv_hr\.bias: holds int64"),
+    ):
+        torch.save({"params": state | {"conv_hr.bias": changed}}, file)
+        with pytest.raises(ValueError, match=rf"net\.pth: {told}"):
+            import_regression([file], output, experiment)
+        assert not output.exists()
+    torch.save({"params": state}, file)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        import_regression([file], output, experiment)
+    assert not output.exists()
+    import_regression([file], output, experiment)
+    with pytest.raises(FileExistsError, match="exists already"):
+        import_regression([file], output, experiment)
+
+
+def test_of_two_files_none_is_left_where_one_fails(swin, tmp_path, monkeypatch):
+    workdir = swin[0]
+    model, values = of_workdir(workdir)[:2]
+    write = regression_files._write_pickled
+    failing = lambda path, content: (
+        write(path, content) if "classifier" in path.name else Path("/dev/full").write_text("x")
+    )
+    monkeypatch.setattr(regression_files, "_write_pickled", failing)
+    with pytest.raises(OSError, match="No space"):
+        regression_files.export_regression(model, values, tmp_path / "net.pth")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    wrong = {path: np.asarray(value) * np.nan for path, value in values.items()}
+    with pytest.raises(ValueError, match="not finite"):
+        regression_files.export_regression(model, values, tmp_path / "net.pth", averages=wrong)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,11 @@
 """Reading and writing tensor files."""
 
+import argparse
+import contextlib
 import json
+import os
+import pathlib
+import pickle
 import sys
 import types
 import zipfile
@@ -203,3 +208,63 @@ def test_damaged_files_are_named(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"weights\.safetensors: damaged"):
         convert.read_torch(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_trainers_leave_beside_the_tensors_is_passed_over(zipped, tmp_path):
+    """numpy's numbers stand in the schedules of published Stable Diffusion checkpoints."""
+    torch = pytest.importorskip("torch")
+    left = {
+        "lr_schedulers": [{"_last_lr": [np.float64(1e-4)], "curve": np.ones(3)}],
+        "hyper_parameters": argparse.Namespace(rate=1e-4, folder=pathlib.PurePosixPath("data")),
+        "optimizer": torch.optim.AdamW,
+    }
+    path = tmp_path / "weights.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(2)}, **left}, path, _use_new_zipfile_serialization=zipped)
+    assert list(convert.read_torch(path)["a"]) == [1, 1]
+
+
+class Call:
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (lambda torch: {"a": Call(os.system, "true")}, r"\(GLOBAL posix\.system whose module posix is blocked\)"),
+        (lambda torch: {"a": Call(bytearray, 10**15)}, r"damaged"),
+        (lambda torch: {"a": torch.ones(3, device="meta")}, r"a is no plain tensor"),
+    ],
+)
+def test_crafted_pickles_are_named(content, told, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(content(torch), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=rf"weights\.pt: .*{told}"):
+        convert.read_torch(tmp_path / "weights.pt")
+
+
+def test_bytes_changed_at_random_lead_to_no_other_error(tmp_path, recwarn):
+    torch = pytest.importorskip("torch")
+    path, rng = tmp_path / "weights.ckpt", np.random.default_rng(0)
+    torch.save({"state_dict": {"a": torch.ones(3)}}, path, _use_new_zipfile_serialization=False)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(150):
+        data = whole.copy()
+        data[rng.integers(data.size, size=3)] = rng.integers(256, size=3)
+        path.write_bytes(data.tobytes())
+        with contextlib.suppress(ValueError):
+            convert.read_torch(path)
+    path.write_bytes(pickle.dumps({"a": 1}, 4))
+    with pytest.raises(ValueError, match=r"weights\.ckpt: damaged"):
+        convert.read_torch(path)
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_a_stranger_does_not_hide_that_all_others_are_wrapped(tmp_path):
+    tensors = {f"module.{index}": np.ones(1, np.float32) for index in range(20)}
+    convert.write_safetensors(tmp_path / "x.safetensors", tensors | {"loss.scale": np.ones(1, np.float32)})
+    assert convert.read_torch(tmp_path / "x.safetensors").keys() == {*map(str, range(20)), "loss.scale"}
