@@ -24,7 +24,7 @@ from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.picture_files import Picture, Rounding, crop_to, pad_to, quantise
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
-from mperceiver_jax.restore.tiling import restore_in_tiles
+from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
 from mperceiver_jax.restore.trained_model import read_trained_model
 from mperceiver_jax.training.workdir import read_config
 
@@ -99,11 +99,8 @@ class Restorer:
         self._multiple = self._program.multiple
         if tile and isinstance(model, MPerceiver):
             raise ValueError("tile: MPerceiver restores pictures as a whole; leave tiles out, or reduce the picture")
-        if tile and (tile % self._multiple or not 0 <= 2 * overlap <= tile):
-            raise ValueError(
-                f"tile: {tile} pixels with an overlap of {overlap}; a tile is a multiple of {self._multiple} here, and "
-                "its overlap at most half of it"
-            )
+        if tile:
+            check_sizes(tile, overlap, self._multiple)
         # Each keeps one compiled program per size.
         self._restored, self._perceived = jax.jit(self._program.restored), jax.jit(self._program.perceived)
 

@@ -36,7 +36,24 @@ def tile_weights(length: int, tile: int, starts: list[int]) -> Float[np.ndarray,
         rising = 0.5 - 0.5 * np.cos(np.pi * where)
         weights[k, size - shared :] *= 1 - rising
         weights[k + 1, :shared] *= rising
-    return weights
+    # Where overlaps are so wide that a third tile has begun before the first has ended, that is not yet one.
+    total = np.zeros(length)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + size] += weight
+    return np.stack([weight / total[start : start + size] for start, weight in zip(starts, weights, strict=True)])
+
+
+def check_sizes(tile: int, overlap: int, align: int) -> None:
+    """Whether tiles of that size can overlap so; arguments as in `restore_in_tiles`.
+
+    Raises:
+        ValueError: they cannot; says what would do.
+    """
+    if tile < 1 or not 0 <= 2 * overlap <= tile or tile % align or (overlap and tile == align):
+        raise ValueError(
+            f"tile: {tile} pixels with an overlap of {overlap}; a tile is a multiple of {align} here, twice that at "
+            "least if tiles shall overlap, and the overlap at most half of it"
+        )
 
 
 def restore_in_tiles(
@@ -48,18 +65,14 @@ def restore_in_tiles(
         restore: of one tile; all tiles of a picture have one size.
         picture: float32; where both sides are longer than a tile, tiles are square.
         tile: side of the tiles in pixels.
-        overlap: pixels that neighbours share at least, at most half a tile.
+        overlap: pixels that neighbours share at least, at most half a tile; none if a tile is only `align` wide.
         align: tiles begin at multiples of this where the picture allows, so that windows and coarser scales of a
             network lie as they do in the whole picture; `tile` must be one.
 
     Raises:
         ValueError: sizes that do not go together.
     """
-    if tile < 1 or not 0 <= 2 * overlap <= tile or tile % align:
-        raise ValueError(
-            f"tiles of {tile} pixels with an overlap of {overlap}: the overlap must not be negative or more than half "
-            f"a tile, and the tile a multiple of {align}"
-        )
+    check_sizes(tile, overlap, align)
     height, width = picture.shape[:2]
     if height <= tile and width <= tile:
         return restore(picture)
@@ -75,6 +88,7 @@ def restore_in_tiles(
 
 
 def _aligned(length: int, tile: int, overlap: int, align: int) -> list[int]:
-    """`tile_starts`, moved back to multiples of `align`; the last reaches the end of the picture all the same."""
-    starts = tile_starts(length, tile, min(overlap + align - 1, tile // 2) if align > 1 else overlap)
-    return [*(start // align * align for start in starts[:-1]), starts[-1]]
+    """`tile_starts` at multiples of `align`; the last reaches the end of the picture all the same."""
+    units = tile // align
+    starts = tile_starts(-(-length // align), units, min(-(-overlap // align), units - 1))
+    return [*(align * start for start in starts[:-1]), max(length - tile, 0)]

@@ -15,7 +15,9 @@ from mperceiver_jax.restore.tiling import restore_in_tiles, tile_starts, tile_we
 SEVEN = ("blur_gauss", "denoise", "jpeg", "derain", "dehaze", "lowlight", "sr4")
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(100, 40, 10), (41, 40, 20), (40, 40, 8), (7, 40, 8)])
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"), [(100, 40, 10), (41, 40, 20), (40, 40, 8), (7, 40, 8), (33, 21, 10)]
+)
 def test_tiles_cover_a_side_and_weights_sum_to_one(length, tile, overlap):
     starts = tile_starts(length, tile, overlap)
     weights = tile_weights(length, tile, starts)
@@ -42,9 +44,12 @@ def test_tiles_begin_where_windows_do():
 
     where = np.stack([*np.meshgrid(np.arange(61), np.arange(75), indexing="ij"), np.zeros((61, 75))], -1)
     picture = where.astype(np.float32)
-    np.testing.assert_allclose(restore_in_tiles(restore, picture, 24, 8, align=8), picture, rtol=1e-6)
+    np.testing.assert_allclose(restore_in_tiles(restore, picture, 24, 12, align=8), picture, rtol=1e-6)
     inner = [(top, left) for top, left in seen if top < 61 - 24 and left < 75 - 24]
     assert inner and all(top % 8 == left % 8 == 0 for top, left in inner)
+    # They share at least what was asked for, also where that is no multiple of the windows.
+    for starts in map(sorted, ({top for top, _ in seen}, {left for _, left in seen})):
+        assert all(after - before <= 24 - 12 for before, after in itertools.pairwise(starts))
 
 
 def test_a_step_between_tiles_becomes_a_slope():
@@ -54,7 +59,7 @@ def test_a_step_between_tiles_becomes_a_slope():
     assert np.abs(np.diff(out[0, :, 0])).max() < 0.2 < np.ptp(out)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(32, 17), (32, -1), (0, 0), (30, 8)])
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 17), (32, -1), (0, 0), (30, 8), (8, 2)])
 def test_sizes_that_do_not_go_together_are_refused(tile, overlap):
     with pytest.raises(ValueError, match="overlap"):
         restore_in_tiles(lambda tile: tile, np.zeros((64, 64, 3), np.float32), tile, overlap, align=8)
