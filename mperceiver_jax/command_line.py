@@ -1,5 +1,6 @@
 """The training command's dealings with its user: mistakes in flags, and failures, told in one line."""
 
+import logging as standard_logging
 import sys
 
 from absl import flags, logging
@@ -22,9 +23,10 @@ def leave_reporting_to_us() -> None:
     """Silences what libraries say of their own accord about failures that they raise besides.
 
     Orbax logs every file at the level INFO and every failure with several traces (--verbosity=0 brings
-    all of that back); tensorstore then tells of each write that was under way.
+    all of that back); tensorstore and asyncio then tell of each write that was under way.
     """
     logging.set_verbosity(logging.FATAL)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":

@@ -7,6 +7,8 @@ examples:
     python -m mperceiver_jax.convert inspect sd21-base/ open_clip_model.safetensors
   a directory that import wrote
     python -m mperceiver_jax.convert inspect priors
+  a restorer by regression: whether it is the one of that configuration
+    python -m mperceiver_jax.convert inspect promptir.ckpt --config=configs/promptir.py:3task
 
 Nothing is converted; only names, shapes and types are read. Hub repositories are downloaded.
 """
@@ -15,16 +17,22 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from mperceiver_jax.command_line import one_line
-from mperceiver_jax.convert.model_config import add_config_argument, model_of
+from mperceiver_jax.config import Experiment
+from mperceiver_jax.convert import restorers
+from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
 from mperceiver_jax.convert.parts import PARTS, lacking, part_of
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
 from mperceiver_jax.convert.recognition import find_parts, named_parts, recognise
+from mperceiver_jax.convert.regression_files import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.sources import WeightFile, weight_files
+from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.convert.torch_files import open_tensors
+from mperceiver_jax.convert.weight_sources import of_priors
 from mperceiver_jax.models.mperceiver import MPerceiver
 
 
@@ -37,12 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises FileNotFoundError or ValueError where a source cannot be used, after all were described."""
+    if (experiment := regression_of(arguments.config)) is not None:
+        _inspect_regression(arguments.sources, experiment)
+        return
     model = model_of(arguments.config)
     held: set[str] = set()
     unusable = []
     for source in arguments.sources:
         if is_priors(source):
-            held |= _describe_priors(PriorsDirectory(source))
+            try:
+                held |= _describe_priors(model, Path(source))
+            except ValueError as error:
+                unusable.append(one_line(error))
             continue
         for file in weight_files(source):
             try:
@@ -51,6 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
                 print("  not usable, as said below")
                 unusable.append(one_line(error))
     print()
+    if not held and not unusable:  # Restorers by regression, which are whole.
+        return
     if problems := lacking(model, held):
         print("For a full model:")
         print("\n".join(f"  {problem}" for problem in problems))
@@ -69,6 +85,11 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
     size = sum(part.stat().st_size for part in files)
     print(f"{file.name}: {len(tensors):,} tensors in {len(files)} file(s), {size / 1e9:.2f} GB")
     print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
+    if (restorer := restorers.recognise(tensors)) is not None:
+        module, layout = restorer
+        print(f"  layout: {type(module).__name__}, a restorer by regression ({layout}); import it with its --config")
+        match(module, tensors, layout)
+        return set()
     print(f"  layout: {recognise(tensors, file.name).title}")
     for part, stored in named_parts(model, tensors, file.name).items():
         numbers = ((tensor.dtype, math.prod(tensor.shape)) for tensor in stored)
@@ -76,7 +97,25 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
     return set(find_parts(model, tensors, file.name))
 
 
-def _describe_priors(directory: PriorsDirectory) -> set[str]:
+def _inspect_regression(sources: list[str], experiment: Experiment) -> None:
+    """Says which part of the experiment's model every file is."""
+    modules = regression_modules(experiment)
+    for source in sources:
+        tensors = open_tensors(source)
+        print(f"{source}: {len(tensors):,} tensors")
+        print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
+        # A classifier's file has nothing of a network's; otherwise it is the network's, or should be.
+        part = CLASSIFIER if CLASSIFIER in modules and any(key.startswith("CondNet.") for key in tensors) else NETWORK
+        try:
+            match(modules[part], tensors)
+        except ValueError as error:
+            raise ValueError(f"{source}: {one_line(error)}") from error
+        print(f"  layout: {experiment.title}, {part.removesuffix('.')}: complete")
+
+
+def _describe_priors(model: MPerceiver, path: Path) -> set[str]:
+    directory = PriorsDirectory(path)
+    of_priors(path, model)
     values = directory.record["values"]
     print(f"{directory.path}: priors in our layout, {directory.record['parameters']:,} parameters")
     for part in PARTS:

@@ -9,6 +9,7 @@ A directory is written under another name and renamed, hence complete where it e
 import contextlib
 import ctypes
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ class PriorsDirectory:
             raise ValueError(f"{path}: no directory of priors (no readable {RECORD})") from error
         if written != FORMAT:
             raise ValueError(f"{path}: priors of format {written}, this version reads {FORMAT}; import them again")
+        if not _well_formed(record):
+            raise ValueError(f"{path}: {RECORD} is damaged; import again")
         self.record: dict[str, Any] = record
         self._held: tuple[str, dict[str, np.ndarray]] = ("", {})
 
@@ -92,6 +95,15 @@ class PriorsDirectory:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise ValueError(f"{self.path}: values/{group} cannot be read ({reason}); import again") from error
         return {path: values[path] for path in paths}
+
+
+def _well_formed(record: Any) -> bool:
+    try:
+        values = [(group, tuple(map(int, shape)), dtype) for group, dtype, shape in record["values"].values()]
+        told = all({"name", "layout", "licence", "sha256"} <= source.keys() for source in record["sources"])
+        return told and "parameters" in record and all(re.fullmatch(r"\d+", group) for group, _, _ in values)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def is_priors(path: str | Path) -> bool:

@@ -148,6 +148,17 @@ def _write_pickled(path: Path, content: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def regression_modules(experiment: Experiment) -> dict[str, nnx.Module]:
+    """{`NETWORK` or `CLASSIFIER`: the module}, built abstractly."""
+    model = experiment.build()
+    assert isinstance(model, RegressionModel)
+    return _modules(model)
+
+
+def _modules(model: RegressionModel) -> dict[str, nnx.Module]:
+    return {NETWORK: model.network} | ({CLASSIFIER: model.classifier} if hasattr(model, "classifier") else {})
+
+
 def import_regression(sources: list[Path], output: Path, experiment: Experiment) -> list[str]:
     """Released weights become the workdir of a run that is finished: `restore`, `evaluate` and `export` take it.
 
@@ -174,7 +185,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         notes.append("without a classifier's file, what is wrong with a picture must be given: --task=NAME")
     model = experiment.build()
     assert isinstance(model, RegressionModel)
-    modules = {NETWORK: model.network} | ({CLASSIFIER: model.classifier} if hasattr(model, "classifier") else {})
+    modules = _modules(model)
     if len(sources) != len(modules):
         raise ValueError(f"{len(sources)} files given, but {experiment.title} is made of {len(modules)}")
     stage = experiment.stages["regression"]

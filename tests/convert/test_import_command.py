@@ -75,6 +75,22 @@ def test_failures_are_one_line(files, tmp_path, capsys):
     assert "  UNet: " in shown.out and "sd.safetensors looks like" in shown.err and "of another shape" in shown.err
 
 
+def test_inspect_of_priors_of_another_model_or_damaged(files, tmp_path, capsys):
+    output = tmp_path / "priors"
+    assert main(["import", *files[:2], f"--output={output}", CONFIG]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(output)]) == 1  # Against the published sizes.
+    shown = capsys.readouterr()
+    assert "priors: its parameters are not those of the model" in shown.err and shown.err.count("\n") == 1
+    assert "All that training needs" not in shown.out
+    for values in ("3", '{"tp": 3}', '{"tp": ["../x", "float32", [1]]}'):
+        text = f'{{"format": 1, "parameters": 1, "sources": [], "values": {values}}}'
+        (output / "record.json").write_text(text)
+        for arguments in (["inspect", str(output)], ["export", str(output), "--format=diffusers", "--output=x"]):
+            assert main([*arguments, CONFIG]) == 1
+            assert "record.json is damaged" in capsys.readouterr().err
+
+
 def test_inspect_says_why_a_file_is_of_no_use(tmp_path, capsys):
     tensors = {key: np.asarray(value) for key, value in published.release().items() if key != "tp"}
     save_file(tensors, tmp_path / "half.safetensors")

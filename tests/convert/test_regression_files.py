@@ -13,6 +13,7 @@ from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.convert.regression_files import import_regression
 from mperceiver_jax.convert.weight_sources import of_workdir
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.restormer import Restormer, RestormerConfig
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.training.checkpoints import Checkpoints
@@ -181,3 +182,33 @@ def test_of_two_files_none_is_left_where_one_fails(swin, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not finite"):
         regression_files.export_regression(model, values, tmp_path / "net.pth", averages=wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_inspect_knows_restorers(swin, tmp_path, capsys):
+    workdir, *_ = swin
+    assert main(["export", str(workdir), f"--output={tmp_path / 'swin.pth'}", "--format=release"]) == 0
+    config = f"--config={tmp_path / 'config.py'}"
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "from mperceiver_jax.config import to_mapping\n"
+        "from tests.convert.test_regression_files import SWIN, experiment_of\n"
+        "get_config = lambda: ConfigDict(to_mapping(experiment_of('mioir_swinir', SWIN, 'mioir')))\n"
+    )
+    both = [str(tmp_path / name) for name in ("swin.pth", "swin.classifier.pth")]
+    assert main(["inspect", *both, config]) == 0
+    told = capsys.readouterr().out
+    assert "MiOIR (SwinIR), network: complete" in told and "MiOIR (SwinIR), classifier: complete" in told
+    state = torch.load(tmp_path / "swin.pth", weights_only=True)["params"]
+    torch.save(
+        {"params": {key: value for key, value in state.items() if key != "conv_last.bias"}}, tmp_path / "less.pth"
+    )
+    assert main(["inspect", str(tmp_path / "less.pth"), config]) == 1
+    error = capsys.readouterr().err
+    assert "less.pth: The tensors are no SwinIR" in error and "missing: conv_last.bias" in error
+    # Of the Restormer family, keys and shapes alone tell.
+    small = Restormer(RestormerConfig(dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1))
+    full = {path: np.ones(value.get_value().shape, np.float32) for path, value in parameters.declared(small).items()}
+    convert.write_safetensors(tmp_path / "restormer.safetensors", convert.to_torch(small, full))
+    assert main(["inspect", str(tmp_path / "restormer.safetensors")]) == 0
+    told = capsys.readouterr().out
+    assert "layout: Restormer, a restorer by regression" in told and "For a full model" not in told
