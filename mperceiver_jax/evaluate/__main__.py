@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="folders of a set, degraded and clean, or its published tree, in place of the protocol's; may be repeated",
     )
     add("--pairing", metavar="RULE", help="stem, prefix, or PATTERN=>REPLACEMENT from a degraded stem to a clean one")
+    add(
+        "--outputs-named",
+        default="stem",
+        metavar="RULE",
+        help="from an output's stem to the degraded picture's, as in --pairing: '_restored$=>' (default: the same)",
+    )
     add("--partial", action="store_true", help="measure what is there; the report says what is missing")
     add("--restart", action="store_true", help="forget what was measured before")
     add("--metrics", metavar="A,B", help="in place of the protocol's")
@@ -180,6 +186,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
             sets=split(options.sets),
             folders=folders,
             outputs=options.outputs,
+            named=options.outputs_named,
             partial=options.partial,
         )
         mesh = make_mesh()
@@ -196,7 +203,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         if options.restart:
             Journal.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
         beside = [tables.read_beside(folder, protocol, pairs.list_hash(pictures)) for folder in options.beside]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _Unbegun(error) from error
     settings = {"features": options.features} if of_sets else {}
     if options.niqe_model and "niqe" in scorer.metrics:

@@ -109,15 +109,10 @@ class HeldOut:
 
         examples = self._examples()[: self._experiment.evaluation.per_task]
         out = self._run("vae", self._jit("vae", reconstruct), params, examples)
-        quality = float(
-            np.mean([psnr(picture, row["gt"]) for (picture, _), row in zip(out, examples, strict=True)])
-        )
+        quality = float(np.mean([psnr(picture, row["gt"]) for (picture, _), row in zip(out, examples, strict=True)]))
         spread = float(np.std([z for _, z in out]))
         if final:
-            rows = [
-                (row["name"], row["gt"], picture, None)
-                for (picture, _), row in zip(out, examples, strict=True)
-            ]
+            rows = [(row["name"], row["gt"], picture, None) for (picture, _), row in zip(out, examples, strict=True)]
             self._sheet("vae", rows[:6], ("truth", "autoencoder", ""))
         return {"scalars": {"score": quality, "psnr": quality, "latent_std": spread}}
 
@@ -143,8 +138,7 @@ class HeldOut:
 
         examples = self._examples()
         guesses = [
-            int(row.argmax())
-            for row in self._run("predictor", self._jit("predictor", logits), params, examples)
+            int(row.argmax()) for row in self._run("predictor", self._jit("predictor", logits), params, examples)
         ]
         labels = [int(examples[k]["task"]) for k in range(len(examples))]
         return _confusion(labels, guesses, self._experiment.tasks)
@@ -197,9 +191,7 @@ class HeldOut:
                     "restored_ssim": ssim(picture, row["gt"]),
                 }
             )
-            sheets.setdefault(task.name, []).append(
-                (f"{task.title}: {row['name']}", row["lq"], picture, row["gt"])
-            )
+            sheets.setdefault(task.name, []).append((f"{task.title}: {row['name']}", row["lq"], picture, row["gt"]))
             labels.append(task.label)
             if logits is not None:
                 guesses.append(int(np.argmax(logits)))
@@ -221,9 +213,7 @@ class HeldOut:
         scalars["accuracy"] = confusion["scalars"]["accuracy"]
         return {"scalars": scalars, "tasks": tasks, "predictor": confusion["predictor"]}
 
-    def _sheet(
-        self, name: str, rows: Sequence, titles: Sequence[str] = ("degraded", "restored", "truth")
-    ) -> None:
+    def _sheet(self, name: str, rows: Sequence, titles: Sequence[str] = ("degraded", "restored", "truth")) -> None:
         if self._workdir and rows and jax.process_index() == 0:
             sample_sheet(rows, self._workdir / "samples" / f"{name}.png", titles)
 

@@ -41,7 +41,7 @@ class Journal:
             kept = list(_lines(path))
             if kept:
                 self._compare(kept[0], identity)
-                own = {row["key"]: row for row in kept[1:]}
+                own = {row["key"]: row for row in kept[1:] if "key" in row}
                 self.rows |= own
         own = own if self._path.is_file() else {}
         # Torn lines and rows that were measured again are dropped here.
@@ -84,6 +84,9 @@ class Journal:
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines():
         try:
-            yield json.loads(line)
+            found = json.loads(line)
         except json.JSONDecodeError:
             return
+        if not isinstance(found, dict):
+            return
+        yield found

@@ -162,6 +162,8 @@ def _prepared(image: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
     image, truth = np.asarray(image), np.asarray(truth)
     if image.shape != truth.shape or image.ndim != 3:
         raise ValueError(f"images to compare must have one shape (h, w, channels), got {image.shape}, {truth.shape}")
+    if not image.size:
+        raise ValueError("images to compare have no pixels; is the border that is cut larger than they are?")
     for values in (image, truth):
         if not np.issubdtype(values.dtype, np.floating):
             raise ValueError(f"images to compare must be float in [0, 1], got {values.dtype}")

@@ -59,6 +59,7 @@ def find_pairs(
     sets: Sequence[str] = (),
     folders: Mapping[str, tuple[Path | None, Path]] | None = None,
     outputs: Path | None = None,
+    named: str = "stem",
     partial: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Every picture of the sets, in the protocol's order, names sorted within a set.
@@ -70,6 +71,7 @@ def find_pairs(
             set's published tree).
         outputs: folder of another system's outputs, `<set>/<name>.<suffix>`, or the files themselves where
             there is one set.
+        named: rule (`data_pipelines.sources`) from an output's stem to `<name>`.
         partial: leave out sets, and pictures, that are missing; else they are errors.
 
     Returns:
@@ -94,7 +96,7 @@ def find_pairs(
             continue
         try:
             source = _output_folder(outputs, one.name, len(chosen) == 1) if outputs is not None and wanted else None
-            found, alone = _found(one, data, (folders or {}).get(one.name), source, partial)
+            found, alone = _found(one, data, (folders or {}).get(one.name), source, named, partial)
         except FileNotFoundError as error:
             if wanted and not partial:
                 raise
@@ -121,7 +123,7 @@ def find_pairs(
             warnings.append(f"{one.name} has {len(numbered)} pictures here; the published set has {one.count}")
         if outputs is not None:
             assert source is not None
-            numbered, missing = _with_outputs(numbered, source)
+            numbered, missing = _with_outputs(numbered, source, named)
             missing += [f"for {path}" for path in alone]
             if missing:
                 text = f"{one.name}: {len(missing)} outputs are missing in {source}: {_some(missing)}"
@@ -187,7 +189,12 @@ def read_pair(
 
 
 def _found(
-    one: SetOfPairs, data: Path, given: tuple[Path | None, Path] | None, outputs: Path | None, partial: bool
+    one: SetOfPairs,
+    data: Path,
+    given: tuple[Path | None, Path] | None,
+    outputs: Path | None,
+    named: str,
+    partial: bool,
 ) -> tuple[list[NamedPair], list[Path]]:
     """The pairs of a set by name; and, where there are no degraded pictures, the truths that no output is for."""
     first = lambda names: next((data / name for name in names if (data / name).is_dir()), None)
@@ -203,7 +210,7 @@ def _found(
         raise FileNotFoundError(f"{one.name}: no folder {looked} in {data}; --set names others")
     # Without degraded pictures the outputs themselves tell which truths they belong to.
     alone = lq is None and one.noise is None and outputs is not None
-    pairs = _pairs(one, data, outputs if alone else lq, gt, alone)
+    pairs = _pairs(one, data, outputs if alone else lq, gt, named if alone else None)
     unused = sorted({*picture_paths(gt)} - {clean.path for _, _, clean in pairs}) if alone else []
     return pairs, unused
 
@@ -212,14 +219,14 @@ def _holds_pictures(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
-def _pairs(one: SetOfPairs, data: Path, lq: Path | None, gt: Path, outputs: bool) -> list[NamedPair]:
-    """(name, degraded, clean), by name. `outputs`: `lq` holds outputs, there are no degraded pictures."""
+def _pairs(one: SetOfPairs, data: Path, lq: Path | None, gt: Path, named: str | None) -> list[NamedPair]:
+    """(name, degraded, clean), by name. `named`: `lq` holds outputs of such names, there are no degraded pictures."""
     clean = _by_stem(gt)
     if lq is None:
         pairs: list[NamedPair] = [(stem, None, Picture(path)) for stem, path in sorted(clean.items())]
     else:
-        degraded = list(_by_stem(lq).values())
-        partners = {rule: [clean_stem(path.stem, rule) for path in degraded] for rule in one.pairing}
+        degraded = _by_stem(lq, named or "stem")
+        partners = {rule: [clean_stem(name, rule) for name in degraded] for rule in one.pairing}
         missing = {rule: [n for n in names if n not in clean] for rule, names in partners.items()}
         rule = min(missing, key=lambda rule: len(missing[rule]))
         if missing[rule]:
@@ -228,8 +235,8 @@ def _pairs(one: SetOfPairs, data: Path, lq: Path | None, gt: Path, outputs: bool
                 f"(rule {rule!r}): looked for {_some(missing[rule])}; another rule is given with --pairing"
             )
         pairs = [
-            (path.stem, None if outputs else Picture(path), Picture(clean[name]))
-            for path, name in zip(degraded, partners[rule], strict=True)
+            (name, None if named else Picture(path), Picture(clean[partner]))
+            for (name, path), partner in zip(degraded.items(), partners[rule], strict=True)
         ]
     names = next((data / name for name in one.listed if (data / name).is_file()), None)
     if names is not None:
@@ -249,19 +256,20 @@ def _output_folder(outputs: Path, name: str, single: bool) -> Path:
     return folder
 
 
-def _with_outputs(pictures: Sequence[Pair], folder: Path) -> tuple[list[Pair], list[str]]:
+def _with_outputs(pictures: Sequence[Pair], folder: Path, named: str) -> tuple[list[Pair], list[str]]:
     """The pictures that have an output, and the names of those that have none."""
-    there = _by_stem(folder)
+    there = _by_stem(folder, named)
     found = [replace(picture, output=there[picture.name]) for picture in pictures if picture.name in there]
     return found, [picture.name for picture in pictures if picture.name not in there]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, rule: str = "stem") -> dict[str, Path]:
+    """The pictures of a folder by what the rule makes of their stems."""
     paths: dict[str, Path] = {}
     for path in picture_paths(folder):
-        if path.stem in paths:
-            raise ValueError(f"{paths[path.stem]} and {path} have the same stem; keep one of them")
-        paths[path.stem] = path
+        if (name := clean_stem(path.stem, rule)) in paths:
+            raise ValueError(f"{paths[name]} and {path} are both called {name}; keep one of them")
+        paths[name] = path
     return paths
 
 
@@ -286,7 +294,7 @@ def _size(picture: Picture) -> tuple[int, int]:
         with Image.open(picture.path) as file:
             turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (file.width, file.height) if turned else (file.height, file.width)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the picture {picture.path}: {error}; replace it or take it out") from error
 
 

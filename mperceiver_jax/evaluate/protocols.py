@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mperceiver_jax.evaluate.rulers import Ruler
 
@@ -96,14 +97,19 @@ def load_protocol(name: str) -> Protocol:
         path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"no protocol file at {path}")
-        text, name = path.read_text(), path.stem
+        try:
+            text, name = path.read_text(), path.stem
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a text file ({error})") from None
     elif name in protocol_names():
         text = (_folder() / f"{name}.toml").read_text()
     else:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(protocol_names())}, or name a .toml file")
     try:
         return _protocol(name, tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, TypeError, KeyError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError(f"protocol {name}: the entry {error} is missing") from error
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
         raise ValueError(f"protocol {name}: {error}") from error
 
 
@@ -160,6 +166,8 @@ def _peer(entry: Mapping[str, Any], columns: Sequence[str]) -> Peer:
 
 def _made(kind: Any, entry: Mapping[str, Any]) -> Any:
     """A dataclass from a table; lists become tuples."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{entry!r} is no table of {kind.__name__}")
     if unknown := sorted(entry.keys() - {field.name for field in fields(kind)}):
         raise ValueError(f"unknown entries {unknown} for {kind.__name__}")
     hints = get_type_hints(kind)
@@ -169,4 +177,23 @@ def _made(kind: Any, entry: Mapping[str, Any]) -> Any:
         if isinstance(value, str) and wants_tuple:
             value = [value]
         values[key] = tuple(value) if wants_tuple else value
+        _check(f"{key} of {kind.__name__}", values[key], hints[key])
     return kind(**values)
+
+
+def _check(what: str, value: Any, hint: Any) -> None:
+    """Raises ValueError for a value of a kind, or a word, that a field does not take. Whole numbers are floats too."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{what} is one of {', '.join(get_args(hint))}, not {value!r}")
+        return
+    words = str(hint).startswith("tuple[str")
+    kinds = {str} if words else {one for one in (get_args(hint) or (hint,)) if one in (str, int, float, NoneType)}
+    if float in kinds:
+        kinds.add(int)
+    if not kinds - {NoneType}:
+        return
+    wrong = [one for one in (value if words else (value,)) if type(one) not in kinds]
+    if wrong:
+        names = " or ".join(sorted(one.__name__ for one in kinds - {NoneType}))
+        raise ValueError(f"{what} must be {names}, not {wrong[0]!r}")

@@ -189,9 +189,7 @@ def _adaptation(adaptation: Mapping[str, Any]) -> str:
         rows.append(row)
     likeliest = sorted(adaptation["mixture"].items(), key=lambda item: -item[1])[:3]
     taken_for = ", ".join(f"{name} {100 * p:.0f} %" for name, p in likeliest)
-    return (
-        f"{adaptation_in_words(adaptation)} Before, the pairs were taken for {taken_for}.\n\n{table(header, rows)}"
-    )
+    return f"{adaptation_in_words(adaptation)} Before, the pairs were taken for {taken_for}.\n\n{table(header, rows)}"
 
 
 def adaptation_in_words(adaptation: Mapping[str, Any]) -> str:

@@ -34,6 +34,12 @@ class Ruler:
     window: WindowName = "uniform"
     metrics: tuple[str, ...] = ("psnr", "ssim")
 
+    def __post_init__(self) -> None:
+        for name, least in (("border", 0), ("multiple", 1), ("longest", 1), ("resize_multiple", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+
     def in_words(self) -> str:
         """One line for people."""
         colour = {"rgb": "RGB", "y": "luma (BT.601)"}[self.colour]

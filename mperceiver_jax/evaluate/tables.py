@@ -117,11 +117,15 @@ def read_beside(folder: str | Path, protocol: Protocol, pictures: str) -> dict[s
     path = Path(folder) / "report.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; --beside takes the --output of an earlier evaluation")
-    other = json.loads(path.read_text())
-    if (other["protocol"]["name"], other["protocol"]["scoring"]) != (protocol.name, protocol.ruler.in_words()):
-        raise ValueError(f"{path} was made under another protocol, {other['protocol']['name']}")
-    if other["pictures"]["list"] != pictures:
-        raise ValueError(f"{path} is of other pictures, or of other sizes (list {other['pictures']['list']})")
+    try:
+        other = json.loads(path.read_text())
+        name, scoring, of = other["protocol"]["name"], other["protocol"]["scoring"], other["pictures"]["list"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no report of an evaluation ({error})") from None
+    if (name, scoring) != (protocol.name, protocol.ruler.in_words()):
+        raise ValueError(f"{path} was made under another protocol, {name}")
+    if of != pictures:
+        raise ValueError(f"{path} is of other pictures, or of other sizes (list {of})")
     return other
 
 

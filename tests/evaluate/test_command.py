@@ -172,10 +172,15 @@ def test_faults_are_named_before_anything_is_measured(peer, tmp_path, capsys):
     save(tmp_path / "made" / "9.png", photos()[0])
     assert "1 of 3 pictures" in run()[1]
     (tmp_path / "made" / "9.png").unlink()
+    other = tmp_path / "training_run"
+    other.mkdir()
+    (other / "report.json").write_text('{"title": "a run"}')
     for more, message in [
         (["--metrics=psnr,vmaf"], "unknown metrics vmaf"),
         (["--metrics=niqe"], "--niqe-model"),
         (["--metrics=fid"], "--features"),
+        (["--metrics=fid", "--features=no_such_module:f"], "no_such_module"),
+        ([f"--beside={other}"], "is no report of an evaluation"),
         (["--sets=rain"], "no set rain"),
         (["--set=folder"], "NAME=LQ,GT"),
         (["--protocol=nothing"], "promptir-3task"),

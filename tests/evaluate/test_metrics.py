@@ -141,6 +141,8 @@ def test_what_cannot_be_compared_is_refused():
         psnr(image[1:], truth)
     with pytest.raises(ValueError, match="uint8"):
         psnr((image * 255).astype(np.uint8), truth)
+    with pytest.raises(ValueError, match="no pixels"):
+        psnr(image[:0], truth[:0])
     with pytest.raises(ValueError, match="7 pixels"):
         ssim(image[:6], truth[:6])
     with pytest.raises(ValueError, match="11 pixels"):

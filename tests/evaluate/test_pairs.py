@@ -65,6 +65,20 @@ def test_pairs_of_different_sizes_are_named(tmp_path, capsys):
     assert "2 pairs differ in size" in told and "lq/1.png" in told and "lq/0.png" not in told
 
 
+def test_outputs_may_have_names_of_their_own(tmp_path):
+    for k, photo in enumerate(photos()):
+        for side, name in (("gt", f"{k}.png"), ("lq", f"{k}.png"), ("made", f"{k}_restored.png")):
+            save(tmp_path / side / name, photo)
+    protocol, outputs = load_protocol("folder"), tmp_path / "made"
+    with pytest.raises(ValueError, match="3 outputs are missing"):
+        find_pairs(protocol, tmp_path, outputs=outputs)
+    for data in (tmp_path, tmp_path / "gt"):  # with degraded pictures, and without
+        pairs, _ = find_pairs(protocol, data, outputs=outputs, named="_restored$=>")
+        assert [(pair.name, pair.output.name) for pair in pairs] == [(f"{k}", f"{k}_restored.png") for k in range(3)]
+    with pytest.raises(ValueError, match="both called x"):
+        find_pairs(protocol, tmp_path, outputs=outputs, named=".*_restored=>x")
+
+
 def test_noise_of_sixteen_bits_is_refused(tmp_path):
     save(tmp_path / "denoise" / "bsd68" / "a.png", photos()[0])
     protocol = load_protocol("promptir-3task")
@@ -83,3 +97,5 @@ def test_a_journal_keeps_what_fits_and_refuses_what_does_not(tmp_path):
     assert again.rows["s/1"]["psnr"] == float("inf")
     with pytest.raises(ValueError, match=r"protocol: a then, b now.*--restart"):
         Journal(tmp_path, {"protocol": "b"})
+    (tmp_path / "images.jsonl").write_text('{"protocol": "a"}\n[1]\n')  # torn or foreign lines are none
+    assert not Journal(tmp_path, {"protocol": "a"}).rows

@@ -86,6 +86,20 @@ def test_protocols_of_the_user(tmp_path):
         path.write_text(head + addition)
         with pytest.raises(ValueError, match=message):
             load_protocol(str(path))
+    for part, wrong, message in [
+        ("border = 2", 'colour = "yuv"', "colour of Ruler is one of rgb, y, not 'yuv'"),
+        ("border = 2", 'border = "2"', "border of Ruler must be int"),
+        ("border = 2", "border = -1", "border must be at least 0"),
+        ('name = "a"', "name = 3", "name of SetOfPairs must be str"),
+        ("[[sets]]", "[sets]", "no table of SetOfPairs"),
+        ("[ruler]", "[rulers]", "'ruler' is missing"),
+    ]:
+        path.write_text(head.replace(part, wrong))
+        with pytest.raises(ValueError, match=message):
+            load_protocol(str(path))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not a text file"):
+        load_protocol(str(path))
     with pytest.raises(ValueError, match="promptir-3task"):
         load_protocol("promptir")
     with pytest.raises(FileNotFoundError, match="none"):
