@@ -11,7 +11,8 @@
 A variant is a backbone (srresnet, swinir, restormer, uformer, promptir), then, in any order and joined by dashes:
 `explicit` (prompts from a map of the task, which a classifier tells) or `adaptive` (prompts from the picture);
 `sequential` (each phase adds a task of the released order, with a fresh optimizer and cosine) instead of all tasks
-mixed; `3task` or `5task` instead of all seven; `faithful`: the last parameters are used and not their average.
+mixed; `3task` or `5task` instead of all seven; `faithful`: the last parameters are used and not their average, and
+the classifier learns through two softmaxes.
 """
 
 from typing import Any
@@ -104,6 +105,7 @@ def full(variant: str, backbone: str, options: list[str]) -> dict:
         stage,
         task_set="mioir",
         trained=_tasks(options),
+        losses={"double_softmax": "faithful" in options},
     )
 
 

@@ -282,7 +282,7 @@ class _MetricReader:
         if experiment.on_nonfinite == "stop":
             safe = self._last_good()
             raise NonFiniteLoss(
-                f"{what}; {safe}. Lower config.stages.{self._name}.optimizer.learning_rate, or pass over such "
+                f"{what}; {safe}. Lower config.stages.{base(self._name)}.optimizer.learning_rate, or pass over such "
                 "updates with --config.on_nonfinite=skip"
             )
         self._history.skipped += 1

@@ -18,7 +18,7 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training import adaptation, plan, sharding, weights
-from mperceiver_jax.training.curriculum import expanded
+from mperceiver_jax.training.curriculum import expanded, phase_number
 from mperceiver_jax.training.loop import Evaluator, Run, data_config, reload_stage, stages_of, train_stage
 from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
 from mperceiver_jax.training.stages import base
@@ -139,6 +139,11 @@ def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.shardin
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for name in names:
         where, stage = f"config.stages.{name}", experiment.stages[name]
+        if unknown := sorted(set(stage.tasks) - {task.name for task in experiment.tasks}):
+            number = phase_number(name)
+            field = f"{base(name)}.curriculum[{number - 1}].tasks" if number else f"{name}.tasks"
+            known = ", ".join(task.name for task in experiment.tasks)
+            raise ConfigError(f"config.stages.{field}: no task is named {', '.join(unknown)}; the tasks are {known}")
         if stage.batch_size // stage.accumulation % ways:
             raise ConfigError(
                 f"{where}.batch_size: {stage.batch_size} examples in {stage.accumulation} micro-batches do not "

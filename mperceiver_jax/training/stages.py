@@ -289,7 +289,8 @@ def _regression(experiment: Experiment, assembled, dtype) -> Stage:
         total = value + choice.penalty_weight * model.penalty()
         logits = model.logits(lq)
         if logits is not None:
-            total = total + losses.cross_entropy(logits, batch["task"])
+            said = jax.nn.softmax(logits.astype(jnp.float32)) if choice.double_softmax else logits
+            total = total + losses.cross_entropy(said, batch["task"])
             metrics["accuracy"] = (logits.argmax(-1) == batch["task"]).astype(jnp.float32).mean()
         return total, metrics
 

@@ -222,6 +222,8 @@ def test_what_does_not_fit_is_named():
         PIP(PIPConfig(backbone=RestormerConfig()))
     with pytest.raises(ValueError, match="prompts of 10 channels do not divide into 4 heads"):
         one_skip(widths=(10,))
+    with pytest.raises(ValueError, match="of 4 channels in 4 heads the largest half is none"):
+        one_skip(widths=(4,))
     with pytest.raises(ValueError, match="8 \\+ 10 channels do not divide into 4 heads"):
         one_skip(widths=(10,), interaction="gate")
     with pytest.raises(ValueError, match=r"weights of the classes are \(1, 5\), expected \(2, 3\)"):

@@ -14,13 +14,13 @@ from mperceiver_jax.models.am_promptir import AMPromptIRConfig
 from mperceiver_jax.models.nafnet import NAFNetConfig
 from mperceiver_jax.models.pip import PIPConfig
 from mperceiver_jax.models.promptir import PromptIRConfig
-from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel
+from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel, word_vectors
 from mperceiver_jax.models.restormer import RestormerConfig
 from mperceiver_jax.models.srresnet import SRResNetConfig
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import Checkpoints
-from mperceiver_jax.training.loop import data_config, stages_of
+from mperceiver_jax.training.loop import NonFiniteLoss, data_config, stages_of
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.runtime import Preemption
 from mperceiver_jax.training.sharding import MeshConfig
@@ -164,6 +164,17 @@ def test_a_model_that_cannot_be_is_named_by_its_field(change, message):
         from_mapping(Experiment, mapping)
 
 
+def test_words_come_from_a_file_of_embeddings(tmp_path):
+    np.save(tmp_path / "words.npy", np.eye(2, 3))
+    assert word_vectors(str(tmp_path / "words.npy"), ("a", "b"), 3).dtype == np.float32
+    np.save(tmp_path / "ids.npy", np.ones((2, 3), int))
+    with pytest.raises(ValueError, match=r"ids\.npy: int64 \(2, 3\) found, floats \(2, 3\) expected"):
+        word_vectors(str(tmp_path / "ids.npy"), ("a", "b"), 3)
+    (tmp_path / "text.npy").write_text("rain")
+    with pytest.raises(ValueError, match=r"text\.npy: no \.npy file of text embeddings"):
+        word_vectors(str(tmp_path / "text.npy"), ("a", "b"), 3)
+
+
 def test_stages_of_other_models_are_refused(tmp_path):
     stage = to_mapping(tiny_regression().stages["regression"])
     with pytest.raises(ConfigError, match=r"config\.stages\.vae: no stage for MiOIR"):
@@ -186,6 +197,10 @@ def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
     expected = losses.charbonnier(out, batch["gt"]) + 0.01 * losses.spectral_distance(out, batch["gt"])
     np.testing.assert_allclose(metrics["distance"], expected, rtol=1e-5)
     entropy = losses.cross_entropy(whole.classifier(batch["lq"]), batch["task"])
+    np.testing.assert_allclose(value, expected + entropy, rtol=1e-5)
+    twice = tiny_regression({"losses.regression": "charbonnier_fft", "losses.double_softmax": True}, prompts="explicit")
+    value, _ = build_stage("regression", twice, model).loss(params, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    entropy = losses.cross_entropy(jax.nn.softmax(whole.classifier(batch["lq"])), batch["task"])
     np.testing.assert_allclose(value, expected + entropy, rtol=1e-5)
 
 
@@ -280,6 +295,19 @@ def test_any_stage_of_any_model_has_phases():
     paths = parameters.declared(model)
     assert [later.is_trained(path) for path in paths] == [whole.is_trained(path) for path in paths]
     assert set(data_config(experiment, "predictor.1").weights) == {"dehaze"}
+
+
+def test_a_phase_of_a_task_that_does_not_exist_is_named(tmp_path):
+    phases = ({"tasks": ("denoise",), "steps": 3}, {"tasks": ("denoise", "fog"), "steps": 4})
+    with pytest.raises(ConfigError, match=r"regression\.curriculum\[1\]\.tasks: no task is named fog; the tasks are"):
+        start(tiny_regression(PHASES | {"stages.regression.curriculum": phases}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_a_field_that_exists(photographs, tmp_path):
+    changes = photographs | PHASES | {"stages.regression.optimizer.learning_rate": 1e30}
+    with pytest.raises(NonFiniteLoss, match=r"^regression\.1: .*Lower config\.stages\.regression\.optimizer"):
+        start(tiny_regression(changes), tmp_path)
 
 
 def test_a_curriculum_that_does_not_add_up_is_refused():
