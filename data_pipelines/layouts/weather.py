@@ -32,6 +32,7 @@ def _rain100(letter: str, weight: str, train: int, confirmed: bool) -> Layout:
             (f"rainy/{rain}", norain),
             (f"rainy/{rain}", f"norain/{norain}"),
             (f"rain/X2/{norain}x2", norain),
+            (f"rain/X2/{norain}x2", f"norain/{norain}"),
             (f"rain/{norain}x2", f"norain/{norain}"),
             (f"rain/{rain}", f"norain/{norain}"),
             (f"input/{rain}", f"target/{norain}"),
