@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
                 held |= _describe(model, file)
             except ValueError as error:
                 print("  not usable, as said below")
-                unusable.append(one_line(error))
+                told = one_line(error)
+                unusable.append(told if file.name in told else f"{file.name}: {told}")
     print()
     if not held and not unusable:  # Restorers by regression, which are whole.
         return

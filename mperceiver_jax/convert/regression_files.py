@@ -199,6 +199,8 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
             raise ValueError(f"{source}: {error}") from error
         values |= {part + path: converted(tensor, np.dtype(np.float32)) for path, tensor in found.items()}
         aside |= dead_tensors(module, tensors) if part == NETWORK else {}
+        if wrong := [tensors[key].key for key, value in aside.items() if not np.isfinite(value).all()]:
+            raise ValueError(f"{source}: {', '.join(wrong[:5])}: holds values that are not finite")
     assert values.keys() == parameters.declared(model).keys()
     experiment = replace(experiment, stages={"regression": replace(stage, curriculum=(), ema_decay=0.0)})
     metadata = {"stage": "regression", "priors": fingerprint({}), "ema": False, **experiment.form}

@@ -123,6 +123,11 @@ def test_what_is_of_no_use_is_written_back_with_its_values(tmp_path):
     import_regression([tmp_path / "am.ckpt"], tmp_path / "run", experiment)
     assert main(["export", str(tmp_path / "run"), f"--output={tmp_path / 'back.ckpt'}", "--format=release"]) == 0
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"]
+    state["net.reduce_noise_channel_1.weight"][0] = torch.inf
+    torch.save({"state_dict": state}, tmp_path / "bad.ckpt")
+    with pytest.raises(ValueError, match=r"bad\.ckpt: net\.reduce_noise_channel_1\.weight: holds values that are not"):
+        import_regression([tmp_path / "bad.ckpt"], tmp_path / "bad", experiment)
+    state["net.reduce_noise_channel_1.weight"][0] = back["net.reduce_noise_channel_1.weight"][0]
     assert back.keys() == state.keys() and all(torch.equal(back[key], value) for key, value in state.items())
 
 
@@ -208,7 +213,13 @@ def test_inspect_knows_restorers(swin, tmp_path, capsys):
     # Of the Restormer family, keys and shapes alone tell.
     small = Restormer(RestormerConfig(dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1))
     full = {path: np.ones(value.get_value().shape, np.float32) for path, value in parameters.declared(small).items()}
-    convert.write_safetensors(tmp_path / "restormer.safetensors", convert.to_torch(small, full))
+    full_state = convert.to_torch(small, full)
+    convert.write_safetensors(tmp_path / "restormer.safetensors", full_state)
     assert main(["inspect", str(tmp_path / "restormer.safetensors")]) == 0
     told = capsys.readouterr().out
+    convert.write_safetensors(
+        tmp_path / "half.safetensors", {key: value for key, value in full_state.items() if key != "output.weight"}
+    )
+    assert main(["inspect", str(tmp_path / "half.safetensors")]) == 1
+    assert "half.safetensors: The tensors are no Restormer" in capsys.readouterr().err
     assert "layout: Restormer, a restorer by regression" in told and "For a full model" not in told
