@@ -160,14 +160,18 @@ _LOADING = threading.Lock()
 
 def _blocks(path: Path) -> np.ndarray:
     with _LOADING:  # two threads must not both load a quarter of a gigabyte
-        return _loaded(path)
+        array = _loaded(path)
+    if isinstance(array, str):
+        raise ValueError(array)
+    return array
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(path: Path) -> np.ndarray:
+def _loaded(path: Path) -> np.ndarray | str:
+    """(pictures, height, width, 3), or why not: a damaged file is not read again for each of its pictures."""
     name, shape = _array_in(path)
     try:
         array = scipy.io.loadmat(path, variable_names=[name])[name]
     except Exception as error:
-        raise ValueError(f"a damaged MATLAB file ({error})") from None
+        return f"a damaged MATLAB file ({error})"
     return np.ascontiguousarray(array.reshape(-1, *shape[-3:]))

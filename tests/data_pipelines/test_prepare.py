@@ -193,6 +193,17 @@ def test_blocks_count_as_themselves_not_as_their_file(tmp_path, monkeypatch):
     assert free_space_problem(found, tmp_path / "out") is None
 
 
+def test_a_damaged_matlab_file_is_read_once(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "BenchmarkNoisyBlocksSrgb.mat"
+    scipy.io.savemat(path, {"x": np.zeros((2, 3, 16, 16, 3), np.uint8)})
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    load, calls = scipy.io.loadmat, []
+    monkeypatch.setattr(scipy.io, "loadmat", lambda *a, **k: calls.append(a) or load(*a, **k))
+    assert run("check", "sidd", "--source", tmp_path, "--split=benchmark") == 1
+    assert "6 unreadable" in capsys.readouterr().out and len(calls) == 1
+
+
 def test_dead_links_are_unreadable_pictures(tree, tmp_path, capsys):
     for name, target in (("000003", "nowhere.png"), ("000004", "000004.png")):
         path = tree / f"train/s1/blur/{name}.png"
