@@ -29,7 +29,7 @@ from benchmarks.systems import System, main_stage, sized
 from benchmarks.timing import measure
 from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.evaluate.report import table
-from mperceiver_jax.training.loop import NonFiniteLoss
+from mperceiver_jax.training.metric_reader import NonFiniteLoss
 
 DEFAULT = tuple(f"configs/{name}.py:small" for name in ("allinone", "promptir", "am_promptir", "pip", "mioir"))
 EXAMPLES = """\

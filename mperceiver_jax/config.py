@@ -5,24 +5,20 @@ Config files (`configs/*.py`) return an `ml_collections.ConfigDict` built by
 field by its full dotted path.
 """
 
-import dataclasses
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipelines.pipeline import PipelineConfig
 from data_pipelines.tasks import TASK_SETS, TASKS, Task, with_new_tasks
+from mperceiver_jax.mappings import ConfigError
+from mperceiver_jax.mappings import from_mapping as from_mapping
+from mperceiver_jax.mappings import to_mapping as to_mapping
 from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training.optimizer import OptimizerConfig
 from mperceiver_jax.training.sharding import MeshConfig
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field."""
 
 
 @dataclass(frozen=True)
@@ -297,99 +293,3 @@ def _at_least(config: Any, least: int, *names: str) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"{name}: at least {least}, not {getattr(config, name)}")
-
-
-def to_mapping(value: Any) -> Any:
-    """A dataclass as nested dicts of plain values, ready for `ml_collections.ConfigDict`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: to_mapping(item) for key, item in value.items()}
-    return value
-
-
-def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -> Any:
-    """Builds a (nested) dataclass, strictly.
-
-    Raises:
-        ConfigError: an unknown, missing, mistyped or unusable field, by its dotted path.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    if hasattr(cls, "field_types"):
-        try:
-            hints |= cls.field_types(mapping)
-        except ValueError as error:
-            raise ConfigError(f"{where}.{error}") from error
-    unknown = sorted(set(mapping) - set(fields))
-    if unknown:
-        raise ConfigError(f"{where}.{unknown[0]}: no such field; {where} has {', '.join(fields)}")
-    values = {}
-    for name, declared in fields.items():
-        if name in mapping:
-            values[name] = _value(hints[name], mapping[name], f"{where}.{name}")
-        elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}.{name}: missing")
-    try:
-        return cls(**values)
-    except ConfigError:
-        raise
-    except (ValueError, ArithmeticError) as error:
-        # Constraints of a dataclass begin with the field, or speak of the whole.
-        named = re.match(r"\w+", str(error))
-        raise ConfigError(f"{where}{'.' if named and named[0] in fields else ': '}{error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{where}: one of {arguments}, not {value!r}")
-    if origin in (typing.Union, types.UnionType):
-        given = to_mapping(value)
-        groups = [option for option in arguments if dataclasses.is_dataclass(option)]
-        if groups and isinstance(given, Mapping):
-            # The group that has most of these fields is meant, and its errors are of use.
-            known = lambda option: len({f.name for f in dataclasses.fields(option)} & set(given))
-            return _value(max(groups, key=known), given, where)
-        problems = []
-        for option in arguments:
-            if option is type(None):
-                if value is None:
-                    return None
-                continue
-            try:
-                return _value(option, value, where)
-            except ConfigError as error:
-                problems.append(error)
-        raise problems[0]
-    if dataclasses.is_dataclass(hint):
-        if dataclasses.is_dataclass(value):
-            value = to_mapping(value)
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: a group of fields is expected, not {value!r}")
-        return from_mapping(typing.cast(type, hint), value, where)
-    if origin is tuple:
-        if not isinstance(value, (tuple, list)):
-            raise ConfigError(f"{where}: a list is expected, not {value!r}")
-        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(each) != len(value):
-            raise ConfigError(f"{where}: {len(each)} values are expected, not {len(value)}")
-        return tuple(
-            _value(kind, item, f"{where}[{i}]")
-            for i, (kind, item) in enumerate(zip(each, value, strict=True))
-        )
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: a group of fields is expected, not {value!r}")
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type):
-        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-            return value
-        raise ConfigError(f"{where}: {hint.__name__} is expected, not {value!r}")
-    raise ConfigError(f"{where}: fields of type {hint} are not supported")

@@ -27,8 +27,9 @@ from mperceiver_jax.training import feature_cache, latents, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.curriculum import handed_over, phase_number
 from mperceiver_jax.training.fingerprint import fingerprint
-from mperceiver_jax.training.metric_log import MetricWriter, create_writer
-from mperceiver_jax.training.optimizer import learning_rate_at, make_optimizer
+from mperceiver_jax.training.metric_log import create_writer
+from mperceiver_jax.training.metric_reader import History, MetricReader
+from mperceiver_jax.training.optimizer import make_optimizer
 from mperceiver_jax.training.progress import Progress
 from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.stages import STAGES, Stage, base, build_stage
@@ -43,10 +44,6 @@ class Evaluator(Protocol):
 
     def evaluate(self, stage: str, params: Params, final: bool = False) -> dict[str, Any]:
         """Everything for the report, after a stage (`final`): at least `scalars`."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient was not finite; the message says where, and what is safe."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +136,11 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
         latest = checkpoints.latest()
         if latest is None:
             state = jax.jit(begin, out_shardings=shardings)(trained)
-            state, history = handed_over(run.workdir, name, state), _History()
+            state, history = handed_over(run.workdir, name, state), History()
         else:
             restored = checkpoints.restore(latest, abstract._asdict(), batches)
             _refuse_other_priors(identity, restored.metadata, checkpoints.directory / str(latest))
-            state, history = TrainState(**restored.state), _History(**restored.metadata["history"])
+            state, history = TrainState(**restored.state), History(**restored.metadata["history"])
             run.say(f"{name}: continuing at update {latest} of {config.steps}")
             if restored.note:
                 run.say(f"{name}: {restored.note}")
@@ -165,7 +162,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             closing(Progress(name, config.steps, first, config.batch_size, experiment.log_every)) as progress,
             create_writer(run.workdir, name, first) as writer,
         ):
-            reader = _MetricReader(run, name, progress, writer, history, checkpoints)
+            reader = MetricReader(run.experiment, name, run.say, progress, writer, history, checkpoints)
             for step in range(first, config.steps):
                 if run.preemption.requested():
                     reader.flush()
@@ -193,7 +190,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
         "steps": config.steps,
         "batch_size": config.batch_size,
         "trained_parameters": sum(v.size for p, v in state.trainable.items() if p in params),
-        **history.summary(time.monotonic() - started),
+        **history.updated(time.monotonic() - started),
     }
     return {path: _stored(run, path, value) for path, value in params.items()}, summary
 
@@ -220,85 +217,6 @@ def reload_stage(run: Run, name: str, params: Params) -> Params:
         identity = fingerprint({path: value for path, value in params.items() if not stage.is_trained(path)})
         _refuse_other_priors(identity, checkpoints.metadata(latest), folder / str(latest))
     return params | {path: run.place(path, value) for path, value in values.items()}
-
-
-@dataclass
-class _History:
-    """What a stage remembers across interruptions: seconds, skipped updates, first and last loss."""
-
-    seconds: float = 0.0
-    skipped: int = 0
-    first_loss: float | None = None
-    last_loss: float | None = None
-
-    def updated(self, seconds: float) -> dict[str, Any]:
-        return {**vars(self), "seconds": self.seconds + seconds}
-
-    def summary(self, seconds: float) -> dict[str, Any]:
-        return self.updated(seconds)
-
-
-class _MetricReader:
-    """Reads the metrics of an update after the next was dispatched; logs them and guards against NaN."""
-
-    def __init__(
-        self,
-        run: Run,
-        name: str,
-        progress: Progress,
-        writer: MetricWriter,
-        history: _History,
-        checkpoints: Checkpoints,
-    ):
-        self._run, self._name, self._progress, self._writer = run, name, progress, writer
-        self._history, self._checkpoints = history, checkpoints
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
-
-    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        self.flush()
-        self._pending = (step, metrics)
-
-    def flush(self) -> None:
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        values = {key: float(value) for key, value in metrics.items()}
-        if not values.pop("finite"):
-            self._not_finite(step, values["loss"])
-            return
-        history, config = self._history, self._run.experiment.stages[self._name]
-        history.last_loss = values["loss"]
-        if history.first_loss is None:
-            history.first_loss = values["loss"]
-        values["learning_rate"] = learning_rate_at(config.optimizer, config.steps, step - 1)
-        self._progress.update(step, values)
-        if step % self._run.experiment.log_every == 0 or step in (1, config.steps):
-            self._writer.write_scalars(step, values)
-
-    def _not_finite(self, step: int, loss: float) -> None:
-        experiment = self._run.experiment
-        what = f"{self._name}: loss {loss} or its gradient is not finite at update {step}"
-        if experiment.on_nonfinite == "stop":
-            safe = self._last_good()
-            raise NonFiniteLoss(
-                f"{what}; {safe}. Lower config.stages.{base(self._name)}.optimizer.learning_rate, or pass over such "
-                "updates with --config.on_nonfinite=skip"
-            )
-        self._history.skipped += 1
-        if self._history.skipped > experiment.max_skipped:
-            raise NonFiniteLoss(
-                f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {self._last_good()}"
-            )
-        self._run.say(f"{what}; skipped ({self._history.skipped} of at most {experiment.max_skipped})")
-
-    def _last_good(self) -> str:
-        # One may still be on its way to the disk.
-        self._checkpoints.wait()
-        latest = self._checkpoints.latest()
-        if latest is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self._checkpoints.directory / str(latest)}"
 
 
 def _split(run: Run, stage: Stage, params: Params) -> tuple[Params, Params]:

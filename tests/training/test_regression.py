@@ -20,8 +20,9 @@ from mperceiver_jax.models.srresnet import SRResNetConfig
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import Checkpoints
-from mperceiver_jax.training.loop import NonFiniteLoss, data_config, stages_of
+from mperceiver_jax.training.loop import data_config, stages_of
 from mperceiver_jax.training.metric_log import read_metrics
+from mperceiver_jax.training.metric_reader import NonFiniteLoss
 from mperceiver_jax.training.runtime import Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.stages import build_stage

@@ -23,8 +23,8 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training import loop, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
-from mperceiver_jax.training.loop import NonFiniteLoss
 from mperceiver_jax.training.metric_log import read_metrics
+from mperceiver_jax.training.metric_reader import NonFiniteLoss
 from mperceiver_jax.training.runtime import Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.stages import ORDER
