@@ -87,9 +87,9 @@ def small() -> dict:
             "vae": stage | {"steps": 700, "crop": 64, "optimizer": muon | {"learning_rate": 2e-3}},
             "prior": averaged | {"steps": 400, "batch_size": 16, "optimizer": muon | {"learning_rate": 2e-3}},
             "predictor": stage
-            | {"steps": 600, "batch_size": 32, "crop": 16, "optimizer": adamw | {"learning_rate": 1e-3}},
+            | {"steps": 500, "batch_size": 32, "crop": 16, "optimizer": adamw | {"learning_rate": 1e-3}},
             "dual_branch": averaged | {"steps": 800, "batch_size": 16, "optimizer": muon | {"learning_rate": 4e-3}},
-            "drm": averaged | {"steps": 1400, "optimizer": muon | {"learning_rate": 4e-3}},
+            "drm": averaged | {"steps": 1200, "optimizer": muon | {"learning_rate": 4e-3}},
         },
         "losses": {
             "predictor": "focal",
