@@ -49,16 +49,15 @@ def accelerator() -> bool:
 
 def small() -> dict:
     model = MPerceiverConfig.small()
-    adamw = {
-        "name": "adamw",
+    # From nothing and in few updates, Muon brings these networks much further than AdamW.
+    muon = {
+        "name": "muon",
         "schedule": "cosine",
         "warmup_steps": 30,
-        "clip_norm": 1.0,
+        "clip_norm": 0.0,
         "betas": (0.9, 0.99),
         "weight_decay": 0.01,
     }
-    # From nothing and in few updates, Muon brings the networks of convolutions much further than AdamW.
-    muon = adamw | {"name": "muon", "clip_norm": 0.0}
     stage = {"batch_size": 8, "crop": 48, "accumulation": 1, "ema_decay": 0.0}
     averaged = stage | {"ema_decay": 0.98}
     return {
@@ -87,9 +86,9 @@ def small() -> dict:
             "vae": stage | {"steps": 700, "crop": 64, "optimizer": muon | {"learning_rate": 2e-3}},
             "prior": averaged | {"steps": 400, "batch_size": 16, "optimizer": muon | {"learning_rate": 2e-3}},
             "predictor": stage
-            | {"steps": 500, "batch_size": 32, "crop": 16, "optimizer": adamw | {"learning_rate": 1e-3}},
+            | {"steps": 400, "batch_size": 32, "crop": 16, "optimizer": muon | {"learning_rate": 2e-3}},
             "dual_branch": averaged | {"steps": 800, "batch_size": 16, "optimizer": muon | {"learning_rate": 4e-3}},
-            "drm": averaged | {"steps": 1200, "optimizer": muon | {"learning_rate": 4e-3}},
+            "drm": averaged | {"steps": 1300, "optimizer": muon | {"learning_rate": 4e-3}},
         },
         "losses": {
             "predictor": "focal",
