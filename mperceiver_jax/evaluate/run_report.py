@@ -102,7 +102,8 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         blind = "; what is wrong with a picture is told by its own classifier" if told == "classifier" else ""
         oracle = "; what is wrong with a picture was given" if told == "label" else ""
         return [*notes, f"One pass of the network for each picture{blind}{oracle}."]
-    notes.append(f"Restored with {sampler.steps} steps of the sampler {sampler.name!r}, seed {experiment.seed}.")
+    steps = "one step" if sampler.steps == 1 else f"{sampler.steps} steps"
+    notes.append(f"Restored with {steps} of the sampler {sampler.name!r}, seed {experiment.seed}.")
     if "vae" in by_name:
         ceiling = by_name["vae"]["scalars"]["psnr"]
         notes.append(
@@ -112,6 +113,9 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
     if "dual_branch" in by_name and "drm" in by_name:
         before, after = (by_name[name]["scalars"]["restored_psnr"] for name in ("dual_branch", "drm"))
         notes.append(f"Mean restored PSNR before the detail refinement {before:.2f} dB, after it {after:.2f} dB.")
-    if experiment.losses.lpips_weight:
-        notes.append(f"The detail refinement was configured with LPIPS ({experiment.losses.lpips_net}).")
+    if experiment.losses.lpips_weight and "drm" in by_name:
+        used = by_name["drm"]["losses"]["lpips_weight"]
+        with_it = f"with LPIPS ({experiment.losses.lpips_net}, weight {used:g})" if used else "without LPIPS"
+        why = "" if used else ", whose weights were not installed"
+        notes.append(f"The detail refinement was trained {with_it}{why}.")
     return notes

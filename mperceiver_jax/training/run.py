@@ -4,7 +4,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,9 @@ def run_experiment(
                     params = reload_stage(run, name, params)
                 else:
                     params, summary = train_stage(run, name, params)
-                    record = {**run.evaluator.evaluate(name, params, final=True), "summary": summary}
+                    found = run.evaluator.evaluate(name, params, final=True)
+                    # As they were computed here, which may be less than was configured.
+                    record = {**found, "summary": summary, "losses": asdict(experiment.losses)}
                     _say(f"{name}: {_in_words(record)}")
                     on_first_process(functools.partial(_write_record, workdir, name, record))
                 records.append(record)

@@ -14,14 +14,14 @@ def record(name: str, scalars: dict, **more) -> dict:
     return {"scalars": scalars, "summary": summary, **more}
 
 
-def restoration(name: str, restored: float) -> dict:
+def restoration(name: str, restored: float, lpips_weight: float = 0.0) -> dict:
     side = lambda psnr: {"psnr": psnr, "ssim": 0.5}
     tasks = {
         task: {"images": 2, "degraded": side(20.0), "restored": side(restored)}
         for task in ("dehaze", "derain")
     }
     scalars = {"score": restored, "restored_psnr": restored}
-    return record(name, scalars, tasks=tasks, predictor=PREDICTOR)
+    return record(name, scalars, tasks=tasks, predictor=PREDICTOR, losses={"lpips_weight": lpips_weight})
 
 
 PREDICTOR = {"accuracy": 0.75, "classes": ["dehaze", "derain"], "confusion": [[2, 0], [1, 1]]}
@@ -54,3 +54,10 @@ def test_a_run_of_fewer_stages_reports_what_it_has(tmp_path, count):
     assert [stage["name"] for stage in results["stages"]] == ["vae", "predictor", "dual_branch"][:count]
     write_run_report(tiny_run(), RECORDS[:count], tmp_path)
     assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("weight, said", [(0.1, "with LPIPS (alex, weight 0.1)."), (0.0, "without LPIPS, whose")])
+def test_the_report_says_whether_lpips_was_there(weight, said):
+    configured = tiny_run({"losses.lpips_weight": 0.1, "losses.lpips_net": "alex"})
+    notes = run_results(configured, [*RECORDS[:-1], restoration("drm", 25.0, weight)])["notes"]
+    assert any(note.startswith("The detail refinement was trained " + said) for note in notes)
