@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from mperceiver_jax.config import to_mapping
-from mperceiver_jax.convert.parts import PARTS, lacking, part_of
+from mperceiver_jax.convert.parts import PARTS, lacking, listed, part_of
 from mperceiver_jax.convert.priors import FORMAT, PriorsDirectory, check_vacant, is_priors, write_priors
-from mperceiver_jax.convert.recognition import find_parts, recognise
+from mperceiver_jax.convert.recognition import find_parts, left_over, recognise
 from mperceiver_jax.convert.sources import WeightFile, weight_files
 from mperceiver_jax.convert.state_dicts import Found
 from mperceiver_jax.convert.torch_files import StoredTensor, open_tensors
@@ -43,11 +43,13 @@ class Contribution:
         file: where it is.
         layout: what the file is, in words.
         found: {our path: its tensors}, without what an earlier file gave.
+        unused: keys of what no part of the model takes.
     """
 
     file: WeightFile
     layout: str
     found: dict[str, Found]
+    unused: list[str]
 
     @property
     def parts(self) -> list[str]:
@@ -72,7 +74,8 @@ def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contributio
             found = find_parts(model, tensors, file.name)
             own = {path: tensor for path, tensor in found.items() if path not in taken}
             taken |= own.keys()
-            result.append(Contribution(file, recognise(tensors, file.name).title, own))
+            unused = left_over(tensors, found)
+            result.append(Contribution(file, recognise(tensors, file.name).title, own, unused))
     return result
 
 
@@ -100,6 +103,8 @@ def import_priors(
     given = contributions(model, sources)
     for contribution in given:
         say(f"{contribution.file.name}: {contribution.layout}, {', '.join(contribution.parts) or 'nothing new'}")
+        if contribution.unused:
+            say(f"  left aside: {listed(contribution.unused, 5)}")
     found = {path: tensors for contribution in given for path, tensors in contribution.found.items()}
     if problems := lacking(model, found):
         raise ValueError(f"{', '.join(sources)}: " + "; ".join(problems))

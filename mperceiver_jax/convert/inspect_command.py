@@ -25,9 +25,9 @@ from mperceiver_jax.command_line import one_line
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.convert import restorers
 from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
-from mperceiver_jax.convert.parts import PARTS, lacking, part_of
+from mperceiver_jax.convert.parts import PARTS, lacking, listed, part_of
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
-from mperceiver_jax.convert.recognition import find_parts, named_parts, recognise
+from mperceiver_jax.convert.recognition import find_parts, left_over, named_parts, recognise
 from mperceiver_jax.convert.regression_files import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.sources import WeightFile, weight_files
 from mperceiver_jax.convert.state_dicts import match
@@ -95,7 +95,10 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
     for part, stored in named_parts(model, tensors, file.name).items():
         numbers = ((tensor.dtype, math.prod(tensor.shape)) for tensor in stored)
         print(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
-    return set(find_parts(model, tensors, file.name))
+    found = find_parts(model, tensors, file.name)
+    if unused := left_over(tensors, found):
+        print(f"  left aside: {listed(unused, 5)}")
+    return set(found)
 
 
 def _inspect_regression(sources: list[str], experiment: Experiment) -> None:

@@ -92,6 +92,8 @@ def autoencoder_release(module: Any) -> KeyMap:
             (r"conv_norm_out", "norm_out"),
         ),
         one_by_one=(r"mid_block\.attentions\.0\.to_", 2),
+        # Files of an autoencoder alone may still hold what trained it.
+        ignorable=r"^(loss|model_ema)\.",
     )
 
 

@@ -41,6 +41,7 @@ FAMILIES = (
         (("", "", "release"),),
     ),
     Family("the release's degradation predictor", r"fc[12]\.(weight|bias)$", (("predictor", "", "release"),)),
+    Family("an autoencoder (CompVis)", r"(encoder|decoder)\.mid\.", (("vae", "", "release"),)),
     Family("an autoencoder of diffusers", r"(encoder|decoder)\.(down|up)_blocks\.", (("vae", "", "diffusers"),)),
     Family("a UNet of diffusers", r"(down|up)_blocks\.", (("unet", "", "diffusers"),)),
     # Whichever of the two towers is not there is left out, as a part that is absent.
@@ -99,6 +100,12 @@ def find_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: st
     if not found:
         raise ValueError(f"{where} looks like {family.title}, but holds nothing of it")
     return found
+
+
+def left_over(tensors: Mapping[str, StoredTensor], found: Mapping[str, Found]) -> list[str]:
+    """The keys, as the file has them, of what no part takes: schedule tables, losses, averages (`model_ema.`)."""
+    taken = {tensor.key for one in found.values() for tensor in one.tensors}
+    return [tensor.key for tensor in tensors.values() if tensor.key not in taken]
 
 
 def named_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: str) -> dict[Part, list[StoredTensor]]:

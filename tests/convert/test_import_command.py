@@ -27,6 +27,7 @@ def test_import_writes_a_directory_and_says_what_it_is(files, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "sd.safetensors: a Stable Diffusion checkpoint (CompVis), UNet, autoencoder, text tower" in told
     assert "open_clip_model.safetensors: an OpenCLIP model, image tower" in told
+    assert "left aside: betas, cond_stage_model.model.attn_mask, logvar, model_ema.decay" in told
     assert "licence of the weights: CreativeML Open RAIL++-M" in told and f"--config.priors={output}" in told
     directory = PriorsDirectory(output)
     assert {str(value.dtype) for _, value in directory.values()} == {"bfloat16"}
@@ -46,6 +47,7 @@ def test_inspect_says_what_a_file_is_and_what_is_missing(files, capsys):
     assert "layout: a Stable Diffusion checkpoint (CompVis)" in told and "UNet: " in told
     assert f"{count:,} float32" in told
     assert "the image tower is missing; it is in OpenCLIP ViT-H/14" in told
+    assert "left aside: betas, cond_stage_model.model.attn_mask, logvar, model_ema.decay" in told
     assert "not there, and not needed to begin: dual branch" in told
     assert main(["inspect", sd, open_clip, CONFIG]) == 0
     assert "All that training needs is there." in capsys.readouterr().out

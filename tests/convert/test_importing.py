@@ -78,6 +78,20 @@ def test_single_files_of_compvis(form, model, folder, tmp_path):
     assert len(values) == sum(not any(re.match(pattern, path) for pattern in added) for path in expected)
 
 
+def test_an_autoencoder_of_compvis_alone_goes_before_another(model, folder, tmp_path):
+    start = "first_stage_model."
+    tensors = {k.removeprefix(start): v + 1 for k, v in published.release().items() if k.startswith(start)}
+    told = []
+    finetuned = published.pickled(tmp_path / "vae-ft-mse.ckpt", tensors | {"loss.logvar": np.zeros(1, np.float32)})
+    sd = published.pickled(tmp_path / "sd.ckpt", published.stable_diffusion())
+    sources = [finetuned, sd, published.open_clip_file(folder)]
+    import_priors(sources, tmp_path / "priors", model, say=told.append)
+    assert told[:2] == [f"{finetuned}: an autoencoder (CompVis), autoencoder", "  left aside: loss.logvar"]
+    values, expected = dict(PriorsDirectory(tmp_path / "priors").values()), published.values()
+    assert all(np.array_equal(values[path], expected[path] + 1) for path in values if path.startswith("vae."))
+    assert np.array_equal(values["unet.conv_in.weight"], expected["unet.conv_in.weight"])
+
+
 def test_towers_of_transformers(model, tmp_path):
     save_file(
         {k: np.asarray(v) for k, v in published.stable_diffusion().items() if "cond" not in k},
