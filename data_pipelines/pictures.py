@@ -117,7 +117,9 @@ def _channels(picture: Image.Image, source: str | Path | bytes) -> np.ndarray:
         if picture.format == "TIFF" and max(picture.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
             raise ValueError("a TIFF of more than 8 bits in separate planes; store it interleaved or as PNG")
         # To RGBA, Pillow leaves colours alone; a palette goes through its colours.
-        channels = np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+        mode = "RGBA" if picture.has_transparency_data else "RGB"
+        # `convert` copies even where there is nothing to convert.
+        channels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
     if channels.dtype == np.uint16 and "transparency" in picture.info:
         # The one colour that stands for "nothing here".
         clear = (channels[..., :3] == picture.info["transparency"]).all(-1, keepdims=True)
