@@ -119,9 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="DIR",
         help="folder of photographs (default: the bundled ones held out from training)",
     )
-    parser.add_argument(
-        "--size", type=int, default=256, help="side of each picture in pixels (default: %(default)s)"
-    )
+    parser.add_argument("--size", type=int, default=256, help="side of each picture in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
     parser.add_argument(
         "--rows",

@@ -36,9 +36,7 @@ def write_example(folder: str | os.PathLike[str], index: int, example: Mapping[s
     path = example_path(folder, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {
-        name: np.round(np.clip(value, 0, 1) * 65535).astype(np.uint16)
-        if name in _PICTURES
-        else np.asarray(value)
+        name: np.round(np.clip(value, 0, 1) * 65535).astype(np.uint16) if name in _PICTURES else np.asarray(value)
         for name, value in example.items()
     }
     partial = path.with_suffix(".partial")
@@ -75,9 +73,7 @@ class StoredExamples:
             with np.load(path, allow_pickle=False) as arrays:
                 found = dict(arrays)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path}: not a readable stored example ({error}); delete it and run again"
-            ) from None
+            raise ValueError(f"{path}: not a readable stored example ({error}); delete it and run again") from None
         return {
             name: value.astype(np.float32) / np.float32(65535) if name in _PICTURES else value
             for name, value in found.items()

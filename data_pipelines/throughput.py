@@ -1,6 +1,6 @@
 """Command: how many training images a second the pipeline makes on this machine.
 
-    python -m data_pipelines.throughput --image_size=128 --crop=128
+python -m data_pipelines.throughput --image_size=128 --crop=128
 """
 
 from __future__ import annotations

@@ -76,9 +76,7 @@ class StageConfig:
             raise ValueError(f"steps: the phases of the curriculum make {total} updates, not {self.steps}")
         _at_least(self, 1, "batch_size", "accumulation")
         if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}"
-            )
+            raise ValueError(f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}")
         try:
             re.compile(self.trains)
         except re.error as error:

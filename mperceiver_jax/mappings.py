@@ -92,8 +92,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if len(each) != len(value):
             raise ConfigError(f"{where}: {len(each)} values are expected, not {len(value)}")
         return tuple(
-            _value(kind, item, f"{where}[{i}]")
-            for i, (kind, item) in enumerate(zip(each, value, strict=True))
+            _value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, value, strict=True))
         )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):

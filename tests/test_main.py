@@ -55,9 +55,7 @@ def tiny(place: Path, workdir: Path, *more: str) -> list[str]:
 
 
 def run(arguments: Sequence[str], devices: int = 1) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments, env=environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(arguments, env=environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def losses(workdir: Path) -> list[float]:
@@ -105,9 +103,7 @@ def terminated(place, reference) -> Path:
     code, out, err = signalled(tiny(place, workdir, *SETTINGS), workdir, 7, signal.SIGTERM)
     assert code == 0, err
     assert "Stopped as asked, and saved; the same command continues the run." in out
-    assert "Asked to stop" in err and re.search(
-        rf"{STAGE}: stopped at update \d+ of {UPDATES}, saved in", err
-    )
+    assert "Asked to stop" in err and re.search(rf"{STAGE}: stopped at update \d+ of {UPDATES}, saved in", err)
     assert 7 <= finished_steps(workdir, STAGE) < UPDATES
     assert not (workdir / "report.json").exists()
     return workdir
@@ -121,9 +117,7 @@ def test_a_stopped_run_continues_bit_for_bit_even_after_a_full_disk(place, refer
     full = run(["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *arguments])
     assert full.returncode == 1
     told = full.stderr.splitlines()[-1]
-    assert re.match(
-        rf"error: cannot save checkpoint \d+ in {workdir}/checkpoints/{STAGE}: .*File too large", told
-    )
+    assert re.match(rf"error: cannot save checkpoint \d+ in {workdir}/checkpoints/{STAGE}: .*File too large", told)
     assert f"Complete checkpoints there: [{saved}" in told.replace("[5, ", "[")
     assert "Traceback" not in full.stderr
     assert finished_steps(workdir, STAGE) == saved

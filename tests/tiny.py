@@ -44,9 +44,7 @@ def tiny_config(**changes) -> MPerceiverConfig:
             feature_channels=16,
             modulator_hidden=8,
         ),
-        "vae": VAEConfig(
-            base_channels=8, channel_mult=(1, 2), num_res_blocks=1, groups=4, scaling_factor=1.0
-        ),
+        "vae": VAEConfig(base_channels=8, channel_mult=(1, 2), num_res_blocks=1, groups=4, scaling_factor=1.0),
         "text": TextConfig(
             width=16,
             layers=1,
@@ -59,9 +57,7 @@ def tiny_config(**changes) -> MPerceiverConfig:
             eot_id=3,
         ),
         "predictor": PredictorConfig(
-            vision=VisionConfig(
-                image_size=CLIP_SIDE, patch_size=4, width=16, layers=1, heads=2, embed_width=16
-            ),
+            vision=VisionConfig(image_size=CLIP_SIDE, patch_size=4, width=16, layers=1, heads=2, embed_width=16),
             hidden=16,
             classes=CLASSES,
         ),

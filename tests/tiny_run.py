@@ -94,7 +94,5 @@ def write_photographs(folder: Path, count: int = 4, side: int = 24, seed: int = 
     rng = np.random.default_rng(seed)
     for index in range(count):
         coarse = (rng.random((4, 4, 3)) * 255).astype(np.uint8)
-        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(
-            folder / f"picture_{index}.png"
-        )
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"picture_{index}.png")
     return folder

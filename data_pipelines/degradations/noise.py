@@ -9,9 +9,7 @@ from data_pipelines.degradations.fields import check_image, clip_unit
 SIGMAS = (15.0, 25.0, 50.0)
 
 
-def add_gaussian_noise(
-    image: np.ndarray, rng: np.random.Generator, *, sigma: float | None = None
-) -> np.ndarray:
+def add_gaussian_noise(image: np.ndarray, rng: np.random.Generator, *, sigma: float | None = None) -> np.ndarray:
     """White Gaussian noise, independent in every pixel and channel, clipped to [0, 1] and not re-quantised.
 
     Sigma 15, 25 and 50 is the convention of colour denoising since Zhang et al., "Beyond a Gaussian denoiser"

@@ -34,9 +34,7 @@ class Drops:
     shade: np.ndarray
 
 
-def scatter_drops(
-    height: int, width: int, rng: np.random.Generator, *, coverage: float, radius: float
-) -> Drops:
+def scatter_drops(height: int, width: int, rng: np.random.Generator, *, coverage: float, radius: float) -> Drops:
     """As many drops as would cover the share `coverage` of the glass, the largest of `radius` pixels.
 
     Outlines are ellipses drawn out by gravity, with random lobes; later drops lie over earlier ones.

@@ -56,8 +56,7 @@ class CMInversion(nnx.Module):
         self.proj = Linear(config.embed_width, config.tokens * config.width)
         self.norm = LayerNorm(config.width)
         self.attns = nnx.List(
-            CrossAttention(config.width, config.width, config.heads, head_width)
-            for _ in range(config.classes)
+            CrossAttention(config.width, config.width, config.heads, head_width) for _ in range(config.classes)
         )
         self.config = config
 

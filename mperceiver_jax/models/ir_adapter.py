@@ -94,9 +94,7 @@ class IRAdapterConfig:
 
     def __post_init__(self) -> None:
         if not set(self.attention_levels) <= set(range(self.scales)):
-            raise ValueError(
-                f"IRAdapterConfig.attention_levels {self.attention_levels}: {self.scales} scales exist"
-            )
+            raise ValueError(f"IRAdapterConfig.attention_levels {self.attention_levels}: {self.scales} scales exist")
         for width in (*self.widths, self.out_channels):
             if width % self.groups:
                 raise ValueError(f"IRAdapterConfig: width {width} does not divide into {self.groups} groups")
@@ -172,9 +170,7 @@ class IRAdapter(nnx.Module):
         widths, levels = config.widths, range(config.scales)
 
         def resnet(width_in: int, width: int) -> ResnetBlock:
-            return ResnetBlock(
-                width_in, width, time_width=config.time_width, groups=config.groups, zero_out=True
-            )
+            return ResnetBlock(width_in, width, time_width=config.time_width, groups=config.groups, zero_out=True)
 
         def self_attention(width: int) -> AttentionBlock:
             return AttentionBlock(width, heads=config.heads, groups=config.groups)
@@ -190,9 +186,7 @@ class IRAdapter(nnx.Module):
             if level < config.scales - 1:
                 blocks.append([Downsample(current)])
         self.input_blocks = nnx.List(nnx.List(block) for block in blocks)
-        self.middle_block = nnx.List(
-            [resnet(current, current), self_attention(current), resnet(current, current)]
-        )
+        self.middle_block = nnx.List([resnet(current, current), self_attention(current), resnet(current, current)])
         self.visual_prompt = parameter(
             (config.scales, config.classes, 1, config.prompt_tokens, config.prompt_width), normal(0.02)
         )
@@ -225,13 +219,10 @@ class IRAdapter(nnx.Module):
         maps = self.trunk(z_lq, temb)
         attended = [self.attend(scale, x, prompts[scale], p) for scale, x in enumerate(maps)]
         return tuple(
-            run(resnet, x, temb, remat=self.config.remat)
-            for resnet, x in zip(self.fea_tran, attended, strict=True)
+            run(resnet, x, temb, remat=self.config.remat) for resnet, x in zip(self.fea_tran, attended, strict=True)
         )
 
-    def trunk(
-        self, z_lq: Float[Array, "b h w c"], temb: Float[Array, "b t"]
-    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def trunk(self, z_lq: Float[Array, "b h w c"], temb: Float[Array, "b t"]) -> tuple[Float[Array, "b _ _ _"], ...]:
         """The half UNet: the map before each downsampling, and the middle's output."""
         maps, x = [], z_lq
         for block in [*self.input_blocks, self.middle_block]:
@@ -246,9 +237,7 @@ class IRAdapter(nnx.Module):
         """Keys and values of the visual prompts, which depend neither on the image nor on the timestep."""
         tokens = self.visual_prompt[...].astype(dtype)[:, :, 0]
         normed = [norm(tokens[scale]) for scale, norm in enumerate(self.norm2)]
-        return tuple(
-            (attend.to_k(x), attend.to_v(x)) for attend, x in zip(self.prompt_attns, normed, strict=True)
-        )
+        return tuple((attend.to_k(x), attend.to_v(x)) for attend, x in zip(self.prompt_attns, normed, strict=True))
 
     def attend(
         self,

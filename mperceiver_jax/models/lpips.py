@@ -80,9 +80,7 @@ def load_lpips(net: Net = "vgg") -> dict[str, np.ndarray]:
     return {key: np.asarray(value, np.float32) for key, value in params.items()}
 
 
-def lpips(
-    params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]
-) -> Float[Array, "b"]:
+def lpips(params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
     """Perceptual distance of each pair; 0 for equal images, about 0.1 for light and 0.7 for gross damage.
 
     Differentiable and jittable; float32. Distances of different nets are not comparable.

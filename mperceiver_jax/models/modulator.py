@@ -62,9 +62,7 @@ class Modulator(nnx.Module):
         a = jax.nn.relu(self.mlp_shared[0](features))
         return self.mlp_gamma(a), self.mlp_beta(a)
 
-    def __call__(
-        self, h: Float[Array, "b h w c"], features: Float[Array, "b h w f"]
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, h: Float[Array, "b h w c"], features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
         """The modulated `h`, in its dtype."""
         gamma, beta = self.scale_and_shift(features.astype(h.dtype))
         norm = self.param_free_norm(h)

@@ -39,9 +39,7 @@ class DegradationPredictor(nnx.Module):
         self.fc1 = Linear(config.vision.embed_width, config.hidden)
         self.fc2 = Linear(config.hidden, config.classes)
 
-    def __call__(
-        self, images: Float[Array, "b s s 3"]
-    ) -> tuple[Float[Array, "b e"], Float[Array, "b classes"]]:
+    def __call__(self, images: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b e"], Float[Array, "b classes"]]:
         """(embedding of the tower, logits of the degradations) of CLIP-normalised pictures."""
         e = self.model(images)
         return e, self.head(e)

@@ -128,15 +128,11 @@ class AutoencoderKL(nnx.Module):
         """
         height, width, factor = *x.shape[1:3], self.config.factor
         if height % factor or width % factor:
-            raise ValueError(
-                f"AutoencoderKL: pictures of {height}x{width}; pad sides to multiples of {factor}"
-            )
+            raise ValueError(f"AutoencoderKL: pictures of {height}x{width}; pad sides to multiples of {factor}")
         raw, taps = self.encoder(x)
         return posterior(self.quant_conv(raw), taps)
 
-    def encode_pair(
-        self, one: Float[Array, "b h w c"], other: Float[Array, "b h w c"]
-    ) -> tuple[Posterior, Posterior]:
+    def encode_pair(self, one: Float[Array, "b h w c"], other: Float[Array, "b h w c"]) -> tuple[Posterior, Posterior]:
         """The posteriors of both, encoded as one batch, in which they alternate: rows that lie on different
         devices stay there."""
         b = one.shape[0]

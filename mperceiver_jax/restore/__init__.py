@@ -1,8 +1,8 @@
 """Restoring pictures with a trained model, from the command line or from Python.
 
-    from mperceiver_jax import restore
-    restorer = restore.Restorer.from_checkpoint("runs/small")
-    restored = restorer(picture)
+from mperceiver_jax import restore
+restorer = restore.Restorer.from_checkpoint("runs/small")
+restored = restorer(picture)
 """
 
 from typing import TYPE_CHECKING, Any

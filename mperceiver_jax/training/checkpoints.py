@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -27,6 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mperceiver_jax.training import checkpoint_files as files
+from mperceiver_jax.training.checkpoint_leaves import differences, forms, named_leaves, own_copies, restore_args
 from mperceiver_jax.training.data_position import DataIterator, gather_positions, set_position
 from mperceiver_jax.training.runtime import on_first_process
 
@@ -94,9 +94,7 @@ class Checkpoints:
         keepers: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best_metric is not None and keep_best:
             keepers.append(
-                policies.BestN(
-                    get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False
-                )
+                policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False)
             )
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keepers),
@@ -161,14 +159,11 @@ class Checkpoints:
                 multihost_utils.sync_global_devices("all processes have seen what will be replaced")
             on_first_process(lambda: files.move_away(self.directory, step))
             self._manager.reload()
-        items = {name: dict(_named_leaves(tree)) for name, tree in state.items()}
+        items = {name: dict(named_leaves(tree)) for name, tree in state.items()}
         record = {
             "metadata": dict(metadata or {}),
             "iterators": gather_positions(data_iterator),
-            "leaves": {
-                name: {leaf: [str(value.dtype), list(np.shape(value))] for leaf, value in leaves.items()}
-                for name, leaves in items.items()
-            },
+            "leaves": {name: forms(leaves) for name, leaves in items.items()},
         }
         args = {name: ocp.args.PyTreeSave(leaves) for name, leaves in items.items() if leaves}
         args[files.RECORD] = ocp.args.JsonSave(record)
@@ -227,9 +222,7 @@ class Checkpoints:
 
     # Restoring.
 
-    def restore(
-        self, step: int, abstract: Mapping[str, Any], data_iterator: DataIterator | None = None
-    ) -> Restored:
+    def restore(self, step: int, abstract: Mapping[str, Any], data_iterator: DataIterator | None = None) -> Restored:
         """The state of a checkpoint, on whatever mesh `abstract` names.
 
         The data iterator takes the position it had; what happens with another number of processes
@@ -245,13 +238,13 @@ class Checkpoints:
         """
         record = self._record(step)
         structures = {name: jax.tree.structure(tree) for name, tree in abstract.items()}
-        wanted = {name: dict(_named_leaves(tree)) for name, tree in abstract.items()}
+        wanted = {name: dict(named_leaves(tree)) for name, tree in abstract.items()}
         for name, leaves in wanted.items():
             self._compare(step, name, record["leaves"].get(name, {}), leaves)
         state: dict[str, Any] = {}
         for name, leaves in wanted.items():
-            values = self._read(step, name, {leaf: _restore_args(value) for leaf, value in leaves.items()})
-            owned = _own({leaf: value for leaf, value in values.items() if isinstance(value, jax.Array)})
+            values = self._read(step, name, {leaf: restore_args(value) for leaf, value in leaves.items()})
+            owned = own_copies({leaf: value for leaf, value in values.items() if isinstance(value, jax.Array)})
             state[name] = jax.tree.unflatten(structures[name], [(values | owned)[leaf] for leaf in leaves])
         note = None
         if data_iterator is not None:
@@ -274,9 +267,7 @@ class Checkpoints:
         leaves = self._record(step)["leaves"]
         if not leaves.get(name):
             where = self.directory / str(step)
-            raise CheckpointError(
-                f"checkpoint {where} has no {name!r}; it has {', '.join(self.entries(step))}"
-            )
+            raise CheckpointError(f"checkpoint {where} has no {name!r}; it has {', '.join(self.entries(step))}")
         as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         return self._read(step, name, dict.fromkeys(leaves[name], as_numpy))
 
@@ -329,48 +320,12 @@ class Checkpoints:
             ) from error
 
     def _compare(self, step: int, name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """Orbax would pad or cut arrays of another shape in silence."""
-        expected = {leaf: [str(value.dtype), list(np.shape(value))] for leaf, value in wanted.items()}
-        problems = [f"{leaf} is missing" for leaf in sorted(expected.keys() - stored.keys())]
-        problems += [f"{leaf} is unexpected" for leaf in sorted(stored.keys() - expected.keys())]
-        problems += [
-            f"{leaf} is {stored[leaf][0]}{tuple(stored[leaf][1])}, expected {dtype}{tuple(shape)}"
-            for leaf, (dtype, shape) in sorted(expected.items())
-            if leaf in stored and list(stored[leaf]) != [dtype, shape]
-        ]
-        if problems:
+        if problems := differences(stored, wanted):
             raise CheckpointError(
                 f"{name!r} of checkpoint {self.directory / str(step)} does not fit this run: "
                 + "; ".join(problems[:10])
                 + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
             )
-
-
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """(dotted path, leaf) of a pytree, in the order of its leaves. Numbers become numpy arrays."""
-    named = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
-        named.append((name, leaf if hasattr(leaf, "dtype") else np.asarray(leaf)))
-    if len({name for name, _ in named}) != len(named):
-        raise ValueError("checkpoints: two leaves of the state have the same dotted path")
-    return named
-
-
-def _restore_args(leaf: Any) -> ocp.RestoreArgs:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype)
-
-
-def _own(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Copies made by XLA itself: buffers that came from Orbax may refuse donation, which shows only as a
-    lack of memory after a resume."""
-    if not values:
-        return {}
-    shardings = {name: value.sharding for name, value in values.items()}
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(values)
 
 
 def _reason(error: BaseException) -> str:

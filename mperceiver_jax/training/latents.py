@@ -86,9 +86,7 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
             for k in range(local):
                 number = start + index * local + k
                 if number < wanted:
-                    write_example(
-                        folder, number, {name: v[k] for name, v in batch.items()} | {"latent": own[k]}
-                    )
+                    write_example(folder, number, {name: v[k] for name, v in batch.items()} | {"latent": own[k]})
             bar.update(min(config.batch_size, wanted - start))
     if share > 1:
         multihost_utils.sync_global_devices("sampled latents stored")

@@ -116,9 +116,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
     abstract = sharding.abstract(run.mesh, jax.eval_shape(begin, trained))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step_function = jax.jit(
-        make_step(
-            stage.loss, optimizer, accumulation=config.accumulation, ema_decay=config.ema_decay, mesh=run.mesh
-        ),
+        make_step(stage.loss, optimizer, accumulation=config.accumulation, ema_decay=config.ema_decay, mesh=run.mesh),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(run.mesh)),
     )
@@ -244,9 +242,7 @@ def _stored(run: Run, path: str, value: jax.Array) -> jax.Array:
     dtype = jnp.dtype(run.experiment.compute_dtype)
     if value.dtype == dtype:
         return value
-    return sharding.place(
-        value, sharding.parameter_sharding(run.mesh, path, value.shape, dtype.itemsize), dtype
-    )
+    return sharding.place(value, sharding.parameter_sharding(run.mesh, path, value.shape, dtype.itemsize), dtype)
 
 
 def _batches(run: Run, name: str, params: Params) -> TrainBatches:

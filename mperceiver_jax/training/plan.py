@@ -42,9 +42,7 @@ def plan_stage(experiment: Experiment, model: MPerceiver | RegressionModel, name
     everything = {**declared, **extras}
     trained = {path: leaf for path, leaf in everything.items() if stage.is_trained(path)}
     frozen = {
-        path: jax.ShapeDtypeStruct(leaf.shape, storage)
-        for path, leaf in everything.items()
-        if path not in trained
+        path: jax.ShapeDtypeStruct(leaf.shape, storage) for path, leaf in everything.items() if path not in trained
     }
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = jax.eval_shape(lambda values: initial_state(values, optimizer, config.ema_decay > 0), trained)
@@ -86,9 +84,7 @@ def convolution_rate(dtype: jnp.dtype, seconds: float = 0.5) -> float:
     x = jnp.ones((batch, side, side, channels), dtype)
     w = jnp.full((3, 3, channels, channels), 0.01, dtype)
     convolve = jax.jit(
-        lambda x, w: jax.lax.conv_general_dilated(
-            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     )
     jax.block_until_ready(convolve(x, w))
     began, runs = time.perf_counter(), 0

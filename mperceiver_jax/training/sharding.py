@@ -74,9 +74,7 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, devices)
     data, fsdp, model = shape
     if data % slices:
-        raise ValueError(
-            f"mesh: data={data} does not divide by the {slices} slices; only data crosses slices"
-        )
+        raise ValueError(f"mesh: data={data} does not divide by the {slices} slices; only data crosses slices")
     return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, model), (slices, 1, 1), devices)
 
 
@@ -219,8 +217,6 @@ def to_global(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
                 f"data x fsdp = {ways}; make the batch size a multiple of it"
             )
     return {
-        name: jax.make_array_from_process_local_data(
-            sharding, value, (value.shape[0] * count, *value.shape[1:])
-        )
+        name: jax.make_array_from_process_local_data(sharding, value, (value.shape[0] * count, *value.shape[1:]))
         for name, value in batch.items()
     }

@@ -24,9 +24,7 @@ class Difference(NamedTuple):
         return f"{self.field}: {self.old!r} there, {self.new!r} here"
 
 
-def compare_configs(
-    old: Mapping[str, Any], new: Mapping[str, Any], may_change: Sequence[str] = ()
-) -> list[Difference]:
+def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Sequence[str] = ()) -> list[Difference]:
     """The fields in which two nested configurations differ, in the order of their dotted names.
 
     Args:
@@ -41,9 +39,7 @@ def compare_configs(
     ]
 
 
-def check_workdir(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()
-) -> None:
+def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
     """Whether `claim_workdir` would succeed; changes nothing, and every process looks for itself.
 
     Raises:
@@ -60,14 +56,10 @@ def check_workdir(
                 f"another workdir:\n  " + "\n  ".join(map(str, differences))
             )
     elif path.exists() and any(entry.name != _PARTIAL for entry in path.iterdir()):
-        raise ValueError(
-            f"workdir {path} is not empty and holds no run of ours; name a new or empty directory"
-        )
+        raise ValueError(f"workdir {path} is not empty and holds no run of ours; name a new or empty directory")
 
 
-def claim_workdir(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()
-) -> None:
+def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
     """Makes `workdir` this configuration's, or finds that it already is.
 
     Creates the directory and writes `config.json` at the first run. At a later run the

@@ -133,8 +133,7 @@ def test_gaussian_noise_has_the_stated_deviation_and_no_quantisation():
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
     assert len(np.unique(noise)) > 10_000
     drawn = {
-        round(255 * float((degradations.add_gaussian_noise(grey, generator(seed)) - grey).std()))
-        for seed in range(12)
+        round(255 * float((degradations.add_gaussian_noise(grey, generator(seed)) - grey).std())) for seed in range(12)
     }
     assert drawn <= {15, 25, 49, 50} and len(drawn) >= 3
 
@@ -191,9 +190,7 @@ def test_convolve_agrees_with_the_definition(picture):
     kernel = generator().random((5, 3), dtype=np.float32)
     padded = np.pad(picture, ((2, 2), (1, 1), (0, 0)), mode="symmetric")
     height, width, _ = picture.shape
-    expected = sum(
-        kernel[4 - i, 2 - j] * padded[i : i + height, j : j + width] for i in range(5) for j in range(3)
-    )
+    expected = sum(kernel[4 - i, 2 - j] * padded[i : i + height, j : j + width] for i in range(5) for j in range(3))
     np.testing.assert_allclose(blur.convolve(picture, kernel), expected, atol=1e-5)
 
 
@@ -210,9 +207,9 @@ def test_lengths_follow_the_picture(picture):
     reduce = lambda array, by: array.reshape(160 // by, by, -1, by, 3).mean(axis=(1, 3))
     settings = {"radius": 0.08, "gamma": 1.0}
     from_large = reduce(degradations.defocus_blur(large, generator(), **settings), 4)
-    from_small = degradations.defocus_blur(
-        np.ascontiguousarray(reduce(large, 2)), generator(), **settings
-    ).reshape(40, 2, -1, 2, 3)
+    from_small = degradations.defocus_blur(np.ascontiguousarray(reduce(large, 2)), generator(), **settings).reshape(
+        40, 2, -1, 2, 3
+    )
     assert np.abs(from_large - from_small.mean(axis=(1, 3))).mean() < 0.01
 
 

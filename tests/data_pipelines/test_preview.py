@@ -39,8 +39,7 @@ def test_sheet_shows_every_photograph_in_every_task(photos, tmp_path):
 
 def test_sheet_depends_on_the_seed_only(photos, tmp_path):
     first, second, other = (
-        run(photos, tmp_path / f"{name}.png", f"--seed={seed}")
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        run(photos, tmp_path / f"{name}.png", f"--seed={seed}") for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert np.array_equal(first, second) and not np.array_equal(first, other)
     one_row = run(photos, tmp_path / "d.png", "--seed=1", "--rows=1")

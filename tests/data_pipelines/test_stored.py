@@ -23,9 +23,7 @@ def folder(tmp_path_factory):
     for index in range(COUNT):
         picture = rng.random((4, 4, 3), np.float32)
         latent = np.full((2, 2, 4), index - 0.5, np.float32)
-        write_example(
-            folder, index, {"lq": picture, "gt": 1 - picture, "latent": latent, "task": np.int32(index)}
-        )
+        write_example(folder, index, {"lq": picture, "gt": 1 - picture, "latent": latent, "task": np.int32(index)})
     return folder
 
 

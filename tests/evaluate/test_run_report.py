@@ -16,10 +16,7 @@ def record(name: str, scalars: dict, **more) -> dict:
 
 def restoration(name: str, restored: float, lpips_weight: float = 0.0) -> dict:
     side = lambda psnr: {"psnr": psnr, "ssim": 0.5}
-    tasks = {
-        task: {"images": 2, "degraded": side(20.0), "restored": side(restored)}
-        for task in ("dehaze", "derain")
-    }
+    tasks = {task: {"images": 2, "degraded": side(20.0), "restored": side(restored)} for task in ("dehaze", "derain")}
     scalars = {"score": restored, "restored_psnr": restored}
     return record(name, scalars, tasks=tasks, predictor=PREDICTOR, losses={"lpips_weight": lpips_weight})
 

@@ -117,9 +117,7 @@ def test_last_block_and_projection_are_not_run():
     tower = parameters.initialise(TextTower(TEXT))
     ids = np.zeros((1, 12), np.int32)
     structure, params = parameters.split(tower)
-    gradients = jax.jit(jax.grad(lambda p: jnp.square(parameters.merge(structure, p).encode(ids)).sum()))(
-        params
-    )
+    gradients = jax.jit(jax.grad(lambda p: jnp.square(parameters.merge(structure, p).encode(ids)).sum()))(params)
     idle = {path for path, gradient in gradients.items() if not np.any(gradient)}
     last = {path for path in params if path.startswith("transformer.resblocks.2.")}
     assert idle >= last | {"text_projection", "logit_scale"}

@@ -175,9 +175,7 @@ def test_residual_branches_start_at_zero():
     blocks = [f"{name}.0" for name in ("input_blocks.1", "input_blocks.3", "middle_block", "fea_tran")]
     blocks += ["middle_block.2", "fea_tran.1"]
     attentions = ["input_blocks.3.1", "middle_block.1"]
-    expected = {f"{name}.conv2.weight" for name in blocks} | {
-        f"{name}.proj_out.weight" for name in attentions
-    }
+    expected = {f"{name}.conv2.weight" for name in blocks} | {f"{name}.proj_out.weight" for name in attentions}
     assert zeros == expected
 
 

@@ -204,9 +204,7 @@ def test_full_size_stages_train_what_the_specification_says(stage, losses, expec
     model = MPerceiver(config)
     built = build_stage(stage, tiny_experiment(config, **losses), model)
     sizes = [
-        int(np.prod(v.get_value().shape))
-        for path, v in parameters.declared(model).items()
-        if built.is_trained(path)
+        int(np.prod(v.get_value().shape)) for path, v in parameters.declared(model).items() if built.is_trained(path)
     ]
     assert sum(sizes) == expected[0] and expected[1] in (None, len(sizes))
 

@@ -32,12 +32,8 @@ def test_size_of_stable_diffusions_autoencoder():
 def test_blocks_equal_the_fixture(monkeypatch):
     facts = fixture("00_blocks")
     names = LAYOUTS["AutoencoderKL", "release"](AutoencoderKL(TINY))
-    in_block = [
-        (pattern.replace("attn_1\\.", "^"), new.replace("attn_1.", "")) for pattern, new in names.inner
-    ]
-    monkeypatch.setitem(
-        LAYOUTS, ("SpatialAttention", "part"), lambda _: KeyMap(inner=in_block, one_by_one=("^to_", 2))
-    )
+    in_block = [(pattern.replace("attn_1\\.", "^"), new.replace("attn_1.", "")) for pattern, new in names.inner]
+    monkeypatch.setitem(LAYOUTS, ("SpatialAttention", "part"), lambda _: KeyMap(inner=in_block, one_by_one=("^to_", 2)))
     monkeypatch.setitem(LAYOUTS, ("ResnetBlock", "part"), lambda _: KeyMap())
     attend = convert.load(SpatialAttention(32, 32), facts.substate("vae_attn_block."), layout="part")
     facts.check("vae_attn_block", attend(nhwc(facts.inputs["map"])))

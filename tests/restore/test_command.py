@@ -105,9 +105,7 @@ def test_files_keep_size_depth_greyness_and_alpha(restored, outcome):
         assert after.pixels.shape == before.pixels.shape
         assert (after.bits, after.grey) == (before.bits, before.grey), name
         assert (after.alpha is None) == (before.alpha is None)
-    np.testing.assert_array_equal(
-        read_picture(out / "alpha.png").alpha, read_picture(source / "alpha.png").alpha
-    )
+    np.testing.assert_array_equal(read_picture(out / "alpha.png").alpha, read_picture(source / "alpha.png").alpha)
 
 
 def test_side_by_side_shows_both(restored, outcome):
@@ -168,9 +166,7 @@ def test_folders_keep_their_subfolders_and_files_named_twice_are_taken_once(tmp_
     for name in ("a.png", "x/a.png", "x/y/a.PNG"):
         write(tmp_path / "in" / name, pixels(4, 4))
     jobs = plan([tmp_path / "in", tmp_path / "in" / "a.png"], tmp_path / "out", recursive=True)
-    assert [job.target for job in jobs] == [
-        tmp_path / "out" / name for name in ("a.png", "x/a.png", "x/y/a.png")
-    ]
+    assert [job.target for job in jobs] == [tmp_path / "out" / name for name in ("a.png", "x/a.png", "x/y/a.png")]
     assert [job.source.name for job in plan([tmp_path / "in"], tmp_path / "out")] == ["a.png"]
 
 

@@ -56,9 +56,7 @@ def test_the_model_is_what_the_stages_trained_and_the_picture_what_it_makes_of_t
     assert expected.std() > 0.02  # not saturated: the comparison means something
     assert list(found.probabilities) == [task.name for task in TASKS]
     np.testing.assert_allclose(list(found.probabilities.values()), jax.nn.softmax(logits[0]), atol=1e-5)
-    np.testing.assert_allclose(
-        list(restorer.predict(lq).values()), list(found.probabilities.values()), atol=1e-5
-    )
+    np.testing.assert_allclose(list(restorer.predict(lq).values()), list(found.probabilities.values()), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(37, 50), (1, 1), (64, 3)])
@@ -168,9 +166,7 @@ def test_without_a_trained_refinement_decodes_plainly_and_says_so(run, restorer,
 
 def test_stages_that_are_missing_are_named(run, tmp_path):
     workdir = copy_of(run[0], tmp_path, without=["predictor", "dual_branch"])
-    with pytest.raises(
-        ValueError, match=r"no checkpoint of predictor, dual_branch \(there are: vae, prior, drm"
-    ):
+    with pytest.raises(ValueError, match=r"no checkpoint of predictor, dual_branch \(there are: vae, prior, drm"):
         Restorer.from_checkpoint(workdir)
     with pytest.raises(FileNotFoundError, match="no run"):
         Restorer.from_checkpoint(tmp_path / "nowhere")

@@ -184,9 +184,7 @@ def test_a_killed_run_leaves_complete_checkpoints(tmp_path):
     last = 0
     for lines in (2, 5):
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(last + 1)]
-        child = subprocess.Popen(
-            command, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        child = subprocess.Popen(command, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         printed = [int(child.stdout.readline()) for _ in range(lines)]
         time.sleep(0.003 * lines)
         child.send_signal(signal.SIGKILL)

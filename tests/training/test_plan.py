@@ -49,10 +49,6 @@ def test_time_is_estimated_from_the_rate_of_this_device():
     assert convolution_rate(jax.numpy.dtype("float32"), seconds=0.01) > 1e6
     plans = [StagePlan("vae", "autoencoder", 100, 8, 2_000_000, 1e9), StagePlan("drm", "x", 50, 8, 1, 4e9)]
     lines = describe(plans, rate=1e9 / TYPICAL_SHARE, devices=2)
-    assert (
-        "vae" in lines[0]
-        and "100 updates of    8" in lines[0]
-        and "2.00 M parameters, about 50 s" in lines[0]
-    )
+    assert "vae" in lines[0] and "100 updates of    8" in lines[0] and "2.00 M parameters, about 50 s" in lines[0]
     assert "about 1:40 min" in lines[1]
     assert "about 2:30 min of updates" in lines[2]

@@ -151,9 +151,7 @@ def test_a_run_leaves_everything_behind(whole, finished):
     for task in report["tasks"].values():
         assert task["images"] == whole.evaluation.per_task
         assert task.keys() >= {"degraded", "restored"}
-        assert np.isfinite(
-            [task[side][m] for side in ("degraded", "restored") for m in ("psnr", "ssim")]
-        ).all()
+        assert np.isfinite([task[side][m] for side in ("degraded", "restored") for m in ("psnr", "ssim")]).all()
     assert report["tasks"] == records[-1]["tasks"]
     assert 0 <= report["predictor"]["accuracy"] <= 1
     assert np.sum(report["predictor"]["confusion"]) == 2 * whole.evaluation.per_task
@@ -174,9 +172,7 @@ def test_averages_are_what_later_stages_build_on(whole, finished):
     average = trained(workdir, AVERAGED, "ema")
     assert not same(average, trained(workdir, AVERAGED))
     assert same(average, weights.trained_values(workdir, AVERAGED))
-    values = parameters.initial_values(
-        MPerceiver(whole.model), whole.seed, lambda path, value: np.asarray(value)
-    )
+    values = parameters.initial_values(MPerceiver(whole.model), whole.seed, lambda path, value: np.asarray(value))
     for name in ORDER[:-1]:
         values |= weights.trained_values(workdir, name)
     with Checkpoints(weights.checkpoint_folder(workdir, "drm"), read_only=True) as checkpoints:
@@ -184,9 +180,7 @@ def test_averages_are_what_later_stages_build_on(whole, finished):
     assert identity == fingerprint({k: v for k, v in values.items() if not k.startswith("drm.")})
 
 
-def test_a_finished_run_trains_nothing_and_writes_its_report_again(
-    whole, finished, tmp_path, monkeypatch, capsys
-):
+def test_a_finished_run_trains_nothing_and_writes_its_report_again(whole, finished, tmp_path, monkeypatch, capsys):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     (workdir / "report.json").unlink()
     before = losses(workdir)
@@ -199,9 +193,7 @@ def test_a_finished_run_trains_nothing_and_writes_its_report_again(
     assert capsys.readouterr().out.count("done before") == len(ORDER)
     # Nothing may stand in silently for parameters that are gone.
     shutil.rmtree(weights.checkpoint_folder(workdir, "prior"))
-    with pytest.raises(
-        CheckpointError, match=r"prior is recorded as done, but .* holds no complete checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match=r"prior is recorded as done, but .* holds no complete checkpoint"):
         start(whole, workdir)
 
 
@@ -226,14 +218,10 @@ def test_interrupted_anywhere_a_run_repeats_itself_bit_for_bit(whole, finished, 
             assert after["summary"][key] == before["summary"][key]
 
 
-def test_another_configuration_is_refused_and_what_may_change_is_taken(
-    whole, finished, tmp_path, photographs
-):
+def test_another_configuration_is_refused_and_what_may_change_is_taken(whole, finished, tmp_path, photographs):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     other = tiny_run(photographs | {"stages.vae.batch_size": 4, "losses.focal_gamma": 1.0})
-    with pytest.raises(
-        ValueError, match=r"losses\.focal_gamma: 2\.0 there, 1\.0 here(?s:.*)vae\.batch_size: 8 there"
-    ):
+    with pytest.raises(ValueError, match=r"losses\.focal_gamma: 2\.0 there, 1\.0 here(?s:.*)vae\.batch_size: 8 there"):
         start(other, workdir)
     changes = {"stages.dual_branch.ema_decay": 0.5, "stages.prior.ema_decay": 0.0, "log_every": 7}
     allowed = changes | {"evaluation.per_task": 1, "checkpoint.every": 9, "on_nonfinite": "skip"}
@@ -324,9 +312,7 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     with pytest.raises(NonFiniteLoss, match=told):
         start(tiny_run(fields), workdir)
     assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
-    with pytest.raises(
-        NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"
-    ):
+    with pytest.raises(NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"):
         start(tiny_run(fields | {"on_nonfinite": "skip"}), workdir)
     (record,) = start(tiny_run(fields | {"on_nonfinite": "skip", "max_skipped": 2}), workdir)
     assert record["summary"]["skipped"] == 2
@@ -334,9 +320,7 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
 
 
-def test_lpips_that_is_not_installed_is_off_and_the_first_line_says_so(
-    photographs, tmp_path, monkeypatch, capsys
-):
+def test_lpips_that_is_not_installed_is_off_and_the_first_line_says_so(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lpips, "available", lambda: False)
     experiment = tiny_run(
         photographs | only("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
