@@ -168,7 +168,9 @@ def _load(options: argparse.Namespace) -> "Restorer":
             overlap=options.overlap,
         )
     sampler = restorer.sampler
-    how = f"{sampler.name}, {sampler.steps} steps, seed {restorer.seed}" if sampler else "one pass for each picture"
+    how = "one pass for each picture"
+    if sampler:
+        how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.seed}"
     print(f"{options.checkpoint}: {how}", flush=True)
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
