@@ -33,17 +33,24 @@ def get_config(variant: str = "small") -> ConfigDict:
 
 def small() -> dict:
     optimizer = {
-        "learning_rate": 1e-3,
+        "name": "muon",
+        "learning_rate": 5e-3,
         "schedule": "cosine",
         "warmup_steps": 30,
         "weight_decay": 0.01,
         "betas": (0.9, 0.99),
         "clip_norm": 1.0,
     }
-    stage = {"steps": 600, "batch_size": 8, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
+    stage = {"steps": 150, "batch_size": 8, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
     network = AMPromptIRConfig.small()
     return regression_recipe(
-        "am_promptir_small", "am_promptir", network, stage, trained=SETTINGS["3task"], losses=LOSSES, small=True
+        "am_promptir_small",
+        "am_promptir",
+        network,
+        stage,
+        trained=SETTINGS["3task"],
+        losses=LOSSES | {"told": "classifier"},
+        small=True,
     )
 
 

@@ -57,7 +57,8 @@ def get_config(variant: str = "small") -> ConfigDict:
 
 def small(variant: str, options: list[str]) -> dict:
     optimizer = {
-        "learning_rate": 2e-3,
+        "name": "muon",
+        "learning_rate": 5e-3,
         "schedule": "cosine",
         "warmup_steps": 20,
         "weight_decay": 0.0,
@@ -72,6 +73,7 @@ def small(variant: str, options: list[str]) -> dict:
         "mioir_srresnet",
         network,
         stage,
+        losses={"told": "classifier"},
         task_set="mioir",
         trained=_tasks(options),
         small=True,

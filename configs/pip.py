@@ -33,15 +33,18 @@ def get_config(variant: str = "small") -> ConfigDict:
 
 def small() -> dict:
     optimizer = {
-        "learning_rate": 1e-3,
+        "name": "muon",
+        "learning_rate": 5e-3,
         "schedule": "cosine",
         "warmup_steps": 30,
         "weight_decay": 0.01,
         "betas": (0.9, 0.99),
         "clip_norm": 1.0,
     }
-    stage = {"steps": 600, "batch_size": 10, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
-    return regression_recipe("pip_small", "pip", PIPConfig.small(), stage, losses=LOSSES, small=True)
+    stage = {"steps": 300, "batch_size": 10, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
+    return regression_recipe(
+        "pip_small", "pip", PIPConfig.small(), stage, losses=LOSSES | {"told": "classifier"}, small=True
+    )
 
 
 def full(name: str, faithful: bool) -> dict:

@@ -103,6 +103,9 @@ class LossConfig:
         drm_examples: training examples to sample latents for (`sampled`).
         regression: `l1`; `charbonnier_fft`: Charbonnier + `fft_weight` times the spectrum's; `smooth_l1`.
         fft_weight: see `regression`.
+        told: what a restorer by regression that must be told what is wrong hears while it trains: the true task
+            (`label`, as releases are trained), or what its classifier says, mistakes included (`classifier`; where
+            there is none, the true task). A network that never heard a mistake makes a gross one of each.
         double_softmax: the classifier beside a restorer by regression learns from its probabilities as if they
             were logits, as MiOIR's release has it.
         penalty_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
@@ -121,6 +124,7 @@ class LossConfig:
     drm_perturbation: float = 0.2
     drm_examples: int = 0
     regression: Literal["l1", "charbonnier_fft", "smooth_l1"] = "l1"
+    told: Literal["label", "classifier"] = "label"
     double_softmax: bool = False
     fft_weight: float = 0.01
     penalty_weight: float = 0.002

@@ -271,8 +271,8 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
 
 
 def _regression(experiment: Experiment, assembled, dtype) -> Stage:
-    """The restored picture against the clean one. The network is told the true task of every picture where
-    it is told anything; the classifier beside it, if there is one, learns to tell from the picture."""
+    """The restored picture against the clean one. Where the network is told anything it is the true task of
+    every picture, or what the classifier beside it says (`losses.told`); that learns to tell from the picture."""
     choice = experiment.losses
 
     def distance(out, gt):
@@ -283,11 +283,12 @@ def _regression(experiment: Experiment, assembled, dtype) -> Stage:
     def loss(params, batch, key, step):
         model: RegressionModel = assembled(params)
         lq = batch["lq"].astype(dtype)
-        out = model(lq, model.weights(None, batch["task"]), key=key)
+        logits = model.logits(lq)
+        heard = logits if choice.told == "classifier" else None
+        out = model(lq, model.weights(heard, batch["task"]), key=key)
         value = distance(out, batch["gt"])
         metrics = {"distance": value, "psnr": losses.mean_psnr(out, batch["gt"])}
         total = value + choice.penalty_weight * model.penalty()
-        logits = model.logits(lq)
         if logits is not None:
             said = jax.nn.softmax(logits.astype(jnp.float32)) if choice.double_softmax else logits
             total = total + losses.cross_entropy(said, batch["task"])

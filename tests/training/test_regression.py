@@ -205,6 +205,32 @@ def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
     np.testing.assert_allclose(value, expected + entropy, rtol=1e-5)
 
 
+def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
+    told = {"losses.told": "classifier"}
+    experiment = tiny_regression(told, prompts="explicit")
+    model = experiment.build()
+    params = parameters.initial_values(model, 0)
+    rng = np.random.default_rng(1)
+    batch = {name: jnp.asarray(rng.random((2, SIDE, SIDE, 3), np.float32)) for name in ("lq", "gt")}
+    structure, _ = parameters.split(model)
+    whole = parameters.merge(structure, params)
+    said = whole.classifier(batch["lq"]).argmax(-1)
+    batch["task"] = (said + 1) % 7
+
+    def distance(experiment, params):
+        stage = build_stage("regression", experiment, experiment.build())
+        return stage.loss(params, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[1]["distance"]
+
+    heard, true = (
+        losses.l1(whole(batch["lq"], jax.nn.one_hot(task, 7)), batch["gt"]) for task in (said, batch["task"])
+    )
+    assert abs(heard - true) > 1e-5
+    np.testing.assert_allclose(distance(experiment, params), heard, rtol=1e-6)
+    oracle = tiny_regression(told | {"model.told_by": "label"}, prompts="explicit")
+    alone = {path: value for path, value in params.items() if path.startswith("network.")}
+    np.testing.assert_allclose(distance(oracle, alone), true, rtol=1e-6)
+
+
 @pytest.mark.parametrize("prompts", ["plain", "adaptive"])
 def test_an_identity_to_begin_with(prompts):
     sizes = SRResNetConfig(4, 1, prompts)
