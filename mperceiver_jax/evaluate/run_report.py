@@ -114,8 +114,8 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         before, after = (by_name[name]["scalars"]["restored_psnr"] for name in ("dual_branch", "drm"))
         notes.append(f"Mean restored PSNR before the detail refinement {before:.2f} dB, after it {after:.2f} dB.")
     if experiment.losses.lpips_weight and "drm" in by_name:
-        used = by_name["drm"]["losses"]["lpips_weight"]
-        with_it = f"with LPIPS ({experiment.losses.lpips_net}, weight {used:g})" if used else "without LPIPS"
-        why = "" if used else ", whose weights were not installed"
-        notes.append(f"The detail refinement was trained {with_it}{why}.")
+        weight = by_name["drm"]["losses"]["lpips_weight"]
+        used = f"with LPIPS ({experiment.losses.lpips_net}, weight {weight:g})"
+        left_out = "without LPIPS, whose weights were not installed"
+        notes.append(f"The detail refinement was trained {used if weight else left_out}.")
     return notes

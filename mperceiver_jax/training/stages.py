@@ -271,8 +271,8 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
 
 
 def _regression(experiment: Experiment, assembled, dtype) -> Stage:
-    """The restored picture against the clean one. Where the network is told anything it is the true task of
-    every picture, or what the classifier beside it says (`losses.told`); that learns to tell from the picture."""
+    """The restored picture against the clean one. Where the network is told anything, it is the true task
+    of every picture, or what its classifier says (`losses.told`), which learns beside it."""
     choice = experiment.losses
 
     def distance(out, gt):
