@@ -12,12 +12,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What the script prints goes to a file of its own: the CPU's communication library writes to the
+# standard output from several threads, in the middle of anybody's line.
 # A process that fails must end at once: an ordinary exit would wait for the others to shut down too.
 _DRIVER = """
 import os, runpy, sys, traceback
+sys.stdout = open(sys.argv[1], "w", buffering=1)
 from mperceiver_jax.training.runtime import start_runtime
 start_runtime()
-sys.argv = sys.argv[1:]
+sys.argv = sys.argv[2:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except BaseException as error:
@@ -44,11 +47,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _without_gloo(text: str) -> str:
-    """The CPU's communication library announces itself on the standard output."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo]"))
 
 
 def run_processes(
@@ -80,9 +78,10 @@ def run_processes(
                 JAX_NUM_PROCESSES=str(processes),
                 JAX_PROCESS_ID=str(i),
             )
-            with open(output, "wb") as stdout, open(output.with_suffix(".err"), "wb") as stderr:
-                command = [sys.executable, "-u", "-c", _DRIVER, str(script), *map(str, args)]
-                child = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=stdout, stderr=stderr)
+            output.touch()
+            with open(output.with_suffix(".log"), "wb") as log:
+                command = [sys.executable, "-u", "-c", _DRIVER, str(output), str(script), *map(str, args)]
+                child = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=log, stderr=log)
                 children.append(child)
         deadline = time.monotonic() + timeout
         try:
@@ -98,12 +97,12 @@ def run_processes(
                 if child.poll() is None:
                     child.kill()
                 child.wait()
-        texts = [_without_gloo(output.read_text(errors="replace")) for output in outputs]
+        texts = [output.read_text(errors="replace") for output in outputs]
         if any(code != 0 for code in codes):
             raise AssertionError(
                 "\n".join(
                     f"--- process {i}, exit code {code} (None: was still running after at most {timeout} s)\n"
-                    + (text + output.with_suffix(".err").read_text(errors="replace"))[-3000:]
+                    + (text + output.with_suffix(".log").read_text(errors="replace"))[-3000:]
                     for i, (code, text, output) in enumerate(zip(codes, texts, outputs, strict=True))
                 )
             )
