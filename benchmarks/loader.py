@@ -25,10 +25,11 @@ from PIL import Image
 
 from data_pipelines.layouts import layout_named
 from data_pipelines.open_source import Source, open_source
-from data_pipelines.pairing import Rule, Split, find
+from data_pipelines.pairing import find
 from data_pipelines.pipeline import PipelineConfig, train_batches
 from data_pipelines.preparation import prepare
 from data_pipelines.sources import PhotoSource, bundled_photos
+from data_pipelines.splits import Rule, Split
 from data_pipelines.tree import Tree
 
 

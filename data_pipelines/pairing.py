@@ -1,19 +1,12 @@
-"""Which degraded picture of a tree belongs to which clean one, and what does not fit.
-
-A rule is two patterns (`patterns`):
-
-    'train/rainy_image/{id}_{k}' -> 'train/ground_truth/{id}'
-
-A degraded and a clean picture belong together when the fields of the clean pattern agree.
-"""
+"""Which degraded picture of a tree belongs to which clean one, and what does not fit."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines.list_files import members_of
@@ -28,72 +21,11 @@ from data_pipelines.patterns import (
     shown,
     without_suffix,
 )
+from data_pipelines.splits import Fault, Found, Rule, Split
 from data_pipelines.stored_pictures import Pair, Picture, blocks_in
 from data_pipelines.tree import Tree
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One published way of laying out a split.
-
-    Attributes:
-      lq: pattern of the degraded pictures; '' for a set of clean pictures only.
-      gt: pattern of the clean ones; '' where none are published. Its fields all occur in `lq`.
-      skip: regular expression; pictures, degraded or clean, whose path contains it do not belong to the split.
-      in_order: names do not tell: the n-th of one folder belongs to the n-th of the other.
-      blocks: the patterns name MATLAB files (with their suffix) that hold many pictures each.
-    """
-
-    lq: str
-    gt: str
-    skip: str = ""
-    in_order: bool = False
-    blocks: bool = False
-
-
-@dataclass(frozen=True)
-class Split:
-    """A part of a set, as published.
-
-    Attributes:
-      name: 'train', 'test' ...
-      count: how many pairs (or clean pictures) were published; 0 where that is the user's own matter.
-      rules: how it may lie on disk; the first that finds a pair is taken.
-      clean: how many clean pictures they share; 0: as many as pairs, or not known.
-      expected: field -> all its values; every clean picture has a degraded one for each combination.
-      confirmed: the count was confirmed from the publication; otherwise it is what is commonly quoted.
-      listed: name of the file in the tree that lists the members of the split.
-    """
-
-    name: str
-    count: int
-    rules: tuple[Rule, ...]
-    clean: int = 0
-    expected: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    confirmed: bool = True
-    listed: str = ""
-
-
-@dataclass(frozen=True, order=True)
-class Fault:
-    """Something wrong in a tree: kind is one of `KINDS`, name a path relative to the source."""
-
-    kind: str
-    name: str
-    what: str
-
-
 _UNUSED = "no degraded picture belongs to this clean one"
-KINDS = ("missing", "extra", "misnamed", "duplicate", "unreadable", "size", "count", "absent")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a tree holds of one split: its pairs in the order of their names, and its faults."""
-
-    split: Split
-    pairs: tuple[Pair, ...]
-    faults: tuple[Fault, ...]
 
 
 def find(tree: Tree, split: Split, *, subset: bool = False, listed: Sequence[str] | None = None) -> Found:
@@ -117,7 +49,8 @@ def find(tree: Tree, split: Split, *, subset: bool = False, listed: Sequence[str
         if found.pairs:
             best = found
             break
-        if best is None and found.faults:
+        # The rule that explains most of the tree tells best what is wrong with it.
+        if found.faults and (best is None or len(found.faults) < len(best.faults)):
             best = found
     if best is None or not (best.pairs or best.faults):
         looked = dict.fromkeys(shown(rule.lq or rule.gt) for rule in split.rules)
@@ -142,18 +75,14 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
         return Found(split, (), ())
     faults: list[Fault] = []
     primary = rule.lq or rule.gt
-    within = [path for path in tree.pictures if path.startswith(root)]
     skipped = re.compile(rule.skip) if rule.skip else None
-    if skipped:
-        within = [path for path in within if not skipped.search(path)]
+    pictures = [path for path in tree.pictures if not (skipped and skipped.search(path))]
+    within = [path for path in pictures if path.startswith(root)]
     degraded = _matches(within, primary, root, faults)
     clean = _matches(within, rule.gt, root, faults) if rule.lq and rule.gt else {}
-    folders = [folder_expression(pattern) for pattern in (rule.lq, rule.gt) if pattern]
     known = {*degraded, *clean, *(fault.name for fault in faults)}
-    for path in within:
-        folder = parent(path[len(root) :])
-        if path not in known and any(expression.fullmatch(folder) for expression in folders):
-            faults.append(Fault("misnamed", path, f"its name is not of the form {shown(primary).rsplit('/', 1)[-1]}"))
+    strays = _strays([path for path in pictures if path not in known], rule, root)
+    faults += [fault for fault in strays if listed is None or fault.kind == "misnamed"]
     if listed is not None:
         members, unknown = members_of(listed, degraded, clean)
         degraded = {path: degraded[path] for path in members}
@@ -166,7 +95,7 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
     partner: dict[str, str] = {}
     if rule.lq and rule.gt:
         if rule.in_order:
-            partner, broken = _in_order(degraded, clean)
+            partner, broken = _in_order(degraded, clean, split.count)
         else:
             partner, broken = _by_fields(degraded, clean, rule.gt, unused=listed is None)
         faults += broken
@@ -255,6 +184,31 @@ def _matches(paths: Sequence[str], pattern: str, root: str, faults: list[Fault])
     return found
 
 
+def _strays(paths: Sequence[str], rule: Rule, root: str) -> list[Fault]:
+    """Pictures that lie among those of the split, or like those of the split, and are not of it."""
+    patterns = [pattern for pattern in (rule.lq, rule.gt) if pattern]
+    folders = [folder_expression(pattern) for pattern in patterns]
+    nested = [folder for pattern, folder in zip(patterns, folders, strict=True) if "/" in pattern.removeprefix("./")]
+    faults = []
+    for path in paths:
+        folder = parent(path[len(root) :])
+        inside = path.startswith(root)
+        if inside and any(expression.fullmatch(folder) for expression in folders):
+            what = f"its name is not of the form {shown(patterns[0]).rsplit('/', 1)[-1]}"
+            faults.append(Fault("misnamed", path, what))
+        elif inside and any(expression.fullmatch(above) for expression in nested for above in _above(folder)):
+            faults.append(Fault("extra", path, "lies in a folder below the pictures of the split"))
+        elif any(compiled(pattern).fullmatch(without_suffix(path)) for pattern in patterns):
+            faults.append(Fault("extra", path, f"of another copy of the split than the one in '{root or '.'}'"))
+    return faults
+
+
+def _above(folder: str) -> list[str]:
+    """Every folder that holds this one."""
+    parts = folder.split("/")
+    return ["/".join(parts[:k]) for k in range(1, len(parts))]
+
+
 def _by_fields(
     degraded: Mapping[str, Mapping[str, str]], clean: Mapping[str, Mapping[str, str]], gt: str, unused: bool
 ) -> tuple[dict[str, str], list[Fault]]:
@@ -274,12 +228,50 @@ def _by_fields(
     return partner, faults
 
 
-def _in_order(degraded: Mapping[str, Any], clean: Mapping[str, Any]) -> tuple[dict[str, str], list[Fault]]:
-    if len(degraded) == len(clean):
+def _in_order(
+    degraded: Mapping[str, Any], clean: Mapping[str, Any], published: int
+) -> tuple[dict[str, str], list[Fault]]:
+    """Pairs by order, where nothing is missing or the numbers of the names leave no doubt.
+
+    Equal counts alone prove nothing: a degraded and another clean picture may be missing.
+    """
+    if len(degraded) == len(clean) == published:
         return dict(zip(sorted(degraded), sorted(clean), strict=True)), []
-    folder = parent(min(degraded, default=""))
-    what = f"{len(degraded)} degraded and {len(clean)} clean pictures go by order only; nothing can be paired"
-    return {}, [Fault("missing", folder, what)]
+    numbered = [{_number(path): path for path in paths} for paths in (degraded, clean)]
+    numbers, others = (sorted(number for number in side if number is not None) for side in numbered)
+    # How far the pictures that follow and precede a degraded one are from it: what most agree on, if one distance.
+    steps: Counter[int] = Counter()
+    for number in numbers:
+        place = bisect.bisect(others, number)
+        steps.update(other - number for other in others[max(place - 1, 0) : place + 1])
+    (step, agreeing), (_, doubt) = [*steps.most_common(2), (0, 0), (0, 0)][:2]
+    if 2 * agreeing < len(numbers) or 2 * doubt > agreeing:
+        what = (
+            f"{len(degraded)} degraded and {len(clean)} clean pictures go by order only, and {published} are published"
+        )
+        faults = [Fault("missing", parent(min([*degraded, *clean])), f"{what}; nothing can be paired")]
+        in_turn = sorted([*((n, 0) for n in numbers), *((n, 1) for n in others)])
+        for (number, side), (after, next_side) in itertools.pairwise(in_turn):
+            if side == next_side:
+                what = f"no {('clean', 'degraded')[side]} picture between this one and {numbered[side][after]}"
+                faults.append(Fault("missing", numbered[side][number], what))
+        return {}, faults
+    partner = {
+        path: numbered[1][number + step] for number, path in numbered[0].items()
+        if number is not None and number + step in numbered[1]
+    }  # fmt: skip
+    used = {*partner.values()}
+    faults = [
+        Fault("missing", path, f"no clean picture with the number of this one {step:+d}, as all others have")
+        for path in degraded if path not in partner
+    ]  # fmt: skip
+    return partner, faults + [Fault("missing", path, _UNUSED) for path in clean if path not in used]
+
+
+def _number(path: str) -> int | None:
+    """The last number of a picture's name."""
+    digits = re.findall(r"\d+", without_suffix(path).rpartition("/")[2])
+    return int(digits[-1]) if digits else None
 
 
 def _against_expected(

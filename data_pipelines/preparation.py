@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from data_pipelines.layouts import Layout
-from data_pipelines.pairing import Fault, Found
 from data_pipelines.shards import FORMAT, MANIFEST, Shard, shard_name, split_summary, write_json, write_shard
+from data_pipelines.splits import Fault, Found
 from data_pipelines.stored_pictures import Pair, Record, UnusablePair, read_pair
 from data_pipelines.tree import Tree
 

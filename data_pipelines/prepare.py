@@ -11,7 +11,7 @@
 
 Pictures that are missing, extra, misnamed, unreadable or of another size than their partner are told by name
 and left out; with --strict they refuse the whole. The source is never written. The output appears complete or
-not at all, and a run that was interrupted is taken up again by the same command.
+not at all, and a run that was interrupted is taken up again by the same command (with --format=tfds: begun anew).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from data_pipelines import mixture_plan
 from data_pipelines.layouts import LAYOUTS, Layout, layout_named
 from data_pipelines.list_files import read_list
-from data_pipelines.pairing import Fault, Found, Rule, Split, find
+from data_pipelines.pairing import find
 from data_pipelines.patterns import compiled, shown
 from data_pipelines.preparation import (
     SHARD_MEGABYTES,
@@ -37,6 +37,7 @@ from data_pipelines.preparation import (
     prepare,
 )
 from data_pipelines.shards import check_shards
+from data_pipelines.splits import Fault, Found, Rule, Split
 from data_pipelines.tfds_sets import build
 from data_pipelines.tree import Tree
 
@@ -84,33 +85,32 @@ def describe(name: str = "") -> str:
     return "\n".join([*lines, "", "?: commonly quoted, not confirmed. 'prepare list NAME' shows the folders."])
 
 
-def report(found: Sequence[Found]) -> tuple[str, Counter[str]]:
-    """What to print of a tree, and how many faults there are of each kind."""
+def report(found: Sequence[Found], shown_of_each: int = _SHOWN) -> tuple[str, Counter[str]]:
+    """What to print of a tree, and how many faults there are of each kind; so many of each are named."""
     lines = []
     counted: Counter[str] = Counter()
     for part in found:
         published = f" of {part.split.count}" if part.split.count else ""
         lines.append(f"{part.split.name}: {len(part.pairs)}{published} pairs")
         counted += Counter(fault.kind for fault in part.faults)
-        lines += _listed(part.faults)
+        lines += _listed(part.faults, shown_of_each)
     return "\n".join(lines), counted
 
 
-def _listed(faults: Sequence[Fault]) -> list[str]:
-    """A line for each fault, the first of each kind only unless --all-names."""
+def _listed(faults: Sequence[Fault], shown_of_each: int) -> list[str]:
+    """A line for each fault, but for no more than so many of each kind."""
     lines = []
     for kind in dict.fromkeys(fault.kind for fault in faults):
         alike = [fault for fault in faults if fault.kind == kind]
-        lines += [f"  {kind}: {fault.name}: {fault.what}" for fault in alike[:_SHOWN]]
-        if len(alike) > _SHOWN:
-            lines.append(f"  {kind}: and {len(alike) - _SHOWN} more (--all-names lists them)")
+        lines += [f"  {kind}: {fault.name}: {fault.what}" for fault in alike[:shown_of_each]]
+        if len(alike) > shown_of_each:
+            lines.append(f"  {kind}: and {len(alike) - shown_of_each} more (--all-names lists them)")
     # Names that are not UTF-8 cannot be printed as they are.
     return [line.encode(errors="backslashreplace").decode() for line in lines]
 
 
 def _run(command: str, options: argparse.Namespace) -> None:
-    global _SHOWN
-    _SHOWN = sys.maxsize if options.all_names else _SHOWN
+    shown_of_each = sys.maxsize if options.all_names else _SHOWN
     layout = _chosen(options)
     tree = Tree(options.source)
     listed = read_list(options.list) if options.list else None
@@ -121,7 +121,7 @@ def _run(command: str, options: argparse.Namespace) -> None:
     workers = options.workers or os.cpu_count() or 1
     if command == "check":
         found = check_pictures(found, tree, workers)
-    text, counted = report(found)
+    text, counted = report(found, shown_of_each)
     print(text, flush=True)
     refusing = _refusing(found, options.split or ())
     verdict = ", ".join(f"{number} {kind}" for kind, number in sorted(counted.items())) or "complete"
@@ -139,7 +139,11 @@ def _run(command: str, options: argparse.Namespace) -> None:
         name = options.tfds_name or layout.name
         task = options.task or layout.task
         kept, refused = build(layout, task, found, tree, options.output, name, strict=options.strict, workers=workers)
-        print("\n".join([*_listed(refused), *(f"{split}: {count} records" for split, count in kept.items())]))
+        print(
+            "\n".join(
+                [*_listed(refused, shown_of_each), *(f"{split}: {count} records" for split, count in kept.items())]
+            )
+        )
         print(f"written: tfds:restoration_pairs/{name} in {options.output} (TFDS_DATA_DIR)")
         return
     manifest = prepare(
@@ -156,7 +160,7 @@ def _run(command: str, options: argparse.Namespace) -> None:
         # Told above but for those that only reading found.
         told = {part.split.name: part.faults for part in found}[name]
         read = [fault for fault in (Fault(**fields) for fields in split["left_out"]) if fault not in told]
-        print("\n".join([*_listed(read), ""]), end="")
+        print("\n".join([*_listed(read, shown_of_each), ""]), end="")
         left_out = Counter(fault["kind"] for fault in split["left_out"])
         counted_out = "".join(f", {number} {kind}" for kind, number in sorted(left_out.items()))
         print(f"{name}: {split['records']} records in {len(split['shards'])} shards{counted_out}")
@@ -177,7 +181,7 @@ def _chosen(options: argparse.Namespace) -> Layout:
     if layout.name == "pairs":
         if not options.task:
             raise ValueError("pairs: say what the degraded pictures suffer from with --task=NAME")
-        rule = _own_rule(options.lq, options.gt, options.pairing)
+        rule = own_rule(options.lq, options.gt, options.pairing)
         layout = dataclasses.replace(layout, splits=(Split("train", 0, (rule,)),))
     if options.split:
         known = [split.name for split in layout.splits]
@@ -189,11 +193,13 @@ def _chosen(options: argparse.Namespace) -> Layout:
     return layout
 
 
-def _own_rule(lq: str, gt: str, pairing: str) -> Rule:
+def own_rule(lq: str, gt: str, pairing: str) -> Rule:
+    """The user's own two folders; folders below them are part of a picture's name. ValueError for a bad `pairing`."""
     if pairing == "stem":
-        return Rule(f"./{lq}/{{name}}", f"./{gt}/{{name}}")
+        return Rule(f"./{lq}/{{name:.+}}", f"./{gt}/{{name:.+}}")
     if pairing == "prefix":
-        return Rule(f"./{lq}/{{id:[^/_]+}}_{{rest}}", f"./{gt}/{{id:[^/_]+}}")
+        name = "{folder:(?:.+/)?}{id:[^/_]+}"
+        return Rule(f"./{lq}/{name}_{{rest}}", f"./{gt}/{name}")
     degraded, arrow, clean = pairing.partition("=>")
     if not arrow:
         raise ValueError(

@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.layouts import Layout
-from data_pipelines.pairing import Fault, Found
 from data_pipelines.pictures import decode_picture
 from data_pipelines.preparation import Refused, read_records, refuse_within
 from data_pipelines.sources import PixelCache
+from data_pipelines.splits import Fault, Found
 from data_pipelines.stored_pictures import Record
 from data_pipelines.tree import Tree
 
@@ -108,6 +109,8 @@ def build(
 ) -> tuple[dict[str, int], list[Fault]]:
     """Writes the pairs found as the TFDS set restoration_pairs/NAME below `output` (a TFDS data folder).
 
+    A build that was interrupted begins anew; what it left is removed.
+
     Returns (split -> records, pictures that could not be used). Raises Refused for those with `strict`,
     FileExistsError where there is such a set, ValueError for a set whose clean pictures are not published and
     for an output within the source.
@@ -142,6 +145,9 @@ def build(
     builder = Builder(data_dir=os.fspath(output), config=config, file_format="array_record")
     if Path(builder.data_dir).exists():
         raise FileExistsError(f"{builder.data_dir} exists already; take another --tfds-name, or delete it first")
+    # TFDS cannot take up a build that was interrupted, and leaves its beginnings behind.
+    for beginnings in Path(builder.data_dir).parent.glob(f"incomplete.*_{builder.version}"):
+        shutil.rmtree(beginnings)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     return {name: split.num_examples for name, split in builder.info.splits.items()}, refused
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipelines.layouts.layout import INPUT_TARGET, Layout, same_name
-from data_pipelines.pairing import Rule, Split
+from data_pipelines.splits import Rule, Split
 
 _LOW_HIGH = (("low", "high"), ("input", "target"))
 _LOL_V2 = "https://github.com/flyywh/CVPR-2020-Semi-Low-Light"

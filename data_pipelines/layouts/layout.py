@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_pipelines.pairing import Rule, Split
+from data_pipelines.splits import Rule, Split
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Layout:
       name: as typed; case, '-' and '_' do not matter.
       title: for people.
       task: what its degraded pictures suffer from; of `tasks.TASKS` where it is one of those.
-      splits: see `pairing.Split`.
+      splits: see `splits.Split`.
       size: of the download, roughly.
       licence: in short.
       home: where to get it.
@@ -41,5 +41,5 @@ def same_name(top: str, *folders: tuple[str, str]) -> tuple[Rule, ...]:
 
 
 def clean_only(name: str, count: int, *patterns: str, skip: str = "", **more) -> Split:
-    """A split of clean pictures; `skip` as in `pairing.Rule`."""
+    """A split of clean pictures; `skip` as in `splits.Rule`."""
     return Split(name, count, tuple(Rule("", pattern, skip) for pattern in patterns), **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipelines.layouts.layout import Layout, clean_only
-from data_pipelines.pairing import Rule, Split
+from data_pipelines.splits import Rule, Split
 
 _BSD = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/bsds/"
 
@@ -109,6 +109,6 @@ PHOTOGRAPHS = (
         rules={"expected": {"n": range(1, 2651)}, "confirmed": False},
     ),
     # The user's own: the folders are filled in from the command line.
-    Layout("pairs", "any two folders of pairs", "", (Split("train", 0, (Rule("lq/{name}", "gt/{name}"),)),)),
-    Layout("clean", "any folder of clean pictures", "clean", (clean_only("train", 0, "{name}"),)),
+    Layout("pairs", "any two folders of pairs", "", (Split("train", 0, (Rule("lq/{name:.+}", "gt/{name:.+}"),)),)),
+    Layout("clean", "any folder of clean pictures", "clean", (clean_only("train", 0, "./{name:.+}"),)),
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from data_pipelines.layouts.layout import INPUT_TARGET, Layout, same_name
-from data_pipelines.pairing import Rule, Split
+from data_pipelines.splits import Rule, Split
 
 _RESIDE = "https://sites.google.com/view/reside-dehaze-datasets"
 _YANG = "https://www.icst.pku.edu.cn/struct/Projects/joint_rain_removal.html"
 _SCENE = "{id:[^/_]+}"
 _NUMBER = r"{n:\d+}"
 _OTS_VALUES = {"a": (0.8, 0.85, 0.9, 0.95, 1), "b": (0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)}
+# Scattering and airlight of its veil.
+_OUTDOOR_VALUES = {"s": ("80", "85", "90", "95", "100"), "a": ("04", "05", "06")}
 _OUTDOOR_TEST = r"im_03(?:0[1-9]|[1-4]\d|50)(?:_|\.)"
 
 
@@ -73,8 +75,9 @@ def _rain1400(name: str, folder: str, count: int) -> Split:
 
 def _outdoor_rain(name: str, count: int, tops: tuple[str, ...], **more) -> Split:
     scene, skip = r"{id:im_\d{4}}", more.pop("skip", "")
-    rules = tuple(Rule(f"{top}{lq}/{scene}_{{k}}", f"{top}gt/{scene}", skip) for top in tops for lq in ("input", "in"))
-    return Split(name, count, rules, **more)
+    name_of = scene + r"_s{s:\d+}_a{a:\d+}"
+    rules = tuple(Rule(f"{top}{lq}/{name_of}", f"{top}gt/{scene}", skip) for top in tops for lq in ("input", "in"))
+    return Split(name, count, rules, expected=_OUTDOOR_VALUES, **more)
 
 
 def _raindrop(name: str, count: int, confirmed: bool = False) -> Split:

@@ -1,13 +1,17 @@
 """Pairs from trees with faults in them: each is told by name, by kind, and left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.io
 
 from data_pipelines.layouts import layout_named
 from data_pipelines.list_files import read_list
-from data_pipelines.pairing import Fault, Rule, Split, find
+from data_pipelines.pairing import find
 from data_pipelines.patterns import shown, without_suffix
+from data_pipelines.prepare import own_rule
+from data_pipelines.splits import Fault, Rule, Split
 from data_pipelines.tree import Tree
 from tests.data_pipelines.trees import write_picture
 
@@ -147,15 +151,65 @@ def test_names_of_a_list_that_are_not_there(tmp_path):
     assert len(found.pairs) == 2 and told(found) == {("missing", "8")}
 
 
-def test_pairs_by_order_only_where_both_have_as_many(tmp_path):
-    touch(
-        tmp_path, *(f"train_c/source/1P0A{n}.png" for n in (10, 20)), *(f"train_c/target/1P0A{n}.png" for n in (11, 21))
-    )
-    found = find(Tree(tmp_path), split_of("dpdd", "train"), subset=True)
-    assert [(p.lq.path.stem, p.gt.path.stem) for p in found.pairs] == [("1P0A10", "1P0A11"), ("1P0A20", "1P0A21")]
-    touch(tmp_path, "train_c/source/1P0A30.png")
-    found = find(Tree(tmp_path), split_of("dpdd", "train"), subset=True)
-    assert not found.pairs and {kind for kind, _ in told(found)} == {"missing"}
+def dpdd(root, sources, targets):
+    touch(root, *(f"train_c/source/1P0A{n}.png" for n in sources), *(f"train_c/target/1P0A{n}.png" for n in targets))
+    return find(Tree(root), split_of("dpdd", "train"))
+
+
+def numbers(found):
+    return [(int(pair.lq.path.stem[4:]), int(pair.gt.path.stem[4:])) for pair in found.pairs]
+
+
+def test_pairs_by_order_where_nothing_is_missing(tmp_path):
+    pairs = [(1000 + 4 * k + k % 2, 1002 + 4 * k) for k in range(350)]
+    found = dpdd(tmp_path, *zip(*pairs, strict=True))
+    assert numbers(found) == pairs and not found.faults
+
+
+def test_pairs_by_number_where_some_are_missing_and_none_where_numbers_leave_a_doubt(tmp_path):
+    firsts = np.cumsum(np.random.default_rng(0).integers(2, 9, 30)) + 1000
+    sources, targets = [n for n in firsts if n != firsts[3]], [n + 1 for n in firsts if n != firsts[20]]
+    found = dpdd(tmp_path / "gaps", sources, targets)
+    assert numbers(found) == [(n, n + 1) for k, n in enumerate(firsts) if k not in (3, 20)]
+    lonely = {f"train_c/target/1P0A{firsts[3] + 1}.png", f"train_c/source/1P0A{firsts[20]}.png"}
+    assert told(found) == {("count", "train"), *(("missing", name) for name in lonely)}
+    # Each degraded picture is between two clean ones, as near to the one as to the other.
+    even = range(1000, 1040, 2)
+    found = dpdd(tmp_path / "even", [n for n in even if n != 1006], [n + 1 for n in even if n != 1028])
+    lonely = ["train_c/source", "train_c/target/1P0A1005.png", "train_c/source/1P0A1028.png"]
+    assert not found.pairs and told(found) == {("count", "train"), *(("missing", name) for name in lonely)}
+
+
+def test_pictures_below_and_beside_those_of_a_split_are_told(tmp_path):
+    for top in ("", "backup/"):
+        touch(tmp_path, *(f"{top}train/blur/{n}.png" for n in "12"), *(f"{top}train/sharp/{n}.png" for n in "12"))
+    touch(tmp_path, "train/blur/old/1.png", "train/notes/1.png")
+    split = replace(split_of("gopro", "train"), rules=split_of("gopro", "train").rules[1:])
+    found = find(Tree(tmp_path), split, subset=True)
+    assert ids(found) == ["train/blur/1", "train/blur/2"]
+    copies = [f"backup/train/{side}/{n}.png" for side in ("blur", "sharp") for n in "12"]
+    assert told(found) == {("extra", name) for name in ("train/blur/old/1.png", *copies)}
+
+
+def test_of_the_users_own_folders_everything_below_belongs(tmp_path):
+    touch(tmp_path, "1.png", "x/1.png", "x/y/2.png")
+    (clean,) = layout_named("clean").splits
+    found = find(Tree(tmp_path), clean)
+    assert ids(found) == ["1", "x/1", "x/y/2"] and not found.faults
+    touch(tmp_path, "lq/s/a_1.png", "lq/b_2.png", "gt/s/a.png", "gt/b.png")
+    for pairing, side in (("prefix", "gt"), ("{f:.*}{n}_{k}=>{f:.*}{n}", "gt")):
+        found = find(Tree(tmp_path), Split("train", 0, (own_rule("lq", side, pairing),)))
+        assert ids(found) == ["lq/b_2", "lq/s/a_1"] and not found.faults
+
+
+def test_outdoor_rain_has_fifteen_pictures_of_each_scene(tmp_path):
+    names = [f"im_0400_s{s}_a{a}" for s in ("80", "85", "90", "95", "100") for a in ("04", "05", "06")]
+    touch(tmp_path, "test1/gt/im_0400.png", *(f"test1/input/{name}.png" for name in names[1:]))
+    touch(tmp_path, "test1/input/im_0400_s999_a99.png")
+    found = find(Tree(tmp_path), split_of("outdoor_rain", "test1"))
+    assert len(found.pairs) == 14
+    gone, strange = f"test1/input/{names[0]}", "test1/input/im_0400_s999_a99.png"
+    assert told(found) == {("count", "test1"), ("missing", gone), ("extra", strange)}
 
 
 def test_copies_are_refused_and_nothing_is_absent(tmp_path):

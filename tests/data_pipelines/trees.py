@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipelines.pairing import Rule
+from data_pipelines.splits import Rule
 
 _SAMPLES = (
     "3",

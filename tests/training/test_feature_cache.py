@@ -1,5 +1,6 @@
 """Training the dual branch on stored observations: the same loss, no towers, resumable, never another's."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from data_pipelines.feature_store import FeatureStore, part_path
 from data_pipelines.pipeline import train_batches
 from data_pipelines.stored import read_note
+from mperceiver_jax.config import to_mapping
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.clip import VisionTower
 from mperceiver_jax.models.mperceiver import MPerceiver
@@ -21,6 +23,7 @@ from mperceiver_jax.training.plan import StagePlan, abstract_batch
 from mperceiver_jax.training.runtime import Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.stages import ORDER, build_stage, observation
+from tests.distributed import run_processes
 from tests.tiny import single_scale_config, tiny_batch, tiny_experiment, tiny_values
 from tests.tiny_run import BATCH, STEPS, tiny_run, write_photographs
 
@@ -117,6 +120,50 @@ def test_a_run_fills_its_cache_goes_on_where_it_stopped_and_trains(prepared, mon
     shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(experiment, "dual_branch", 1).items()}
     assert shapes == {name: ((1, *value.shape), value.dtype) for name, value in store[0].items()}
     assert len(read_metrics(first.parents[1] / "first" / "metrics.jsonl")) == STEPS
+
+
+TWO_PROCESSES = """
+    import json, sys
+    import jax
+    from mperceiver_jax.config import Experiment, from_mapping
+    from mperceiver_jax.training import feature_cache, run
+    from mperceiver_jax.training.runtime import Preemption
+
+    class Nothing:
+        def evaluate(self, stage, params, final=False):
+            return {"scalars": {}}
+
+    class StopsAfterOnePart(Preemption):
+        calls = 0
+
+        def requested(self):
+            self.calls += 1
+            return self.calls > 1
+
+    feature_cache.PART = 1
+    experiment = from_mapping(Experiment, json.loads(sys.argv[1]))
+    start = lambda: run.run_experiment(experiment, sys.argv[2], lambda *_: Nothing())
+    run.Preemption = StopsAfterOnePart
+    stopped = start()
+    run.Preemption = Preemption
+    print(stopped, start()[0]["summary"]["steps"])
+"""
+
+
+def test_two_processes_fill_one_cache_each_its_own_rows_and_go_on_where_they_stopped(prepared, tmp_path):
+    experiment, start = prepared
+    assert start(experiment, "alone") is not None
+    alone = FeatureStore(experiment.cache)
+    together = replace(experiment, cache=str(tmp_path / "together"))
+    arguments = [json.dumps(to_mapping(together)), tmp_path / "run"]
+    outputs = run_processes(TWO_PROCESSES, devices=1, args=arguments, timeout=400)
+    assert [output.splitlines()[-1] for output in outputs] == [f"None {STEPS}"] * 2
+    store = FeatureStore(together.cache)
+    assert len(store) == len(alone) == 2 * BATCH
+    assert len(list(Path(together.cache).glob("*.array_record"))) == 4
+    for number in range(len(alone)):
+        for name, value in alone[number].items():
+            np.testing.assert_allclose(store[number][name], value, atol=1e-5, err_msg=f"{name} of {number}")
 
 
 def test_a_cache_of_other_towers_or_settings_is_refused(tmp_path):
