@@ -171,6 +171,8 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     # Not before the flags are known to be in order: JAX takes seconds to start.
     from mperceiver_jax.evaluate import page, pairs, runner, set_metrics, tables
     from mperceiver_jax.evaluate.journal import Journal, OtherEvaluation
+    from mperceiver_jax.evaluate.pair import list_hash
+    from mperceiver_jax.evaluate.reading import NoiseStream, read_pair
     from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
     from mperceiver_jax.training.sharding import make_mesh
 
@@ -202,7 +204,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
             print(f"warning: {warning}", file=sys.stderr)
         if options.restart:
             Journal.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
-        beside = [tables.read_beside(folder, protocol, pairs.list_hash(pictures)) for folder in options.beside]
+        beside = [tables.read_beside(folder, protocol, list_hash(pictures)) for folder in options.beside]
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _Unbegun(error) from error
     settings = {"features": options.features} if of_sets else {}
@@ -232,20 +234,20 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         protocol,
         title=title,
         identity=subject.identity | settings,
-        pictures=pairs.list_hash(pictures),
+        pictures=list_hash(pictures),
         warnings=warnings,
     )
     tables.write_tables(output, results, rows, protocol, beside)
     ranked_by = next((name for name in scorer.metrics if name not in OF_SETS), None)
     told = [f"{title}, {protocol.name}, {len(rows)} pictures: {_in_short(results, protocol)}"]
     if ranked_by and options.show > 0:
-        stream = pairs.NoiseStream(protocol.noise_seed, pictures)
+        stream = NoiseStream(protocol.noise_seed, pictures)
         by_key = {(picture.set, picture.name): picture for picture in pictures}
 
         def shown(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
             picture = by_key[row["set"], row["name"]]
             made = replace(picture, output=runner.output_file(picture, output))
-            degraded, clean, restored = pairs.read_pair(made, protocol.ruler, stream)
+            degraded, clean, restored = read_pair(made, protocol.ruler, stream)
             return row, {"input": degraded, "output": restored, "truth": clean}
 
         worst, best = page.worst_and_best(rows, ranked_by, options.show)
@@ -297,10 +299,11 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
     identity: dict[str, Any] = {
         "checkpoint": str(options.checkpoint.resolve()),
         "weights": fingerprint(restorer._params)[:16],
+        "tiles": "none",
     }
     if restorer.sampler is not None:
         identity |= {
-            "sampler": options.sampler or "as configured",
+            "sampler": restorer.sampler.name,
             "steps": restorer.sampler.steps,
             "seed": restorer.seed,
             "refined": restorer.refine,

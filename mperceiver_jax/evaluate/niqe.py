@@ -73,7 +73,9 @@ def niqe(image: np.ndarray, model: PristineModel) -> float:
         raise ValueError("niqe: the picture has no texture (fewer than two blocks could be described)")
     difference = np.nanmean(features, 0) - model.mean
     covariance = (np.cov(complete, rowvar=False) + model.covariance) / 2
-    return float(np.sqrt(difference @ np.linalg.pinv(covariance) @ difference))
+    # Few blocks leave it singular: what counts as zero is MATLAB's choice, the rounding error of the largest.
+    inverse = np.linalg.pinv(covariance, rcond=FEATURES * np.finfo(np.float64).eps, hermitian=True)
+    return float(np.sqrt(difference @ inverse @ difference))
 
 
 def niqe_features(grey: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Test sets in the folders that their authors published, by the layouts of `data_pipelines`."""
 
-from collections import Counter
 from pathlib import Path
 
 from data_pipelines.layouts import layout_named
@@ -24,7 +23,7 @@ def tree_below(data: Path, layout: str) -> Path | None:
 def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedPair]:
     """(name, degraded, clean) of a split, by name.
 
-    A picture is called like its file where that tells it apart, else by its path with '_' for '/'.
+    Pictures are called like their files where that tells all of them apart, else by their paths with '_' for '/'.
 
     Args:
         root: the unpacked set.
@@ -48,6 +47,7 @@ def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedP
     if not complete:
         what = "; ".join(fault.what for fault in found.faults) or "no clean pictures"
         raise FileNotFoundError(f"{root}: nothing of {known.title}, {wanted}: {what}")
-    files = Counter(path.rsplit("/", 1)[-1] for path, _, _ in complete)
-    called = lambda path: last if files[last := path.rsplit("/", 1)[-1]] == 1 else path.replace("/", "_")
+    # All by one rule: whether a name is told apart must not hang on which other pictures there are.
+    short = len({path.rsplit("/", 1)[-1] for path, _, _ in complete}) == len(complete)
+    called = lambda path: path.rsplit("/", 1)[-1] if short else path.replace("/", "_")
     return sorted(((called(path), lq, gt) for path, lq, gt in complete), key=lambda pair: pair[0])

@@ -16,7 +16,8 @@ class Ruler:
 
     Attributes:
         colour: what PSNR and SSIM see, `rgb` or BT.601 luma, `y`.
-        levels: outputs are measured as they are (`float`), or after rounding or truncation to 8 bits.
+        levels: outputs are measured as they are (`float`), after rounding or truncation to 8 bits, or as they are
+            stored in files (`stored`: files with their own depth, what a model makes with 8 bits).
         border: pixels cut off every side.
         multiple: outputs and truths are cropped about their centre to multiples of this, before anything else.
         longest: input and truth are resized so that no side exceeds this; None resizes nothing.
@@ -26,7 +27,7 @@ class Ruler:
     """
 
     colour: Literal["rgb", "y"] = "rgb"
-    levels: Literal["float", "round", "truncate"] = "round"
+    levels: Literal["float", "round", "truncate", "stored"] = "round"
     border: int = 0
     multiple: int = 1
     longest: int | None = None
@@ -44,7 +45,7 @@ class Ruler:
         """One line for people."""
         colour = {"rgb": "RGB", "y": "luma (BT.601)"}[self.colour]
         levels = {"float": "not rounded", "round": "rounded to 8 bits", "truncate": "truncated to 8 bits"}
-        parts = [colour, f"outputs {levels[self.levels]}"]
+        parts = [colour, f"outputs {levels.get(self.levels, 'as stored')}"]
         if self.longest:
             parts.append(
                 f"inputs and truths resized to at most {self.longest} px and multiples of {self.resize_multiple} "
@@ -65,6 +66,9 @@ def measured(pixels: np.ndarray, ruler: Ruler) -> np.ndarray:
     """
     if ruler.levels == "float":
         values = np.clip(pixels, 0, 1).astype(np.float64)
+    elif ruler.levels == "stored":
+        # Levels of 8 bits are levels of 16 as well.
+        values = quantise(pixels, 16).astype(np.float64) / 65535
     else:
         values = quantise(pixels, 8, ruler.levels).astype(np.float64) / 255
     height, width = values.shape[:2]

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.pictures import decode_picture
+from data_pipelines.pictures import as_float, decode_picture
 from mperceiver_jax.evaluate.journal import Journal
-from mperceiver_jax.evaluate.pairs import NoiseStream, Pair, list_hash, read_pair, read_truth
+from mperceiver_jax.evaluate.pair import Pair, list_hash
 from mperceiver_jax.evaluate.protocols import Protocol
+from mperceiver_jax.evaluate.reading import NoiseStream, read_pair, read_truth
 from mperceiver_jax.evaluate.rulers import measured, prepared
 from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
 from mperceiver_jax.evaluate.set_metrics import Extractor, frechet_distance, kernel_distance
@@ -53,7 +54,7 @@ def evaluate(
     """Measures every picture that was not measured before.
 
     Restored pictures are written to `output/restored/<set>/<name>.png`, scored before they are rounded
-    unless the protocol rounds. Killed at any moment, it goes on with the same call.
+    unless the protocol rounds or measures what is stored. Killed at any moment, it goes on with the same call.
 
     Args:
         batch_size: pictures of one size that are restored and measured at a time.
@@ -67,7 +68,7 @@ def evaluate(
         `input_<metric>` where there is a degraded picture; the metrics of whole sets).
 
     Raises:
-        ValueError: a picture that cannot be read or measured; names it.
+        ValueError: pictures that cannot be read, all named, or one that cannot be measured.
         OtherEvaluation: `output` holds the results of another one.
     """
     identity = {
@@ -90,6 +91,7 @@ def evaluate(
         pictures = [picture for picture in pictures if picture.key in share]
         open_ones = [picture for picture in open_ones if picture.key in share]
     batches = list(_batches(open_ones, batch_size))
+    unreadable: list[str] = []
     with (
         ThreadPoolExecutor() as pool,
         progress_bar("evaluating", len(pictures), len(pictures) - len(open_ones)) as bar,
@@ -99,11 +101,21 @@ def evaluate(
         ahead: list[list[Future]] = [read(batch) for batch in batches[:1]]
         for number, batch in enumerate(batches):
             ahead += [read(following) for following in batches[number + 1 : number + 2]]
-            loaded = [future.result() for future in ahead.pop(0)]
-            outputs = _outputs(subject, batch, loaded, output)
-            rows = _measure(pool, batch, loaded, outputs, scorer, protocol)
+            readable, loaded = [], []
+            for picture, future in zip(batch, ahead.pop(0), strict=True):
+                try:
+                    loaded.append(future.result())
+                    readable.append(picture)
+                except ValueError as error:
+                    unreadable.append(str(error))
+            if not readable:
+                continue
+            outputs = _outputs(subject, readable, loaded, output, protocol.ruler.levels == "stored")
+            rows = _measure(pool, readable, loaded, outputs, scorer, protocol)
             journal.append({**row, "stamp": stamps[row["key"]]} for row in rows)
-            bar.update(len(batch))
+            bar.update(len(readable))
+    if unreadable:
+        raise ValueError(f"{'; '.join(unreadable)}; the others are measured, and the same command goes on")
     rows = [journal.rows[picture.key] for picture in pictures]
     found = [{k: v for k, v in row.items() if k not in ("key", "stamp")} for row in rows]
     for row, picture in zip(found, pictures, strict=True):
@@ -141,13 +153,16 @@ def _read(picture: Pair, protocol: Protocol, stream: NoiseStream) -> tuple:
         raise ValueError(f"{picture.key}: {error}") from error
 
 
-def _outputs(subject: Subject, batch: Sequence[Pair], loaded: Sequence[tuple], output: Path) -> list[np.ndarray]:
+def _outputs(
+    subject: Subject, batch: Sequence[Pair], loaded: Sequence[tuple], output: Path, as_stored: bool
+) -> list[np.ndarray]:
     if subject.restore is None:
         return [made for _, _, made in loaded]
     outputs = subject.restore([degraded for degraded, _, _ in loaded])
-    for picture, restored in zip(batch, outputs, strict=True):
-        write_atomically(output_file(picture, output), encode_png(quantise(restored)))
-    return outputs
+    files = [quantise(restored) for restored in outputs]
+    for picture, file in zip(batch, files, strict=True):
+        write_atomically(output_file(picture, output), encode_png(file))
+    return [as_float(file) for file in files] if as_stored else outputs
 
 
 def _measure(

@@ -143,7 +143,8 @@ def to_markdown(results: Mapping[str, Any], protocol: Protocol, beside: Sequence
         parts.append("Published figures are quoted, not measured here. Sources: " + "; ".join(sources) + ".")
     facts = [f"- Scoring: {results['protocol']['scoring']}."]
     facts += [f"- {FACTS[m].heading}: {definition}." for m, definition in results["metrics"].items()]
-    facts.append(f"- Noise: seed {protocol.noise_seed}, one stream, names sorted.")
+    if any(one.noise is not None for one in protocol.sets):
+        facts.append(f"- Noise: seed {protocol.noise_seed}, one stream, names sorted.")
     facts.append(
         f"- {results['pictures']['count']} pictures, list {results['pictures']['list']}: "
         + ", ".join(f"{name} {one['images']}" for name, one in results["sets"].items())

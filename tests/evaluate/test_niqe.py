@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import savemat
+from scipy.linalg import pinvh
 
 from data_pipelines.pictures import decode_picture
 from data_pipelines.sources import bundled_photos
@@ -29,6 +30,16 @@ def test_noise_and_blur_are_less_natural():
     assert clean < niqe(noisy, model) and clean < niqe(blurred, model)
     # Only whole blocks count, from the top left.
     assert niqe(photo("picos_de_europa_1", 300, 400), model) == pytest.approx(clean, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["picos_de_europa_1", "picos_de_europa_0"])
+def test_few_blocks_have_a_figure_though_their_covariance_is_singular(name):
+    image, model = photo(name, 192, 192), pristine()
+    features = niqe_features(np.rint(np.rint(255.0 * image) @ module._GREY))
+    covariance = (np.cov(features, rowvar=False) + model.covariance) / 2
+    assert np.linalg.matrix_rank(covariance, hermitian=True) < FEATURES
+    difference = features.mean(0) - model.mean
+    assert niqe(image, model) == pytest.approx(np.sqrt(difference @ pinvh(covariance) @ difference), rel=1e-6)
 
 
 @pytest.mark.parametrize("shape, draw", [(2.0, "normal"), (1.0, "laplace")])

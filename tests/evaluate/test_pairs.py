@@ -8,8 +8,10 @@ import pytest
 from data_pipelines.stored_pictures import Picture
 from mperceiver_jax.evaluate.__main__ import main
 from mperceiver_jax.evaluate.journal import Journal
-from mperceiver_jax.evaluate.pairs import NoiseStream, find_pairs, read_pair
+from mperceiver_jax.evaluate.pair import list_hash
+from mperceiver_jax.evaluate.pairs import find_pairs
 from mperceiver_jax.evaluate.protocols import load_protocol
+from mperceiver_jax.evaluate.reading import NoiseStream, read_pair
 from mperceiver_jax.restore.picture_files import encode_png
 from tests.evaluate.trees import NOISE, photos, save, table
 
@@ -62,7 +64,7 @@ def test_pairs_of_different_sizes_are_named(tmp_path, capsys):
     arguments = [f"--outputs={tmp_path / 'gt'}", "--protocol=folder", f"--output={tmp_path / 'out'}"]
     assert main([*arguments, f"--data={tmp_path}"]) == 2
     told = capsys.readouterr().err
-    assert "2 pairs differ in size" in told and "lq/1.png" in told and "lq/0.png" not in told
+    assert "2 faults" in told and "lq/1.png and" in told and "differ in size" in told and "lq/0.png" not in told
 
 
 def test_outputs_may_have_names_of_their_own(tmp_path):
@@ -77,6 +79,71 @@ def test_outputs_may_have_names_of_their_own(tmp_path):
         assert [(pair.name, pair.output.name) for pair in pairs] == [(f"{k}", f"{k}_restored.png") for k in range(3)]
     with pytest.raises(ValueError, match="both called x"):
         find_pairs(protocol, tmp_path, outputs=outputs, named=".*_restored=>x")
+
+
+def test_names_of_a_list_that_are_not_there_are_told(tmp_path):
+    for k, photo in enumerate(photos(2)):
+        for side in ("gt", "input"):
+            save(tmp_path / "snow100k" / side / f"s{k}.jpg", photo)
+    (tmp_path / "snow100k" / "snowtest100k_L.txt").write_text("s0.jpg\ns7.jpg\n")
+    protocol = load_protocol("all-weather")
+    with pytest.raises(ValueError, match=r"1 pictures of the list .*snowtest100k_L\.txt are not there: s7; --partial"):
+        find_pairs(protocol, tmp_path, sets=["Snow100K-L"])
+    pairs, warnings = find_pairs(protocol, tmp_path, sets=["Snow100K-L"], partial=True)
+    assert [pair.name for pair in pairs] == ["s0"] and "not there: s7" in warnings[0]
+
+
+def test_outputs_that_cannot_be_measured_are_all_named_and_left_out_where_asked(tmp_path):
+    for k, photo in enumerate(photos(5, height=48)):
+        for side in ("gt", "lq", "made"):
+            save(tmp_path / side / f"{k}.png", photo[:48])
+    made = tmp_path / "made"
+    (made / "1.png").write_bytes(b"")
+    (made / "2.png").write_bytes((made / "2.png").read_bytes()[:500])
+    save(made / "3.png", photos(1)[0][:20])
+    protocol = load_protocol("folder")
+    with pytest.raises(ValueError, match=r"3 faults: .*1\.png.*2\.png.*3\.png is 70x20, not 70x48"):
+        find_pairs(protocol, tmp_path, outputs=made)
+    pairs, warnings = find_pairs(protocol, tmp_path, outputs=made, partial=True)
+    assert [pair.name for pair in pairs] == ["0", "4"]
+    assert len(warnings) == 1 and all(f"{k}.png" in warnings[0] for k in (1, 2, 3))
+    # Without degraded pictures: an output that no truth is for.
+    save(made / "9.png", photos(1)[0])
+    with pytest.raises(ValueError, match=r"1 of 6 pictures .* have no truth"):
+        find_pairs(protocol, tmp_path / "gt", outputs=made)
+    pairs, _ = find_pairs(protocol, tmp_path / "gt", outputs=made, partial=True)
+    assert [pair.name for pair in pairs] == ["0", "4"]
+
+
+def test_a_published_tree_whose_names_differ_is_paired_by_its_layout(tmp_path):
+    for k in range(76):
+        for side, number in (("source", 4 * k), ("target", 4 * k + 1)):
+            save(tmp_path / "DPDD" / "test_c" / side / f"1P0A{1000 + number}.png", photos(1)[0])
+    pairs, _ = find_pairs(load_protocol("mperceiver-9task"), tmp_path, sets=["DPDD"])
+    assert [(p.name, p.gt.path.stem) for p in pairs[:2]] == [("1P0A1000", "1P0A1001"), ("1P0A1004", "1P0A1005")]
+
+
+def test_outputs_may_lie_in_folders_as_the_degraded_pictures_do(tmp_path):
+    photo = photos(1)[0]
+    for scene, frames in (("GOPR01", "12"), ("GOPR02", "23")):
+        for frame in frames:
+            for side in ("blur", "sharp"):
+                save(tmp_path / "gopro" / "test" / scene / side / f"{frame}.png", photo)
+            save(tmp_path / "made" / scene / f"{frame}.png", photo)
+    protocol, given = load_protocol("mperceiver-9task"), {"sets": ["GoPro"], "outputs": tmp_path / "made"}
+    pairs, _ = find_pairs(protocol, tmp_path, **given)
+    names = [f"test_{scene}_blur_{k}" for scene, k in (("GOPR01", 1), ("GOPR01", 2), ("GOPR02", 2), ("GOPR02", 3))]
+    assert [pair.name for pair in pairs] == names
+    assert all(pair.output.parts[-2:] == (pair.lq.path.parts[-3], pair.lq.path.name) for pair in pairs)
+    (tmp_path / "made" / "GOPR02" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"1 outputs are missing in .*: test_GOPR02_blur_2"):
+        find_pairs(protocol, tmp_path, **given)
+
+
+def test_lists_of_pictures_differ_where_their_noise_does(tmp_path):
+    save(tmp_path / "denoise" / "bsd68" / "a.png", photos()[0])
+    (pair,), _ = find_pairs(load_protocol("promptir-3task"), tmp_path, sets=NOISE[:1])
+    assert list_hash([pair]) == list_hash([replace(pair)]) != list_hash([replace(pair, noise=(50, 0))])
 
 
 def test_noise_of_sixteen_bits_is_refused(tmp_path):
