@@ -96,7 +96,10 @@ def test_two_folders_of_sixteen_bits_are_measured_as_they_are_stored(tmp_path):
     arguments = [f"--data={tmp_path / 'gt'}", "--protocol=folder", f"--output={tmp_path / 'out'}", "--show=0"]
     assert main([f"--outputs={tmp_path / 'made'}", *arguments]) == 0
     found = table(tmp_path / "out")["folder", "a"]
-    expected = measure.peak_signal_noise_ratio(truth, made), measure.structural_similarity(truth, made, channel_axis=-1)
+    expected = (
+        measure.peak_signal_noise_ratio(truth, made),
+        measure.structural_similarity(truth, made, channel_axis=-1, data_range=65535),
+    )
     assert (float(found["psnr"]), float(found["ssim"])) == pytest.approx(expected, abs=1e-6)
     assert "Noise:" not in (tmp_path / "out" / "report.md").read_text()
 
