@@ -92,11 +92,3 @@ def with_new_tasks(tasks: Sequence[Task], names: Sequence[str], degradations: Ma
 def only_pairs(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """In place of the degradation of a task that has none. Raises ValueError."""
     raise ValueError("this task has pairs only; give it a degradation to make others (data.degradations)")
-
-
-def task_named(name: str) -> Task:
-    """The task of that name. Raises ValueError that lists the names there are."""
-    for task in TASKS:
-        if task.name == name:
-            return task
-    raise ValueError(f"no task is named {name!r}; the tasks are {', '.join(task.name for task in TASKS)}")

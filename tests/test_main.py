@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mperceiver_jax.training.checkpoint_files import complete_steps
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.stages import ORDER
-from mperceiver_jax.training.weights import finished_steps, trained_values
+from mperceiver_jax.training.weights import checkpoint_folder, trained_values
 from tests.distributed import ROOT, environment
 from tests.tiny_run import write_photographs
 
@@ -64,6 +65,11 @@ def losses(workdir: Path) -> list[float]:
     return [row["loss"] for row in rows]
 
 
+def finished_steps(workdir: Path) -> int:
+    """Updates as of the last complete checkpoint."""
+    return max(complete_steps(checkpoint_folder(workdir, STAGE)), default=0)
+
+
 def signalled(arguments: Sequence[str], workdir: Path, updates: int, number: int, delay: float = 0.0):
     """Starts the command, sends the signal some seconds after it made that many updates, and waits.
 
@@ -104,14 +110,14 @@ def terminated(place, reference) -> Path:
     assert code == 0, err
     assert "Stopped as asked, and saved; the same command continues the run." in out
     assert "Asked to stop" in err and re.search(rf"{STAGE}: stopped at update \d+ of {UPDATES}, saved in", err)
-    assert 7 <= finished_steps(workdir, STAGE) < UPDATES
+    assert 7 <= finished_steps(workdir) < UPDATES
     assert not (workdir / "report.json").exists()
     return workdir
 
 
 def test_a_stopped_run_continues_bit_for_bit_even_after_a_full_disk(place, reference, terminated):
     workdir = Path(shutil.copytree(terminated, place / "continued"))
-    saved = finished_steps(workdir, STAGE)
+    saved = finished_steps(workdir)
     arguments = tiny(place, workdir, *SETTINGS)
     # No file may grow beyond this many KiB, as when the disk is full.
     full = run(["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *arguments])
@@ -120,7 +126,7 @@ def test_a_stopped_run_continues_bit_for_bit_even_after_a_full_disk(place, refer
     assert re.match(rf"error: cannot save checkpoint \d+ in {workdir}/checkpoints/{STAGE}: .*File too large", told)
     assert f"Complete checkpoints there: [{saved}" in told.replace("[5, ", "[")
     assert "Traceback" not in full.stderr
-    assert finished_steps(workdir, STAGE) == saved
+    assert finished_steps(workdir) == saved
     code, out, err = signalled(arguments, workdir, 3, signal.SIGINT)
     assert code == 0 and "Stopped as asked" in out, err
     result = run(arguments)

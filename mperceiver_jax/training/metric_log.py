@@ -15,24 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 _OWN_FIELDS = ("stage", "step", "time")
 
 
 class MetricWriter(Protocol):
-    """The part of clu's writer interface in use.
-
-    `write_images` takes float (batch, height, width, 3) in [0, 1]; scalars are anything float() takes.
-    """
+    """The part of clu's writer interface in use; scalars are anything float() takes."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
-
-    def flush(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -42,7 +32,7 @@ class JsonlWriter:
 
     Lines are appended whole and handed to the system at once, so a killed run loses none and leaves
     at most its last line torn. Numbers that are not finite are written as 'nan', 'inf', '-inf',
-    which float() reads and JSON allows. Images are not written.
+    which float() reads and JSON allows.
 
     A resumed run repeats the steps after its checkpoint. Opening the file therefore removes this
     stage's lines of later steps (and a torn last line): every step stands there once, as the run
@@ -67,24 +57,13 @@ class JsonlWriter:
         taken = sorted(set(scalars) & set(_OWN_FIELDS))
         if taken:
             raise ValueError(f"metrics cannot be named {taken}: every line has these fields already")
-        self._line(step, {name: _number(value) for name, value in scalars.items()})
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Pictures have no place in this file."""
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._line(0, {"hparams": json.loads(json.dumps(dict(hparams), default=str))})
-
-    def flush(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _line(self, step: int, content: dict[str, Any]) -> None:
+        content = {name: _number(value) for name, value in scalars.items()}
         line = {"stage": self._stage, "step": int(step), "time": round(time.time(), 3), **content}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class TensorboardXWriter:
@@ -103,22 +82,6 @@ class TensorboardXWriter:
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, float(value), step)
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        for name, batch in images.items():
-            pixels = (np.clip(np.asarray(batch, np.float32), 0, 1) * 255 + 0.5).astype(np.uint8)
-            for i, image in enumerate(pixels):
-                self._writer.add_image(f"{name}/{i}", image, step, dataformats="HWC")
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        from tensorboardX.summary import hparams as summaries
-
-        values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hparams.items()}
-        for summary in summaries(values, {}):
-            self._writer.file_writer.add_summary(summary)
-
-    def flush(self) -> None:
-        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -139,18 +102,6 @@ class MultiWriter:
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for writer in self.writers:
             writer.write_scalars(step, scalars)
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        for writer in self.writers:
-            writer.write_images(step, images)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        for writer in self.writers:
-            writer.write_hparams(hparams)
-
-    def flush(self) -> None:
-        for writer in self.writers:
-            writer.flush()
 
     def close(self) -> None:
         for writer in self.writers:

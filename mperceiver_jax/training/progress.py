@@ -49,7 +49,6 @@ class Progress:
         self._clock = clock
         self._first: tuple[int, float] | None = None
         self._last_line = -float("inf")
-        self._speed: float | None = None
         self._bar: tqdm | None = None
         if self._enabled and self._stream.isatty():
             self._bar = tqdm(
@@ -105,10 +104,6 @@ class Progress:
         else:
             self._print(text)
 
-    def images_per_second(self) -> float | None:
-        """The speed as of the last update; None before the second step."""
-        return self._speed
-
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -119,9 +114,7 @@ class Progress:
         first_step, first_time = self._first
         if step <= first_step or now <= first_time:
             return None
-        rate = (step - first_step) / (now - first_time)
-        self._speed = rate * self._images
-        return rate
+        return (step - first_step) / (now - first_time)
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

@@ -102,12 +102,3 @@ def trained_values(
         name = "ema" if averaged and checkpoints.metadata(step).get("ema") else "trainable"
         values = checkpoints.restore_params_only(step, name)
     return {path: value for path, value in values.items() if not path.startswith("discriminator.")}
-
-
-def finished_steps(workdir: str | Path, stage: str) -> int:
-    """Updates made by a stage as of its last complete checkpoint."""
-    folder = checkpoint_folder(workdir, stage)
-    if not folder.is_dir():
-        return 0
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        return checkpoints.latest() or 0

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.tasks import TASK_SETS, TASKS, task_named
+from data_pipelines.tasks import TASK_SETS, TASKS
 
 NAMES = [
     "dehaze",
@@ -38,12 +38,6 @@ def test_every_task_degrades_by_its_own_kind():
     for name in ("denoise", "denoise_real"):
         assert abs(change[name].mean()) < 0.02 < change[name].std()
     assert (change["deraindrop"] == 0).mean() > 0.3 and np.abs(change["deraindrop"]).max() > 0.01
-
-
-def test_task_named():
-    assert task_named("lowlight") is TASKS[8]
-    with pytest.raises(ValueError, match=r"'low-light'.*dehaze, desnow.*lowlight"):
-        task_named("low-light")
 
 
 def test_tasks_are_frozen():
