@@ -1,7 +1,7 @@
 """Metrics to files: `metrics.jsonl` and TensorBoard events.
 
 The writers have the method names of clu's `MetricWriter`, so that clu's own serve where
-TensorFlow is installed; tensorboardX writes the same events elsewhere. Only process 0
+TensorFlow is installed; elsewhere the same events are written without it. Only process 0
 writes.
 """
 
@@ -9,12 +9,16 @@ import importlib.util
 import json
 import math
 import os
+import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+
+from data_pipelines.naming import naming
 
 _OWN_FIELDS = ("stage", "step", "time")
 
@@ -50,7 +54,7 @@ class JsonlWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _rewind(path, stage, resume_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = _Appended(path)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Raises ValueError for a metric named like one of the line's own fields."""
@@ -59,8 +63,7 @@ class JsonlWriter:
             raise ValueError(f"metrics cannot be named {taken}: every line has these fields already")
         content = {name: _number(value) for name, value in scalars.items()}
         line = {"stage": self._stage, "step": int(step), "time": round(time.time(), 3), **content}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.write((json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
         self._file.close()
@@ -69,22 +72,59 @@ class JsonlWriter:
 class TensorboardXWriter:
     """TensorBoard events without TensorFlow.
 
+    tensorboardX's own writer hands them to a thread, which a full disk ends; the loop would then wait for it
+    forever. Only its messages and checksums are used, and the file is written here.
+
     Args:
         resume_step: later steps that an earlier run wrote are marked as superseded.
     """
 
     def __init__(self, logdir: str | os.PathLike[str], resume_step: int = 0):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        purge = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(os.fspath(logdir), purge_step=purge)
+        os.makedirs(logdir, exist_ok=True)
+        # The name by which TensorBoard knows such files, and orders them.
+        self._file = _Appended(Path(logdir) / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        self._event(file_version="brain.Event:2")
+        if resume_step:
+            self._event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, float(value), step)
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
+        self._event(step=int(step), summary=Summary(value=values))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _event(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = Event(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+        self._file.write(length + checksums[0] + data + checksums[1])
+
+
+class _Appended:
+    """A file that grows by whole pieces, each with the system when `write` returns: what fails, fails here.
+
+    Nothing is held back that closing the file could fail to write.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def write(self, piece: bytes) -> None:
+        with naming(self._path):
+            while piece:
+                piece = piece[self._file.write(piece) :]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class MultiWriter:
@@ -148,7 +188,8 @@ def _rewind(path: Path, stage: str, step: int) -> None:
             kept.append(line + "\n")
     if "".join(kept) != text:
         partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
+        with naming(partial):
+            partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, path)
 
 

@@ -1,9 +1,12 @@
 """Metric files: what stands in them, also after a crash and a resume."""
 
+import contextlib
 import importlib.util
 import json
+import resource
 import struct
 import sys
+import threading
 import types
 
 import numpy as np
@@ -11,7 +14,18 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mperceiver_jax.training import metric_log
-from mperceiver_jax.training.metric_log import JsonlWriter, create_writer, read_metrics
+from mperceiver_jax.training.metric_log import JsonlWriter, TensorboardXWriter, create_writer, read_metrics
+
+
+@contextlib.contextmanager
+def disk_of(size):
+    """Within it no file grows beyond so many bytes, as when the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _events(folder):
@@ -71,6 +85,18 @@ def test_tensorboard_is_told_what_is_superseded(tmp_path):
             writer.write_scalars(resumed + 1, {"loss": 1.0})
     events = _events(tmp_path / "tensorboard" / "drm")
     assert [event.step for event in events if event.session_log.status == 1] == [4]
+
+
+@pytest.mark.parametrize("writer", [JsonlWriter, TensorboardXWriter])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, writer):
+    threads = threading.active_count()
+    log = writer(tmp_path / "log", *(["drm"] if writer is JsonlWriter else []))
+    assert threading.active_count() == threads  # A thread would fail unseen, and its queue fill for ever.
+    log.write_scalars(1, {"loss": 1.0})
+    with disk_of(300), pytest.raises(OSError, match=rf"File too large: '{tmp_path}/log"):
+        for step in range(2, 20):
+            log.write_scalars(step, {"loss": 1.0})
+    log.close()
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
