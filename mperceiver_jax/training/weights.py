@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from mperceiver_jax.config import ConfigError, Experiment
@@ -15,6 +16,7 @@ from mperceiver_jax.convert.priors import PriorsDirectory
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.training import checkpoint_files
 from mperceiver_jax.training.checkpoints import Checkpoints
 
 Place = Callable[[str, np.ndarray], Any]
@@ -102,3 +104,11 @@ def trained_values(
         name = "ema" if averaged and checkpoints.metadata(step).get("ema") else "trainable"
         values = checkpoints.restore_params_only(step, name)
     return {path: value for path, value in values.items() if not path.startswith("discriminator.")}
+
+
+def last_metadata(workdir: str | Path, stage: str) -> dict[str, Any]:
+    """What the last complete checkpoint of a stage says besides its arrays; empty without one."""
+    folder = epath.Path(checkpoint_folder(workdir, stage))
+    steps = checkpoint_files.complete_steps(folder)
+    record = checkpoint_files.read_record(folder, steps[-1]) if steps else None
+    return record["metadata"] if record else {}

@@ -320,13 +320,28 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
 
 
-def test_lpips_that_is_not_installed_is_off_and_the_first_line_says_so(photographs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lpips, "available", lambda: False)
+def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
     experiment = tiny_run(
         photographs | only("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
     )
-    assert start(experiment, tmp_path / "run", stop_at=0) is None
+    monkeypatch.setattr(lpips, "available", lambda: False)
+    assert start(experiment, workdir, stop_at=1) is None
     assert "LPIPS is off" in capsys.readouterr().out.splitlines()[0]
+    # Installed between a stop and its resume.
+    monkeypatch.setattr(lpips, "available", lambda: True)
+    assert start(experiment, workdir, stop_at=1) is None
+    assert "LPIPS stays off" in capsys.readouterr().out.splitlines()[0]
+    assert not any("lpips" in row for row in read_metrics(workdir / "metrics.jsonl"))
+    # As if it had been there from the beginning, and is gone.
+    monkeypatch.setattr(lpips, "available", lambda: False)
+    (note,) = workdir.glob("checkpoints/drm/2/record/metadata")
+    note.write_text(note.read_text().replace('"lpips_weight": 0.0', '"lpips_weight": 0.1'))
+    with pytest.raises(ConfigError, match=r"config\.losses\.lpips_weight: .* was begun with LPIPS"):
+        start(experiment, workdir)
+    note.write_text(note.read_text().replace('"lpips_weight": 0.1', '"lpips_weight": 0.0'))
+    (record,) = start(experiment, workdir)
+    assert record["losses"]["lpips_weight"] == 0
 
 
 UNUSABLE = {
