@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from data_pipelines.mixture import TaskMixture
+from data_pipelines.naming import naming
 from data_pipelines.pipeline import PipelineConfig, TrainBatches
 
 Example = dict[str, np.ndarray]
@@ -41,7 +42,7 @@ def write_example(folder: str | os.PathLike[str], index: int, example: Mapping[s
     }
     partial = path.with_suffix(".partial")
     try:
-        with open(partial, "wb") as file:
+        with naming(partial), open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, **stored)
         os.replace(partial, path)
     finally:
@@ -99,7 +100,8 @@ def write_note(folder: str | os.PathLike[str], note: Mapping[str, Any]) -> None:
     path = Path(folder) / "note.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(note), indent=2, sort_keys=True) + "\n")
+    with naming(partial):
+        partial.write_text(json.dumps(dict(note), indent=2, sort_keys=True) + "\n")
     os.replace(partial, path)
 
 

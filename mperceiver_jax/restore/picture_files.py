@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from data_pipelines.naming import naming
 from data_pipelines.pictures import as_float, decode_with_alpha
 
 Rounding = Literal["round", "truncate"]
@@ -142,7 +143,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        temporary.write_bytes(data)
+        with naming(path):
+            temporary.write_bytes(data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import feature_cache, latents, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.curriculum import handed_over, phase_number
+from mperceiver_jax.training.failures import retold
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.metric_log import create_writer
 from mperceiver_jax.training.metric_reader import History, MetricReader
@@ -106,6 +107,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
     Raises:
         Preempted, NonFiniteLoss: see there.
         CheckpointError: a checkpoint does not fit, or could not be written.
+        OSError, ValueError: a file that cannot be written, data that cannot be read; says after which update.
     """
     experiment, config = run.experiment, run.experiment.stages[name]
     stage = build_stage(name, experiment, run.model)
@@ -158,6 +160,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
 
         first = latest or 0
         with (
+            retold(lambda error: f"after update {int(state.step)} of {config.steps}: {error}"),
             closing(Progress(name, config.steps, first, config.batch_size, experiment.log_every)) as progress,
             create_writer(run.workdir, name, first) as writer,
         ):

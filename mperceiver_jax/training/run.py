@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 from clu import parameter_overview
+from etils import epath
 
+from data_pipelines.naming import naming
 from data_pipelines.pipeline import train_batches
 from mperceiver_jax.config import ConfigError, Experiment, to_mapping
 from mperceiver_jax.models import lpips, parameters
@@ -18,7 +20,9 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training import adaptation, plan, sharding, weights
+from mperceiver_jax.training.checkpoint_files import complete_steps
 from mperceiver_jax.training.curriculum import expanded, phase_number
+from mperceiver_jax.training.failures import retold
 from mperceiver_jax.training.loop import Evaluator, Run, data_config, reload_stage, stages_of, train_stage
 from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
 from mperceiver_jax.training.stages import base
@@ -60,6 +64,8 @@ def run_experiment(
     Raises:
         ConfigError, ValueError: a configuration that cannot be used, or another run's workdir.
         NonFiniteLoss, CheckpointError: see there.
+        OSError: a file that cannot be written, a full disk for example; names it, the stage, the update and the
+            last complete checkpoint.
     """
     workdir = Path(workdir)
     given = experiment
@@ -95,22 +101,31 @@ def run_experiment(
             records.append(_zero_shot(run, params))
         try:
             for name in names:
-                record = read_record(workdir, name)
-                if record is not None:
-                    _say(f"{name}: done before")
-                    params = reload_stage(run, name, params)
-                else:
-                    params, summary = train_stage(run, name, params)
-                    found = run.evaluator.evaluate(name, params, final=True)
-                    # As they were computed here, which may be less than was configured.
-                    record = {**found, "summary": summary, "losses": asdict(experiment.losses)}
-                    _say(f"{name}: {_in_words(record)}")
-                    on_first_process(functools.partial(_write_record, workdir, name, record))
+                with retold(functools.partial(_with_stage, workdir, name)):
+                    record = read_record(workdir, name)
+                    if record is not None:
+                        _say(f"{name}: done before")
+                        params = reload_stage(run, name, params)
+                    else:
+                        params, summary = train_stage(run, name, params)
+                        found = run.evaluator.evaluate(name, params, final=True)
+                        # As they were computed here, which may be less than was configured.
+                        record = {**found, "summary": summary, "losses": asdict(experiment.losses)}
+                        _say(f"{name}: {_in_words(record)}")
+                        on_first_process(functools.partial(_write_record, workdir, name, record))
                 records.append(record)
         except Preempted as stop:
             _say(str(stop))
             return None
     return records
+
+
+def _with_stage(workdir: Path, name: str, error: Exception) -> str:
+    """What went wrong, in which stage, and from where the run can go on."""
+    folder = weights.checkpoint_folder(workdir, name)
+    steps = complete_steps(epath.Path(folder))
+    kept = f"the last complete checkpoint is {folder / str(steps[-1])}" if steps else "there is no checkpoint yet"
+    return f"{name}: {error}; {kept}"
 
 
 def _zero_shot(run: Run, params: Params) -> dict[str, Any]:
@@ -183,7 +198,8 @@ def _write_record(workdir: Path, stage: str, record: Mapping[str, Any]) -> None:
     path = record_path(workdir, stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    with naming(partial):
+        partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(path)
 
 
@@ -245,7 +261,8 @@ def _announce(experiment: Experiment, model: Model, names: list[str], workdir: P
 def _write_overview(model: Model, workdir: Path) -> None:
     _, declared = parameters.split(model)
     overview = parameter_overview.get_parameter_overview(declared, include_stats=False)
-    (workdir / "parameters.txt").write_text(overview + "\n")
+    with naming(path := workdir / "parameters.txt"):
+        path.write_text(overview + "\n")
 
 
 def _in_words(record: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.naming import naming
 from mperceiver_jax.training.runtime import on_first_process
 
 _MARK = "mperceiver_jax"
@@ -82,7 +83,7 @@ def _claim(workdir: Path, config: Mapping[str, Any], may_change: Sequence[str]) 
     workdir.mkdir(parents=True, exist_ok=True)
     partial = workdir / _PARTIAL
     text = json.dumps({"written_by": _MARK, "config": _plain(config)}, indent=2, sort_keys=True)
-    with open(partial, "w", encoding="utf-8") as file:
+    with naming(partial), open(partial, "w", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())

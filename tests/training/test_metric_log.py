@@ -1,9 +1,7 @@
 """Metric files: what stands in them, also after a crash and a resume."""
 
-import contextlib
 import importlib.util
 import json
-import resource
 import struct
 import sys
 import threading
@@ -15,17 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from mperceiver_jax.training import metric_log
 from mperceiver_jax.training.metric_log import JsonlWriter, TensorboardXWriter, create_writer, read_metrics
-
-
-@contextlib.contextmanager
-def disk_of(size):
-    """Within it no file grows beyond so many bytes, as when the disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.full_disk import disk_of
 
 
 def _events(folder):

@@ -3,6 +3,7 @@
 On one device and with a shared compilation cache: what differs between the runs is not what is compiled.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,13 +15,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import save_file
 
+from data_pipelines.naming import naming
 from mperceiver_jax import convert
 from mperceiver_jax.config import ConfigError
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import lpips, parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training import loop, plan, run, sharding, weights
+from mperceiver_jax.training import loop, metric_log, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.metric_log import read_metrics
@@ -318,6 +320,19 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     assert record["summary"]["skipped"] == 2
     assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 6]
     assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
+
+
+def test_a_full_disk_is_told_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
+    def full(self, step, scalars):
+        if step == 4:
+            with naming(tmp_path / "metrics.jsonl"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(metric_log.JsonlWriter, "write_scalars", full)
+    told = rf"^vae: after update 4 of 6: .*No space left on device: '{tmp_path}/metrics\.jsonl'; "
+    with pytest.raises(OSError, match=rf"{told}the last complete checkpoint is {workdir}/checkpoints/vae/2$"):
+        start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), workdir)
 
 
 def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path, monkeypatch, capsys):
