@@ -165,11 +165,25 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             create_writer(run.workdir, name, first) as writer,
         ):
             reader = MetricReader(run.experiment, name, run.say, progress, writer, history, checkpoints)
+
+            def keep() -> None:
+                reader.flush()
+                save()
+                checkpoints.wait()
+
+            def next_batch() -> Any:
+                try:
+                    return next(batches)
+                except Exception:
+                    # Hours of updates are not lost over one picture that cannot be read. Not so in several
+                    # processes: perhaps only this one has met it, and saving takes all of them.
+                    if jax.process_count() == 1:
+                        keep()
+                    raise
+
             for step in range(first, config.steps):
                 if run.preemption.requested():
-                    reader.flush()
-                    save()
-                    checkpoints.wait()
+                    keep()
                     raise Preempted(
                         f"{name}: stopped at update {step} of {config.steps}, saved in {checkpoints.directory}"
                     )
@@ -180,7 +194,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
                 if step > first and (due or step % experiment.checkpoint.every == 0):
                     reader.flush()
                     save(scores)
-                batch = sharding.to_global(run.mesh, next(batches))
+                batch = sharding.to_global(run.mesh, next_batch())
                 state, metrics = step_function(state, frozen, batch, root_key)
                 reader.push(step + 1, metrics)
             reader.flush()

@@ -322,6 +322,29 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
 
 
+class Spoiled(Poisoned):
+    """The stream of batches with a picture that cannot be read."""
+
+    def __next__(self):
+        if self._batches.get_state()["next_batch"] in self._bad:
+            raise ValueError("cannot read the picture x.png")
+        return next(self._batches)
+
+
+def test_a_bad_picture_costs_no_updates(photographs, tmp_path, monkeypatch):
+    experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
+    healthy = loop.train_batches
+    monkeypatch.setattr(loop, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
+    told = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
+    with pytest.raises(ValueError, match=told):
+        start(experiment, workdir)
+    monkeypatch.setattr(loop, "train_batches", healthy)
+    start(experiment, workdir)
+    start(experiment, tmp_path / "undisturbed")
+    assert losses(workdir) == losses(tmp_path / "undisturbed")
+    assert same(trained(workdir, "vae"), trained(tmp_path / "undisturbed", "vae"))
+
+
 def test_a_full_disk_is_told_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
     def full(self, step, scalars):
         if step == 4:
