@@ -24,6 +24,7 @@ from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import losses, sharding
 from mperceiver_jax.training.progress import progress_bar
+from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.stages import SCHEDULE, base, diffusion_target, to_model_range
 
 Results = dict[str, Any]
@@ -37,12 +38,18 @@ class HeldOut:
         model: built abstractly.
         mesh: where parameters lie; every process evaluates the same examples.
         workdir: pictures go to its `samples/`; None writes nothing.
+        preemption: an evaluation ends between two batches, with Preempted, when it has noticed a signal.
     """
 
     def __init__(
-        self, experiment: Experiment, model: MPerceiver | RegressionModel, mesh: jax.sharding.Mesh, workdir: Path | None
+        self,
+        experiment: Experiment,
+        model: MPerceiver | RegressionModel,
+        mesh: jax.sharding.Mesh,
+        workdir: Path | None,
+        preemption: Preemption | None = None,
     ):
-        self._experiment, self._mesh, self._workdir = experiment, mesh, workdir
+        self._experiment, self._mesh, self._workdir, self._preemption = experiment, mesh, workdir, preemption
         self._structure, _ = parameters.split(model)
         self._model = model
         self._dtype = jnp.dtype(experiment.compute_dtype)
@@ -88,6 +95,8 @@ class HeldOut:
         found: list[Any] = []
         with progress_bar(f"{stage}: held-out evaluation", len(examples)) as bar:
             for first in range(0, len(examples), size):
+                if self._preemption and self._preemption.noticed:
+                    raise Preempted(f"{stage}: stopped in the held-out evaluation, which will be made again")
                 # The last batch is moved back rather than cut: one shape, one compilation.
                 start = min(first, len(examples) - size)
                 rows = [examples[k] for k in range(start, start + size)]

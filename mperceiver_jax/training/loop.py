@@ -2,7 +2,8 @@
 
 Metrics of an update are read after the next one was dispatched, so that the host never
 waits for the device. Whatever happens between two updates happens in one fixed order:
-preemption? -> evaluate -> save -> next batch.
+preemption? -> evaluate -> save -> next batch. Asked to stop while it evaluates, a run saves
+without the scores, and evaluates before its next update when it is continued.
 """
 
 import time
@@ -41,10 +42,13 @@ class Evaluator(Protocol):
     """Measures what a stage has learned (`evaluate.heldout.HeldOut`)."""
 
     def __call__(self, stage: str, params: Params, step: int) -> Mapping[str, float]:
-        """Scalars within a stage. `score`, if there, decides which checkpoint is best."""
+        """Scalars within a stage. `score`, if there, decides which checkpoint is best.
+
+        Raises Preempted where the run was asked to stop meanwhile.
+        """
 
     def evaluate(self, stage: str, params: Params, final: bool = False) -> dict[str, Any]:
-        """Everything for the report, after a stage (`final`): at least `scalars`."""
+        """Everything for the report, after a stage (`final`): at least `scalars`. Raises as the call."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
                 **experiment.form,
                 "history": history.updated(time.monotonic() - started),
             }
-            checkpoints.save(step, state._asdict(), batches, metadata, metrics)
+            # Only where a stop came into the evaluation is there one of this step, without its scores.
+            checkpoints.save(step, state._asdict(), batches, metadata, metrics, force=metrics is not None)
 
         first = latest or 0
         with (
@@ -171,6 +176,12 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
                 save()
                 checkpoints.wait()
 
+            def stopped(step: int) -> Preempted:
+                keep()
+                return Preempted(
+                    f"{name}: stopped at update {step} of {config.steps}, saved in {checkpoints.directory}"
+                )
+
             def next_batch() -> Any:
                 try:
                     return next(batches)
@@ -183,17 +194,20 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
 
             for step in range(first, config.steps):
                 if run.preemption.requested():
-                    keep()
-                    raise Preempted(
-                        f"{name}: stopped at update {step} of {config.steps}, saved in {checkpoints.directory}"
-                    )
-                due = experiment.evaluation.every and step > first and step % experiment.evaluation.every == 0
-                scores = run.evaluator(name, _with(params, state), step) if due else None
-                if scores:
-                    writer.write_scalars(step, {f"heldout_{key}": value for key, value in scores.items()})
-                if step > first and (due or step % experiment.checkpoint.every == 0):
+                    raise stopped(step)
+                due = experiment.evaluation.every and step > 0 and step % experiment.evaluation.every == 0
+                # Where this run began, it may have been done before; the checkpoint then has the scores.
+                if due and (step > first or checkpoints.metrics(step) is None):
                     reader.flush()
+                    try:
+                        scores = run.evaluator(name, _with(params, state), step)
+                    except Preempted:
+                        raise stopped(step) from None
+                    writer.write_scalars(step, {f"heldout_{key}": value for key, value in scores.items()})
                     save(scores)
+                elif step > first and step % experiment.checkpoint.every == 0:
+                    reader.flush()
+                    save()
                 batch = sharding.to_global(run.mesh, next_batch())
                 state, metrics = step_function(state, frozen, batch, root_key)
                 reader.push(step + 1, metrics)

@@ -50,12 +50,13 @@ MAY_CHANGE = (
 def run_experiment(
     experiment: Experiment,
     workdir: str | Path,
-    make_evaluator: Callable[[Experiment, Model, jax.sharding.Mesh, Path], Evaluator],
+    make_evaluator: Callable[[Experiment, Model, jax.sharding.Mesh, Path, Preemption], Evaluator],
 ) -> list[dict[str, Any]] | None:
     """Runs or continues an experiment.
 
     Args:
-        make_evaluator: called once with the experiment, the abstract model, the mesh and the workdir.
+        make_evaluator: called once with the experiment, the abstract model, the mesh, the workdir and what
+            notices that the run should stop.
 
     Returns:
         the record of every stage (`summary` and what the evaluator returned), or None if the run
@@ -76,11 +77,12 @@ def run_experiment(
     mesh = sharding.make_mesh(experiment.mesh)
     model = experiment.build()
     check_stages(experiment, names, mesh)
-    evaluator = make_evaluator(experiment, model, mesh, workdir)
+    preemption = Preemption()
+    evaluator = make_evaluator(experiment, model, mesh, workdir, preemption)
     on_first_process(lambda: _announce(experiment, model, names, workdir, remark))
 
     records = []
-    with Preemption() as preemption:
+    with preemption:
         run = Run(
             experiment=experiment,
             workdir=workdir,
@@ -97,9 +99,9 @@ def run_experiment(
         params = weights.starting_values(experiment, model, run.place)
         claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
         on_first_process(lambda: _write_overview(model, workdir))
-        if experiment.source:
-            records.append(_zero_shot(run, params))
         try:
+            if experiment.source:
+                records.append(_zero_shot(run, params))
             for name in names:
                 with retold(functools.partial(_with_stage, workdir, name)):
                     record = read_record(workdir, name)

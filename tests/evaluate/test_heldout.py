@@ -1,5 +1,6 @@
 """Evaluation on held-out pictures: right numbers, whatever the batches and the mesh."""
 
+import signal
 from dataclasses import replace
 
 import jax
@@ -13,6 +14,7 @@ from mperceiver_jax.evaluate.metrics import psnr
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training import sharding
+from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from tests.tiny import tiny_values
 from tests.tiny_run import tiny_run, write_photographs
@@ -69,6 +71,23 @@ def test_the_autoencoder_is_measured_on_clean_pictures(setting, tmp_path):
     np.testing.assert_allclose(scalars["psnr"], expected, rtol=1e-4)
     assert scalars["score"] == scalars["psnr"] == heldout("vae", params, 1)["psnr"]
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["vae.png"]
+
+
+def test_a_signal_ends_it_between_two_batches(setting):
+    experiment, model, values = setting
+    preemption = Preemption()
+    heldout = HeldOut(experiment, model, mesh := sharding.make_mesh(), None, preemption)
+    seen = []
+
+    def compute(params, batch, key):
+        seen.append(len(batch["task"]))
+        signal.raise_signal(signal.SIGTERM)
+        return np.zeros(len(batch["task"]))
+
+    heldout._jit = lambda name, function: compute
+    with preemption, pytest.raises(Preempted, match="predictor: stopped in the held-out evaluation"):
+        heldout.evaluate("predictor", sharding.shard_params(mesh, values))
+    assert seen == [experiment.evaluation.batch_size]
 
 
 def test_too_few_pictures_are_told_at_once(setting):

@@ -27,7 +27,7 @@ from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.metric_reader import NonFiniteLoss
-from mperceiver_jax.training.runtime import Preemption
+from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.stages import ORDER
 from tests.distributed import run_processes
@@ -265,6 +265,39 @@ def test_an_evaluation_that_was_lost_is_made_again(autoencoder, tmp_path):
     assert same(evaluator.params, first.params)
     assert losses(workdir) == losses(original)
     assert record["summary"]["last_loss"] == run.read_record(original, "vae")["summary"]["last_loss"]
+
+
+class StoppedIn(Scores):
+    """As if a signal came during the evaluation of this number, counted from 0."""
+
+    def __init__(self, call: int):
+        super().__init__()
+        self._remaining = call
+
+    def evaluate(self, stage: str, params: Mapping, final=False) -> dict:
+        if self._remaining == 0:
+            raise Preempted(f"{stage}: stopped in the evaluation")
+        self._remaining -= 1
+        return super().evaluate(stage, params, final)
+
+
+def test_a_stop_in_an_evaluation_loses_nothing(photographs, tmp_path, capsys):
+    workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    fields = {"stages.vae.steps": 5, "evaluation.every": 2, "checkpoint.every": 100}
+    experiment = tiny_run(photographs | only("vae") | fields)
+    assert start(experiment, workdir, StoppedIn(1)) is None
+    assert "vae: stopped at update 4 of 5, saved in" in capsys.readouterr().err
+    assert start(experiment, workdir, StoppedIn(0)) is None
+    assert start(experiment, workdir, evaluator := StoppedIn(1)) is None
+    assert [step for _, step in evaluator.calls] == [4]
+    assert "vae: stopped in the evaluation" in capsys.readouterr().err
+    assert start(experiment, workdir, evaluator := Scores()) is not None
+    assert evaluator.calls == [("vae", True)]
+    start(experiment, undisturbed)
+    assert losses(workdir) == losses(undisturbed)
+    assert same(trained(workdir, "vae"), trained(undisturbed, "vae"))
+    with Checkpoints(weights.checkpoint_folder(workdir, "vae"), best_metric="score", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [4, 5] and checkpoints.metrics(4) == {"score": 1.0, "psnr": 1.0}
 
 
 def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, monkeypatch):
