@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mperceiver_jax.command_line import leave_reporting_to_us, one_line
 from mperceiver_jax.convert import export_command, import_command, inspect_command
+from mperceiver_jax.convert.model_config import overrides_among
 
 COMMANDS = {"import": import_command, "export": export_command, "inspect": inspect_command}
 
@@ -41,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = parser().parse_args(arguments)
+    reader = parser()
+    options, unknown = reader.parse_known_args(arguments)
+    options.overrides, wrong = overrides_among(unknown)
+    if wrong:
+        reader.error(f"unrecognized arguments: {' '.join(wrong)}")
     leave_reporting_to_us()
     try:
         COMMANDS[options.command].run(options)

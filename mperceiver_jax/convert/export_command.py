@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output.exists():
         raise FileExistsError(f"{output} exists already; move it away, or name another --output")
-    weights = open_weights(arguments.source, arguments.weights, arguments.priors, arguments.config)
+    weights = open_weights(arguments.source, arguments.weights, arguments.priors, arguments.config, arguments.overrides)
     if isinstance(weights.model, RegressionModel):
         _export_regression(arguments, weights)
         return

@@ -14,6 +14,9 @@ examples:
   PromptIR's release, or that of another restorer by regression; --output is then a run that restore, evaluate and
   export take as --checkpoint
     python -m mperceiver_jax.convert import promptir.ckpt --config=configs/promptir.py:3task --output=runs/promptir
+  MiOIR's with explicit prompts: network, classifier, and the map of the tasks that the release has beside them
+    python -m mperceiver_jax.convert import net_g.pth classifier.pth --config=configs/mioir.py:srresnet-explicit \\
+        --config.model.network.task_maps=type7.npy --output=runs/mioir
 
 What a file is, is told from its keys: checkpoints of Stable Diffusion and of the MPerceiver release,
 components of diffusers, CLIP of transformers and OpenCLIP; safetensors, sharded with an index, or pickled.
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises FileNotFoundError, FileExistsError or ValueError; nothing is written then."""
     # Converting needs no accelerator, and must not take one that is in use.
     jax.config.update("jax_platforms", "cpu")
-    experiment = regression_of(arguments.config)
+    experiment = regression_of(arguments.config, arguments.overrides)
     if experiment is not None:
         if arguments.dtype not in ("stored", "float32"):
             raise ValueError(f"--dtype={arguments.dtype}: the parameters of a run are float32")
@@ -63,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"note: {note}")
         print(f"{arguments.output}: {experiment.title}; restore with --checkpoint={arguments.output}")
         return
-    import_priors(arguments.sources, arguments.output, model_of(arguments.config), arguments.dtype)
+    model = model_of(arguments.config, arguments.overrides)
+    import_priors(arguments.sources, arguments.output, model, arguments.dtype)
     record = PriorsDirectory(arguments.output).record
     for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):
         print(f"licence of the weights: {licence}")

@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises FileNotFoundError or ValueError where a source cannot be used, after all were described."""
-    if (experiment := regression_of(arguments.config)) is not None:
+    if (experiment := regression_of(arguments.config, arguments.overrides)) is not None:
         _inspect_regression(arguments.sources, experiment)
         return
-    model = model_of(arguments.config)
+    model = model_of(arguments.config, arguments.overrides)
     held: set[str] = set()
     unusable = []
     for source in arguments.sources:

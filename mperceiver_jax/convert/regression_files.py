@@ -27,10 +27,11 @@ from mperceiver_jax.convert.safetensors_writer import rounded
 from mperceiver_jax.convert.state_dicts import dead_tensors, match, to_torch
 from mperceiver_jax.convert.torch_files import open_tensors, read_torch, write_safetensors
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.prompts import task_maps
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
-from mperceiver_jax.training.weights import checkpoint_folder
+from mperceiver_jax.training.weights import TASK_MAPS, checkpoint_folder
 from mperceiver_jax.training.workdir import claim_workdir
 
 State = dict[str, np.ndarray]
@@ -167,7 +168,8 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     Args:
         sources: the network's file, and where the network must be told what is wrong and shall not be told by
             whoever uses it, the classifier's.
-        experiment: says which network it is.
+        experiment: says which network it is. A map of the tasks that it names is copied into the run, which then
+            does not depend on that file.
 
     Returns:
         What the user should know, one sentence each.
@@ -175,14 +177,22 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     Raises:
         FileExistsError: `output` is there already and not empty.
         FileNotFoundError, ValueError: a file that cannot be read or is of another network, values that are not
-            finite; names file and key. Nothing is written.
+            finite, a file that is no map of the tasks; names file and key. Nothing is written.
     """
     check_vacant(output)
     assert isinstance(experiment.model, RegressionConfig)
-    notes = []
+    network, notes = experiment.model.network, []
     if experiment.model.is_told and len(sources) < 2:
         experiment = replace(experiment, model=replace(experiment.model, told_by="label"))
         notes.append("without a classifier's file, what is wrong with a picture must be given: --task=NAME")
+    maps = getattr(network, "task_maps", "")
+    if maps:
+        task_maps(maps)
+    elif getattr(network, "prompts", "") == "explicit":
+        notes.append(
+            "prompts come from our own map of the tasks, right for weights that were trained with it; of a release's "
+            "weights the outputs are then not the release's: give its map, --config.model.network.task_maps=type7.npy"
+        )
     model = experiment.build()
     assert isinstance(model, RegressionModel)
     modules = _modules(model)
@@ -205,7 +215,12 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     experiment = replace(experiment, stages={"regression": replace(stage, curriculum=(), ema_decay=0.0)})
     metadata = {"stage": "regression", "priors": fingerprint({}), "ema": False, **experiment.form}
     try:
-        claim_workdir(output, to_mapping(experiment))
+        mapping = to_mapping(experiment)
+        if maps:
+            mapping["model"]["network"]["task_maps"] = TASK_MAPS
+        claim_workdir(output, mapping)
+        if maps:
+            shutil.copyfile(maps, output / TASK_MAPS)
         if aside:
             write_safetensors(output / ASIDE, aside)
         with Checkpoints(checkpoint_folder(output, "regression"), asynchronous=False) as checkpoints:

@@ -1,6 +1,6 @@
 """The weights that can be exported: a whole model on disk, each parameter read when it is asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mperceiver_jax.config import ConfigError, Experiment, from_mapping
+from mperceiver_jax.config import ConfigError, Experiment
 from mperceiver_jax.convert.model_config import model_of
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
 from mperceiver_jax.models import parameters
@@ -17,7 +17,6 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import weights
 from mperceiver_jax.training.trained_stages import TrainedStage, trained_stages
-from mperceiver_jax.training.workdir import read_config
 
 Which = Literal["trained", "ema"]
 Reader = Callable[[], np.ndarray]
@@ -56,13 +55,17 @@ class Weights(NamedTuple):
 
 
 def open_weights(
-    source: Path, which: Which | None = None, priors: Path | None = None, config: str | None = None
+    source: Path,
+    which: Which | None = None,
+    priors: Path | None = None,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Weights:
     """The weights at a path: those of a training run's workdir, or of a directory of priors.
 
     Args:
         which, priors: for a workdir, see `of_workdir`.
-        config: for a directory of priors, the experiment whose model it holds, see `model_of`.
+        config, overrides: for a directory of priors, the experiment whose model it holds, see `model_of`.
 
     Raises:
         FileNotFoundError, ValueError, CheckpointError: there is nothing of the kind, or it cannot be read.
@@ -72,9 +75,9 @@ def open_weights(
     if is_priors(source):
         if which or priors:
             raise ValueError(f"{source}: --weights and --priors are for training runs; this is a directory of priors")
-        return of_priors(source, model_of(config))
+        return of_priors(source, model_of(config, overrides))
     if (source / "config.json").is_file():
-        if config:
+        if config or overrides:
             raise ValueError(f"{source}: --config is for directories of priors; a training run has its own")
         return of_workdir(source, which, priors)
     hint = next((f"; name the run's workdir, {folder}" for folder in source.absolute().parents
@@ -112,7 +115,7 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
         ValueError: no checkpoint of a stage, no moving average, a configuration or priors that cannot be used.
         CheckpointError: a checkpoint that cannot be read or does not fit.
     """
-    experiment = from_mapping(Experiment, read_config(workdir), f"{workdir / 'config.json'}")
+    experiment = weights.read_experiment(workdir)
     if priors is not None:
         experiment = replace(experiment, priors=str(priors))
     stages = trained_stages(workdir, experiment)

@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 from data_pipelines.pictures import as_float
 from data_pipelines.tasks import TASKS, Task
-from mperceiver_jax.config import Experiment, from_mapping
 from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, sampler_of
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
@@ -26,7 +25,7 @@ from mperceiver_jax.restore.picture_files import Picture, Rounding, crop_to, pad
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
 from mperceiver_jax.restore.trained_model import read_trained_model
-from mperceiver_jax.training.workdir import read_config
+from mperceiver_jax.training.weights import read_experiment
 
 Colour = Literal["none", "adain", "wavelet"]
 AnyPicture = TypeVar("AnyPicture", np.ndarray, Picture)
@@ -139,7 +138,7 @@ class Restorer:
             CheckpointError: a checkpoint that cannot be read or does not fit.
         """
         _check_settings(seed, colour, rounding)
-        experiment = from_mapping(Experiment, read_config(workdir), f"{Path(workdir) / 'config.json'}")
+        experiment = read_experiment(workdir)
         if priors is not None:
             experiment = replace(experiment, priors=str(priors))
         model = experiment.build()

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from mperceiver_jax.config import ConfigError, Experiment
+from mperceiver_jax.config import ConfigError, Experiment, from_mapping
 from mperceiver_jax.convert.importing import priors_directory
 from mperceiver_jax.convert.parts import lacking, listed
 from mperceiver_jax.convert.priors import PriorsDirectory
@@ -18,8 +18,25 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.training import checkpoint_files
 from mperceiver_jax.training.checkpoints import Checkpoints
+from mperceiver_jax.training.workdir import read_config
 
 Place = Callable[[str, np.ndarray], Any]
+TASK_MAPS = "task_maps.npy"
+"""The map of the tasks in the workdir of an imported run; see `models.prompts`."""
+
+
+def read_experiment(workdir: str | Path) -> Experiment:
+    """The configuration of the run in `workdir`, with the map of the tasks that lies there if one does.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it cannot be used.
+    """
+    mapping = read_config(workdir)
+    network, own = mapping.get("model", {}).get("network", {}), Path(workdir) / TASK_MAPS
+    # Found beside the configuration, so that the run can be moved.
+    if network.get("task_maps") and own.is_file():
+        network["task_maps"] = str(own)
+    return from_mapping(Experiment, mapping, f"{Path(workdir) / 'config.json'}")
 
 
 def checkpoint_folder(workdir: str | Path, stage: str) -> Path:

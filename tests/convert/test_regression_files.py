@@ -12,10 +12,11 @@ from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.convert.regression_files import import_regression
 from mperceiver_jax.convert.weight_sources import of_workdir
-from mperceiver_jax.models import parameters
+from mperceiver_jax.models import parameters, prompts
 from mperceiver_jax.models.restormer import Restormer, RestormerConfig
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.restore import Restorer
+from mperceiver_jax.training import weights
 from mperceiver_jax.training.checkpoints import Checkpoints
 from tests.models.test_am_promptir import TINY as TINY_AM
 from tests.tiny_regression import experiment_of, finished, tiny_regression
@@ -59,7 +60,8 @@ def test_what_is_exported_comes_back_as_a_run_that_restores_alike(swin, tmp_path
     file = tmp_path / "swin.safetensors"
     assert main(["export", str(workdir), f"--output={file}", "--format=safetensors", "--weights=ema"]) == 0
     again = tmp_path / "again"
-    assert import_regression([file, tmp_path / "swin.classifier.safetensors"], again, experiment) == []
+    (note,) = import_regression([file, tmp_path / "swin.classifier.safetensors"], again, experiment)
+    assert "our own map of the tasks" in note
     picture = np.random.default_rng(0).random((21, 30, 3), np.float32)
     before, after = (Restorer.from_checkpoint(place).restore(picture) for place in (workdir, again))
     np.testing.assert_array_equal(before.picture, after.picture)
@@ -70,7 +72,7 @@ def test_without_a_classifier_the_task_must_be_given(swin, tmp_path):
     workdir, experiment, *_ = swin
     file = tmp_path / "swin.safetensors"
     assert main(["export", str(workdir), f"--output={file}", "--format=safetensors"]) == 0
-    (note,) = import_regression([file], tmp_path / "again", experiment)
+    note, _ = import_regression([file], tmp_path / "again", experiment)
     assert "must be given" in note
     with pytest.raises(ValueError, match="must be told what is wrong with the pictures"):
         Restorer.from_checkpoint(tmp_path / "again")
@@ -223,3 +225,45 @@ def test_inspect_knows_restorers(swin, tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "half.safetensors")]) == 1
     assert "half.safetensors: The tensors are no Restormer" in capsys.readouterr().err
     assert "layout: Restormer, a restorer by regression" in told and "For a full model" not in told
+
+
+def test_explicit_prompts_come_with_the_map_of_their_release(swin, tmp_path, capsys, monkeypatch):
+    """Named on the command line as in training, kept in the run, and missed where it is not given."""
+    workdir, *_ = swin
+    assert main(["export", str(workdir), f"--output={tmp_path / 'net.pth'}", "--format=release"]) == 0
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "from mperceiver_jax.config import to_mapping\n"
+        "from tests.convert.test_regression_files import SWIN, experiment_of\n"
+        "get_config = lambda: ConfigDict(to_mapping(experiment_of('mioir_swinir', SWIN, 'mioir')))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    maps = np.random.default_rng(1).random((7, 24, 24))
+    np.save("type7.npy", maps)
+    imported = ["import", "net.pth", "net.classifier.pth", "--config=config.py"]
+    told_map = "--config.model.network.task_maps="
+    assert main([*imported, "--output=without"]) == 0
+    assert "not the release's" in capsys.readouterr().out
+    assert main([*imported, f"{told_map}type7.npy", "--output=first"]) == 0
+    assert "not the release's" not in capsys.readouterr().out
+    # Neither the file nor the run's place is needed afterwards.
+    Path("type7.npy").unlink()
+    Path("first").rename("moved")
+    model = weights.read_experiment("moved").build()
+    assert np.array_equal(prompts.task_maps(model.network.maps), maps.astype(np.float32))
+    picture = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    own, theirs = (Restorer.from_checkpoint(run, task="derain")(picture) for run in ("without", "moved"))
+    assert not np.array_equal(own, theirs)
+    for wrong, message in (
+        (f"{told_map}absent.npy", "no such file of task maps"),
+        ("--config.model.network.width=wide", "width"),
+        ("--config.model.network.colour=red", "colour: no such field"),
+    ):
+        assert main([*imported, wrong, "--output=refused"]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not Path("refused").exists()
+    assert main(["inspect", "net.pth", f"{told_map}type7.npy"]) == 1
+    assert "which experiment" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*imported, "--conf.model=1", "--output=refused"])
+    assert "unrecognized arguments: --conf.model=1" in capsys.readouterr().err
