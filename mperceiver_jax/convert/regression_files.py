@@ -163,7 +163,8 @@ def _modules(model: RegressionModel) -> dict[str, nnx.Module]:
 def import_regression(sources: list[Path], output: Path, experiment: Experiment) -> list[str]:
     """Released weights become the workdir of a run that is finished: `restore`, `evaluate` and `export` take it.
 
-    Of MiOIR's two sets of parameters the averages are taken, or the last ones where the experiment keeps no average.
+    Of MiOIR's two sets of parameters, the last ones and their averages, both are kept, so that `export` gives both
+    back; only the last ones where the experiment keeps no average.
 
     Args:
         sources: the network's file, and where the network must be told what is wrong and shall not be told by
@@ -199,21 +200,35 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     if len(sources) != len(modules):
         raise ValueError(f"{len(sources)} files given, but {experiment.title} is made of {len(modules)}")
     stage = experiment.stages["regression"]
-    values: State = {}
+    last: State = {}
+    averages: State = {}
     aside: State = {}
     for (part, module), source in zip(modules.items(), sources, strict=True):
-        tensors: Mapping[str, Any] = open_tensors(source, averages=stage.ema_decay > 0)
-        try:
-            found = match(module, tensors)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-        values |= {part + path: converted(tensor, np.dtype(np.float32)) for path, tensor in found.items()}
+        # Of a file with one set, both are that one.
+        for values, averaged in ((averages, True), (last, False)):
+            tensors: Mapping[str, Any] = open_tensors(source, averages=averaged)
+            try:
+                found = match(module, tensors)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+            values |= {part + path: converted(tensor, np.dtype(np.float32)) for path, tensor in found.items()}
         aside |= dead_tensors(module, tensors) if part == NETWORK else {}
         if wrong := [tensors[key].key for key, value in aside.items() if not np.isfinite(value).all()]:
             raise ValueError(f"{source}: {', '.join(wrong[:5])}: holds values that are not finite")
-    assert values.keys() == parameters.declared(model).keys()
-    experiment = replace(experiment, stages={"regression": replace(stage, curriculum=(), ema_decay=0.0)})
-    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": False, **experiment.form}
+    assert last.keys() == averages.keys() == parameters.declared(model).keys()
+    both = any(not np.array_equal(value, averages[path]) for path, value in last.items())
+    kept = both and stage.ema_decay > 0
+    if kept:
+        notes.append(
+            "the last parameters and their averages are kept; the averages are used, the others with --weights=trained"
+        )
+    elif both:
+        notes.append("the averages are left out, for this experiment keeps none (ema_decay is 0)")
+    experiment = replace(
+        experiment,
+        stages={"regression": replace(stage, curriculum=(), ema_decay=stage.ema_decay if kept else 0.0)},
+    )
+    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": kept, **experiment.form}
     try:
         mapping = to_mapping(experiment)
         if maps:
@@ -224,7 +239,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         if aside:
             write_safetensors(output / ASIDE, aside)
         with Checkpoints(checkpoint_folder(output, "regression"), asynchronous=False) as checkpoints:
-            checkpoints.save(stage.steps, {"trainable": values, "ema": {}}, None, metadata)
+            checkpoints.save(stage.steps, {"trainable": last, "ema": averages if kept else {}}, None, metadata)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         raise

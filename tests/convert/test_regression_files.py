@@ -138,22 +138,42 @@ def srresnet(**stage):
     return replace(experiment, stages={"regression": replace(experiment.stages["regression"], **stage)})
 
 
-def srresnet_state(value: float) -> dict:
-    module = srresnet().build().network
-    full = {path: np.full(v.get_value().shape, value, np.float32) for path, v in parameters.declared(module).items()}
+def srresnet_state(seed: int) -> dict:
+    module, rng = srresnet().build().network, np.random.default_rng(seed)
+    full = {p: rng.standard_normal(v.get_value().shape, np.float32) for p, v in parameters.declared(module).items()}
     return {key: torch.from_numpy(tensor.copy()) for key, tensor in convert.to_torch(module, full).items()}
 
 
-@pytest.mark.parametrize(("ema_decay", "taken"), [(0.999, 2.0), (0.0, 1.0)])
-def test_averages_are_taken_where_the_experiment_keeps_them(ema_decay, taken, tmp_path):
+@pytest.mark.parametrize(
+    ("ema_decay", "used", "told"), [(0.999, "params_ema", "are used"), (0.0, "params", "left out")]
+)
+def test_both_sets_are_kept_and_come_back_where_the_experiment_keeps_an_average(ema_decay, used, told, tmp_path):
     """Published figures of MiOIR are those of the last parameters; its variant `faithful` keeps no average."""
-    torch.save({"params": srresnet_state(1.0), "params_ema": srresnet_state(2.0)}, tmp_path / "net.pth")
-    import_regression([tmp_path / "net.pth"], tmp_path / "run", srresnet(ema_decay=ema_decay))
-    assert all((np.asarray(value) == taken).all() for value in of_workdir(tmp_path / "run").values.values())
+    content = {"params": srresnet_state(1), "params_ema": srresnet_state(2)}
+    torch.save(content, tmp_path / "net.pth")
+    (note,) = import_regression([tmp_path / "net.pth"], tmp_path / "run", srresnet(ema_decay=ema_decay))
+    assert told in note and weights.read_experiment(tmp_path / "run").stages["regression"].ema_decay == ema_decay
+    assert main(["export", str(tmp_path / "run"), f"--output={tmp_path / 'back.pth'}", "--format=release"]) == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    for name in content:
+        expected = content[name if ema_decay else used]
+        assert back[name].keys() == expected.keys()
+        assert all(torch.equal(back[name][key], value) for key, value in expected.items())
+    found = convert.to_torch(
+        srresnet().build().network,
+        {path.removeprefix("network."): value for path, value in of_workdir(tmp_path / "run").values.items()},
+    )
+    assert all(np.array_equal(found[key], value.numpy()) for key, value in content[used].items())
+
+
+def test_of_one_set_no_average_is_made(tmp_path):
+    torch.save({"params": srresnet_state(1)}, tmp_path / "net.pth")
+    assert import_regression([tmp_path / "net.pth"], tmp_path / "run", srresnet(ema_decay=0.999)) == []
+    assert not of_workdir(tmp_path / "run").averaged
 
 
 def test_bad_weights_and_places_in_use_are_refused(tmp_path, monkeypatch):
-    experiment, state = srresnet(), srresnet_state(1.0)
+    experiment, state = srresnet(), srresnet_state(1)
     file, output = tmp_path / "net.pth", tmp_path / "run"
     for changed, told in (
         (state["conv_hr.bias"] * np.nan, r"conv_hr\.bias: holds values that are not finite"),
