@@ -58,12 +58,14 @@ def experiment_of(family: str, network: Any, task_set: str, **model: Any) -> Exp
     return from_mapping(Experiment, recipe)
 
 
-def finished(workdir: Path, experiment: Experiment) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def finished(
+    workdir: Path, experiment: Experiment, averaged: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Writes the workdir of a finished run with random parameters: (the last ones, their average)."""
     claim_workdir(workdir, to_mapping(experiment))
     last = parameters.initial_values(experiment.build(), 1, lambda path, value: value)
     average = {path: value * np.float32(0.9) for path, value in last.items()}
-    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": True}
+    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": averaged}
     with Checkpoints(checkpoint_folder(workdir, "regression"), asynchronous=False) as checkpoints:
-        checkpoints.save(STEPS, {"trainable": last, "ema": average}, None, metadata)
+        checkpoints.save(STEPS, {"trainable": last, "ema": average if averaged else {}}, None, metadata)
     return last, average

@@ -29,10 +29,11 @@ from typing import get_args
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
 from mperceiver_jax.convert.regression_files import export_regression, kept_aside
-from mperceiver_jax.convert.weight_sources import Weights, Which, open_weights
+from mperceiver_jax.convert.weight_sources import Weights, open_weights
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training.progress import progress_bar
+from mperceiver_jax.training.weights import Which
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

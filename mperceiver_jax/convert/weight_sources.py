@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,9 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import weights
-from mperceiver_jax.training.trained_stages import TrainedStage, trained_stages
+from mperceiver_jax.training.trained_stages import TrainedStage, averages_used, trained_stages
+from mperceiver_jax.training.weights import Which
 
-Which = Literal["trained", "ema"]
 Reader = Callable[[], np.ndarray]
 
 
@@ -119,8 +119,7 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
     if priors is not None:
         experiment = replace(experiment, priors=str(priors))
     stages = trained_stages(workdir, experiment)
-    if which == "ema" and not any(stage.averaged for stage in stages):
-        raise ValueError(f"{workdir}: no stage kept a moving average; export its weights with --weights=trained")
+    averaged = averages_used(workdir, stages, which)
     model = experiment.build()
     used = _start(experiment, model)
     shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
@@ -133,7 +132,6 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
             values = weights.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
         chosen |= _held(values)
     notes = tuple(_told(stage, which) for stage in stages)
-    averaged = which != "trained" and any(stage.averaged for stage in stages)
     return Weights(model, OnDemand(chosen), f"the training run {workdir}", notes, averaged)
 
 

@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--seed", type=int, default=42, metavar="N", help="of the starting noise (default: %(default)s)")
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
     model.add_argument("--task", metavar="NAME", help="what all of the pictures need, for models that are told")
+    model.add_argument("--weights", choices=("ema", "trained"), help="as in the restore command (default: ema if kept)")
     model.add_argument("--priors", type=Path, metavar="PATH", help="published weights, if they have moved")
     return result
 
@@ -293,12 +294,14 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
             refine=options.refine,
             priors=options.priors,
             task=options.task,
+            weights=options.weights,
         )
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
     identity: dict[str, Any] = {
         "checkpoint": str(options.checkpoint.resolve()),
         "weights": fingerprint(restorer._params)[:16],
+        "weight kind": restorer.weight_kind,
         "tiles": "none",
     }
     if restorer.sampler is not None:

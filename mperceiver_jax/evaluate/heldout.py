@@ -22,7 +22,7 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionModel
-from mperceiver_jax.training import losses, sharding
+from mperceiver_jax.training import losses, sharding, weights
 from mperceiver_jax.training.progress import progress_bar
 from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.stages import SCHEDULE, base, diffusion_target, to_model_range
@@ -62,7 +62,8 @@ class HeldOut:
         return self.evaluate(stage, params)["scalars"]
 
     def evaluate(self, stage: str, params: Params, final: bool = False) -> Results:
-        """Everything measured after (or within) a stage. `final` also writes pictures."""
+        """Everything measured after (or within) a stage. `final` also writes pictures, and measures a restorer by
+        regression twice where the stage keeps an average: `params`, which are the averages, and what they average."""
         measure = {
             "vae": self._autoencoder,
             "prior": self._prior,
@@ -181,8 +182,26 @@ class HeldOut:
             picture = jnp.clip(out.astype(jnp.float32), 0, 1)
             return picture, None if logits is None else logits.astype(jnp.float32)
 
-        out = self._run(stage, self._jit("regression", restore), params, self._examples())
-        return self._restored(stage, out, final)
+        measure = lambda params: self._run(stage, self._jit("regression", restore), params, self._examples())
+        results = self._restored(stage, measure(params), final)
+        if final and (last := self._last_parameters(stage, params)):
+            both = {"moving averages": results, "last parameters": self._restored(stage, measure(last), final=False)}
+            results["weight_kinds"] = {
+                kind: {metric: of["scalars"][f"restored_{metric}"] for metric in ("psnr", "ssim")}
+                for kind, of in both.items()
+            }
+        return results
+
+    def _last_parameters(self, stage: str, averages: Params) -> Params | None:
+        """The parameters that a finished stage ended with, from its checkpoint; None where it keeps no average."""
+        config = self._experiment.stages.get(stage)
+        if self._workdir is None or config is None or not config.ema_decay:
+            return None
+        values = weights.trained_values(self._workdir, stage, averaged=False) or {}
+        placed = {
+            path: sharding.place(value, averages[path].sharding, averages[path].dtype) for path, value in values.items()
+        }
+        return {**averages, **placed} if placed else None
 
     def _restored(self, stage: str, out: Sequence, final: bool) -> Results:
         """Figures and sheets of (restored picture, logits of what is wrong with it or None) of all examples."""

@@ -5,6 +5,7 @@ Everything here is a pure function of a plain dict. Its entries, all optional:
     title       str
     stages      [{'name': str, ...numbers such as steps, first_loss, last_loss, seconds, trained_parameters}]
     tasks       {task: {'images': int, 'degraded': {metric: value}, 'restored': {metric: value}}}
+    weight_kinds  {which of the trained parameters: {metric: mean over the tasks}}; `tasks` are of the first
     adaptation  {'task': name, 'pairs': count, 'mixture': {task: probability}, 'tasks': {task: {'degraded',
                 'zero_shot' and 'few_shot': {metric: value}}}}
     predictor   {'accuracy': float in [0, 1], 'classes': [str], 'confusion': [[count]], a row per true class}
@@ -56,6 +57,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     parts = [f"# {results.get('title', 'Report')}"]
     sections: dict[str, tuple[str, Callable[[Any], str]]] = {
         "tasks": ("Restoration", _tasks),
+        "weight_kinds": ("Averages and last parameters", _weight_kinds),
         "adaptation": ("Zero-shot and few-shot", _adaptation),
         "predictor": ("Degradation predictor", _predictor),
         "stages": ("Training", _stages),
@@ -171,6 +173,13 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
             f"{len(worse)} of {len(tasks)} tasks: {', '.join(worse)}."
         )
     return table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {remark}" for remark in remarks])
+
+
+def _weight_kinds(kinds: Mapping[str, Any]) -> str:
+    metrics = _metrics_of(kinds.values())
+    rows = [[kind, *(_number(of.get(metric), METRICS[metric][1]) for metric in metrics)] for kind, of in kinds.items()]
+    told = f"All else in this report is of the {next(iter(kinds))}. Restored, mean over the tasks:"
+    return told + "\n\n" + table(["weights", *(METRICS[metric][0] for metric in metrics)], rows)
 
 
 def _adaptation(adaptation: Mapping[str, Any]) -> str:

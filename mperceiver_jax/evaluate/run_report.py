@@ -32,6 +32,9 @@ def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], 
             f"\nMean PSNR over {len(results['tasks'])} held-out tasks: degraded {mean['degraded']:.2f} dB, "
             f"restored {mean['restored']:.2f} dB"
         )
+    if kinds := results.get("weight_kinds"):
+        both = ", ".join(f"{kind} {figures['psnr']:.2f} dB" for kind, figures in kinds.items())
+        told += f" ({both})"
     return told
 
 
@@ -53,7 +56,7 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
     # The last stage that restored pictures is the run's result.
     for record in reversed(records):
         if "tasks" in record:
-            results["tasks"] = record["tasks"]
+            results |= {key: record[key] for key in ("tasks", "weight_kinds") if key in record}
             break
     # Regression has its classifier beside the network, not a stage of its own.
     for record in [by_name.get("predictor", {}), *reversed(records)]:

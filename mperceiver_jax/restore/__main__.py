@@ -110,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         "--overlap", type=int, default=64, metavar="N", help="pixels that tiles share (default: %(default)s)"
     )
     result.add_argument(
+        "--weights",
+        choices=("ema", "trained"),
+        help="the moving averages, or the last parameters (default: the averages of the stages that keep one)",
+    )
+    result.add_argument(
         "--priors",
         type=Path,
         metavar="PATH",
@@ -166,12 +171,13 @@ def _load(options: argparse.Namespace) -> "Restorer":
             task=options.task,
             tile=options.tile,
             overlap=options.overlap,
+            weights=options.weights,
         )
     sampler = restorer.sampler
     how = "one pass for each picture"
     if sampler:
         how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.seed}"
-    print(f"{options.checkpoint}: {how}", flush=True)
+    print(f"{options.checkpoint}: {restorer.weight_kind}, {how}", flush=True)
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
     return restorer

@@ -25,7 +25,7 @@ from mperceiver_jax.restore.picture_files import Picture, Rounding, crop_to, pad
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
 from mperceiver_jax.restore.trained_model import read_trained_model
-from mperceiver_jax.training.weights import read_experiment
+from mperceiver_jax.training.weights import Which, read_experiment
 
 Colour = Literal["none", "adain", "wavelet"]
 AnyPicture = TypeVar("AnyPicture", np.ndarray, Picture)
@@ -65,6 +65,7 @@ class Restorer:
         tasks: what the model's labels stand for.
         task: name of what is wrong with the pictures, for models that can be told; None predicts it.
         tile, overlap: restorers by regression only: restore in tiles, see `tiling`; 0 takes whole pictures.
+        weight_kind: which of the trained parameters `params` are, for people.
 
     Raises:
         ValueError: settings out of range, or that this model does not have.
@@ -87,10 +88,11 @@ class Restorer:
         task: str | None = None,
         tile: int = 0,
         overlap: int = 64,
+        weight_kind: str = "",
     ):
         _check_settings(seed, colour, rounding)
         self.sampler, self.seed, self.refine = sampler, seed, refine
-        self.colour, self.rounding, self.notes = colour, rounding, notes
+        self.colour, self.rounding, self.notes, self.weight_kind = colour, rounding, notes, weight_kind
         self._params = params
         self._minimum, self._tile, self._overlap = minimum, tile, overlap
         self._tasks = [one.name for one in tasks]
@@ -118,6 +120,7 @@ class Restorer:
         task: str | None = None,
         tile: int = 0,
         overlap: int = 64,
+        weights: Which | None = None,
     ) -> "Restorer":
         """The model that a training run left in its workdir, on the default device.
 
@@ -130,11 +133,13 @@ class Restorer:
             steps: of the sampler; as configured when None.
             priors: the published weights the run started from, where they have moved since.
             task, tile, overlap: see the class.
+            weights: `ema`, the moving averages, or `trained`, the last parameters; None takes the averages of
+                the stages that keep one.
 
         Raises:
             FileNotFoundError: there is no run in that directory.
             ValueError: settings out of range, a configuration or priors that cannot be used (`ConfigError`),
-                stages without a checkpoint.
+                stages without a checkpoint, or none with a moving average.
             CheckpointError: a checkpoint that cannot be read or does not fit.
         """
         _check_settings(seed, colour, rounding)
@@ -153,7 +158,7 @@ class Restorer:
             eta=0.0 if name == "dpmpp_2m" else experiment.sampler.eta,
         )
         chosen = sampler_of(choice)
-        trained = read_trained_model(workdir, experiment, model)
+        trained = read_trained_model(workdir, experiment, model, weights)
         notes = trained.notes
         if isinstance(model, MPerceiver) and refine and not trained.refined:
             notes += ("the detail refinement was not trained; pictures are decoded without it",)
@@ -174,6 +179,7 @@ class Restorer:
             task=task,
             tile=tile,
             overlap=overlap,
+            weight_kind=trained.weight_kind,
         )
 
     def __call__(self, picture: AnyPicture) -> AnyPicture:

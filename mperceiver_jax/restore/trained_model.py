@@ -10,7 +10,8 @@ from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import weights
-from mperceiver_jax.training.trained_stages import trained_stages
+from mperceiver_jax.training.trained_stages import averages_used, trained_stages
+from mperceiver_jax.training.weights import Which
 
 
 class TrainedModel(NamedTuple):
@@ -18,27 +19,31 @@ class TrainedModel(NamedTuple):
     params: every parameter, on the default device, in the run's compute dtype.
     refined: whether the detail refinement module was trained.
     notes: stages that are unfinished, one sentence each.
+    weight_kind: which of a stage's parameters these are, for people.
     """
 
     params: Params
     refined: bool
     notes: tuple[str, ...]
+    weight_kind: str
 
 
 def read_trained_model(
-    workdir: str | Path, experiment: Experiment, model: MPerceiver | RegressionModel
+    workdir: str | Path, experiment: Experiment, model: MPerceiver | RegressionModel, which: Which | None = None
 ) -> TrainedModel:
     """Reads the last checkpoint of every stage, in the order in which they were trained.
 
     Args:
         model: built abstractly.
+        which: see `trained_stages.averages_used`.
 
     Raises:
-        ValueError: a stage that restoring needs has no checkpoint; names all of them.
+        ValueError: a stage that restoring needs has no checkpoint; names all of them. No moving average.
         ConfigError: the priors that the run started from cannot be read.
         CheckpointError: a checkpoint cannot be read, is of another model, or was trained on other priors.
     """
     stages = trained_stages(workdir, experiment)
+    averaged = averages_used(workdir, stages, which)
     dtype = jnp.dtype(experiment.compute_dtype)
     try:
         params = weights.starting_values(experiment, model, lambda path, value: jnp.asarray(value, dtype))
@@ -46,9 +51,17 @@ def read_trained_model(
         hint = "if the priors have moved, say where they are now: --priors=PATH"
         raise ConfigError(f"{error}; {hint}") from error
     shapes = {path: value.shape for path, value in params.items()}
+    # Later stages were trained beside the averages of earlier ones, whichever are wanted now.
+    chosen = dict(params)
     for stage in stages:
         values = weights.trained_values(workdir, stage.name, stage.step) or {}
         stage.check(workdir, shapes, values, {path: params[path] for path in params if path not in values})
-        params |= {path: jnp.asarray(value, dtype) for path, value in values.items()}
+        held = {path: jnp.asarray(value, dtype) for path, value in values.items()}
+        params |= held
+        if which == "trained" and stage.averaged:
+            last = weights.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
+            held = {path: jnp.asarray(value, dtype) for path, value in last.items()}
+        chosen |= held
     notes = tuple(stage.unfinished for stage in stages if stage.unfinished)
-    return TrainedModel(params, any(stage.name == "drm" for stage in stages), notes)
+    kind = "moving averages" if averaged else "last parameters"
+    return TrainedModel(chosen, any(stage.name == "drm" for stage in stages), notes, kind)

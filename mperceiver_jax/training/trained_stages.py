@@ -10,7 +10,7 @@ from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.curriculum import expanded
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.stages import STAGES, base
-from mperceiver_jax.training.weights import checkpoint_folder
+from mperceiver_jax.training.weights import Which, checkpoint_folder
 
 
 class TrainedStage(NamedTuple):
@@ -96,6 +96,22 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
         )
     lasting = {base(name): name for name in found}
     return [_of_all(stage, phases[base(name)], planned) for name, stage in found.items() if lasting[base(name)] == name]
+
+
+def averages_used(workdir: str | Path, stages: Sequence[TrainedStage], which: Which | None) -> bool:
+    """Whether moving averages are among what these stages give.
+
+    Args:
+        which: `ema`, the averages, or `trained`, the last parameters; None takes the averages of the stages that
+            keep one.
+
+    Raises:
+        ValueError: averages are asked for, and no stage kept one.
+    """
+    kept = any(stage.averaged for stage in stages)
+    if which == "ema" and not kept:
+        raise ValueError(f"{workdir}: no stage kept a moving average; take its last parameters, --weights=trained")
+    return kept and which != "trained"
 
 
 def _of_all(stage: TrainedStage, phases: Sequence[str], planned: Mapping[str, int]) -> TrainedStage:

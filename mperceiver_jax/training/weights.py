@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -21,6 +21,8 @@ from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.workdir import read_config
 
 Place = Callable[[str, np.ndarray], Any]
+Which = Literal["trained", "ema"]
+"""Of a trained stage: the last parameters, or their moving average."""
 TASK_MAPS = "task_maps.npy"
 """The map of the tasks in the workdir of an imported run; see `models.prompts`."""
 

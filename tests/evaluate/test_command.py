@@ -285,6 +285,7 @@ class Halver:
     """A restorer whose model halves a picture and adds a hundredth of noise; it pads to multiples of 16."""
 
     seed, refine, colour, notes = 7, True, "none", ("a stage is unfinished",)
+    weight_kind = "last parameters"
     sampler = SimpleNamespace(name="ddim", steps=3)
     _params: ClassVar = {"factor": jnp.array(0.5)}
     _tile = 0

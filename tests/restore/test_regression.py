@@ -11,8 +11,10 @@ from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main as restore
 from mperceiver_jax.restore.many import ManyPictures
 from mperceiver_jax.training import sharding
+from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.sharding import MeshConfig
-from tests.tiny_regression import experiment_of, finished
+from mperceiver_jax.training.weights import checkpoint_folder
+from tests.tiny_regression import STEPS, experiment_of, finished
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_files_are_restored_whole_and_in_tiles_and_what_is_wrong_is_said(workdir
     command = [str(pictures / "lq" / "one.png"), f"--checkpoint={workdir}"]
     assert restore([*command, f"--output={tmp_path / 'whole'}"]) == 0
     told = capsys.readouterr().out
-    assert "one pass for each picture" in told and "41x30" in told and " %" in told
+    assert "moving averages, one pass for each picture" in told and "41x30" in told and " %" in told
     assert restore([*command, f"--output={tmp_path / 'tiles'}", "--tile=20", "--overlap=10", "--task=derain"]) == 0
     whole, tiles = (np.asarray(Image.open(tmp_path / name / "one.png")) for name in ("whole", "tiles"))
     assert whole.shape == tiles.shape == (30, 41, 3)
@@ -66,10 +68,37 @@ def test_many_pictures_are_restored_as_one_is(workdir):
         np.testing.assert_allclose(one, restorer(picture), atol=1e-6)
 
 
-def test_a_checkpoint_is_evaluated(workdir, pictures, tmp_path):
-    arguments = [f"--checkpoint={workdir}", "--protocol=folder", f"--data={pictures}", f"--output={tmp_path / 'out'}"]
-    assert evaluate([*arguments, "--metrics=psnr"]) == 0
-    assert list((tmp_path / "out").rglob("one.png"))
+def test_a_checkpoint_is_evaluated_with_either_set_of_weights(workdir, pictures, tmp_path):
+    arguments = [f"--checkpoint={workdir}", "--protocol=folder", f"--data={pictures}", "--metrics=psnr"]
+    restored = {}
+    for option, kind in (
+        ((), "moving averages"),
+        (("--weights=ema",), "moving averages"),
+        (("--weights=trained",), "last"),
+    ):
+        output = tmp_path / "-".join(("out", *option))
+        assert evaluate([*arguments, *option, f"--output={output}"]) == 0
+        assert f"weight kind: {kind}" in (output / "report.md").read_text()
+        (file,) = output.rglob("one.png")
+        restored[option] = file.read_bytes()
+    assert restored[()] == restored["--weights=ema",] != restored["--weights=trained",]
+
+
+def test_either_set_of_weights_restores(workdir):
+    with Checkpoints(checkpoint_folder(workdir, "regression"), read_only=True) as checkpoints:
+        kept = {name: checkpoints.restore_params_only(STEPS, name) for name in ("ema", "trainable")}
+    for which, entry in ((None, "ema"), ("ema", "ema"), ("trained", "trainable")):
+        params = Restorer.from_checkpoint(workdir, weights=which)._params
+        assert params.keys() == kept[entry].keys()
+        assert all(np.array_equal(params[path], value) for path, value in kept[entry].items())
+
+
+def test_averages_that_were_not_kept_are_not_promised(pictures, tmp_path, capsys):
+    finished(tmp_path / "run", experiment_of("mioir_srresnet", SRResNetConfig(4, 1), "mioir"), averaged=False)
+    command = [str(pictures / "lq"), f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]
+    assert restore([*command, "--weights=ema"]) == 2
+    assert "no stage kept a moving average" in capsys.readouterr().err
+    assert Restorer.from_checkpoint(tmp_path / "run").weight_kind == "last parameters"
 
 
 def test_settings_of_other_models_are_refused(workdir, pictures, tmp_path, capsys):

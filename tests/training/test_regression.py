@@ -261,6 +261,16 @@ def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     assert (tmp_path / "run" / "samples" / "regression_denoise.png").is_file()
     ema, last = (left(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
     assert any(not np.array_equal(ema[path], last[path]) for path in ema)
+    # Both sets are measured, each as it would be alone, and told apart.
+    alone = HeldOut(experiment, experiment.build(), sharding.make_mesh(None), None)
+    for kind, params in (("moving averages", ema), ("last parameters", last)):
+        scalars = alone.evaluate("regression", params)["scalars"]
+        expected = {metric: scalars[f"restored_{metric}"] for metric in ("psnr", "ssim")}
+        assert records[0]["weight_kinds"][kind] == pytest.approx(expected)
+        assert f"| {kind} | {expected['psnr']:.2f} | {expected['ssim']:.4f} |" in report
+        assert f"{kind} {expected['psnr']:.2f} dB" in told
+    assert records[0]["scalars"]["restored_psnr"] == records[0]["weight_kinds"]["moving averages"]["psnr"]
+    assert "All else in this report is of the moving averages." in report
 
 
 def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_path):
