@@ -71,10 +71,10 @@ class System:
         if isinstance(self.model, MPerceiver) and size % self.model.config.multiple:
             raise ValueError(f"--size: MPerceiver needs a multiple of {self.model.config.multiple}, not {size}")
         pictures = random_pictures(size, batch)
-        views = np.concatenate([program.view(picture) for picture in pictures])
+        views = np.concatenate([program.view(picture, picture) for picture in pictures])
 
-        def restored(*arguments: Any) -> jax.Array:
-            return program.restored(*arguments)[0]
+        def restored(values: Any, lq: jax.Array, views: jax.Array, key: jax.Array) -> jax.Array:
+            return program.restored(values, lq, program.seen(values, views), key)[0]
 
         arguments = (self.values, jnp.asarray(pictures), jnp.asarray(views), jax.random.key(0))
         return compiled(restored, *arguments, flop=flop(restored, *arguments), images=batch)

@@ -37,11 +37,12 @@ class ManyPictures:
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 (h, w, 3) in [0, 1], of one padded size -> the same, restored."""
-        padded = [self._restorer._padded(picture) for picture in pictures]
-        padded += padded[-1:] * (-len(padded) % self._rows)
-        views = [self._restorer._view(picture) for picture in padded]
+        padded = [self._restorer._padded(picture)[None] for picture in pictures]
+        # Each alone: what a picture is seen by is small, and of the picture's own size.
+        seen = [np.asarray(self._restorer._seen(*pair)) for pair in zip(pictures, (p[0] for p in padded), strict=True)]
         place = sharding.batch_sharding(self._mesh)
-        lq, clip = (sharding.place(np.stack(rows), place) for rows in ([p[None] for p in padded], views))
-        out, _ = self._restored(self._params, lq, clip, jax.random.key(self._restorer.seed))
+        filled = (rows + rows[-1:] * (-len(rows) % self._rows) for rows in (padded, seen))
+        lq, told = (sharding.place(np.stack(rows), place) for rows in filled)
+        out, _ = self._restored(self._params, lq, told, jax.random.key(self._restorer.seed))
         restored = np.asarray(out)[:, 0]
         return [crop_to(one, *picture.shape[:2]) for one, picture in zip(restored, pictures, strict=False)]

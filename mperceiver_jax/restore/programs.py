@@ -29,15 +29,19 @@ class Program(Protocol):
 
     multiple: int
 
-    def view(self, padded: np.ndarray) -> np.ndarray:
+    def view(self, picture: np.ndarray, padded: np.ndarray) -> np.ndarray:
         """What is looked at to see what is wrong with a picture (h, w, 3): an array with a batch axis of 1."""
         ...
 
-    def perceived(self, params: Params, view: jax.Array) -> jax.Array:
+    def seen(self, params: Params, view: jax.Array) -> jax.Array:
+        """What `restored` is told of the picture as a whole, also where it restores a part of it."""
+        ...
+
+    def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
         """Probabilities of the degradations, (1, classes); (1, 0) where nothing is predicted."""
         ...
 
-    def restored(self, params: Params, lq: jax.Array, view: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(restored picture in [0, 1], probabilities as `perceived`) for one picture (1, h, w, 3)."""
         ...
 
@@ -51,22 +55,27 @@ class Diffusion:
         self._side = model.config.predictor.vision.image_size
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
 
-    def view(self, padded: np.ndarray) -> np.ndarray:
+    def view(self, picture: np.ndarray, padded: np.ndarray) -> np.ndarray:
         return clip_view(padded, self._side)[None]
 
-    def perceived(self, params: Params, view: jax.Array) -> jax.Array:
-        _, logits = parameters.merge(self._structure, params).perceive(view.astype(self._dtype))
+    def seen(self, params: Params, view: jax.Array) -> jax.Array:
+        # Embedded where it is used: sampling and its view are one program.
+        return view
+
+    def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
+        _, logits = parameters.merge(self._structure, params).perceive(seen.astype(self._dtype))
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    def restored(self, params: Params, lq: jax.Array, view: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         assembled = parameters.merge(self._structure, params)
         lq = to_model_range(lq, self._dtype)
-        out, logits = restore_batch(assembled, self._sampler, lq, view.astype(self._dtype), key, refine=self._refine)
+        out, logits = restore_batch(assembled, self._sampler, lq, seen.astype(self._dtype), key, refine=self._refine)
         return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1), jax.nn.softmax(logits.astype(jnp.float32))
 
 
 class Regression:
-    """A restorer by regression. Its classifier, where it has one, sees the picture as a whole.
+    """A restorer by regression. Its classifier, where it has one, sees the picture as a whole and without padding,
+    as MiOIR's release has it. That takes about 75 bytes a pixel (float32, on a CPU), also where tiles are restored.
 
     Args:
         label: what is wrong with the pictures; None asks the classifier.
@@ -86,19 +95,21 @@ class Regression:
         self._dtype, self._label = jnp.dtype(dtype), label
         self.multiple = model.multiple
 
-    def view(self, padded: np.ndarray) -> np.ndarray:
-        return padded[None]
+    def view(self, picture: np.ndarray, padded: np.ndarray) -> np.ndarray:
+        return picture[None]
 
-    def perceived(self, params: Params, view: jax.Array) -> jax.Array:
+    def seen(self, params: Params, view: jax.Array) -> jax.Array:
+        """The classifier's logits, (1, tasks); (1, 0) where there is none."""
         logits = parameters.merge(self._structure, params).logits(view.astype(self._dtype))
-        return jnp.zeros((len(view), 0)) if logits is None else jax.nn.softmax(logits.astype(jnp.float32))
+        return jnp.zeros((len(view), 0)) if logits is None else logits.astype(jnp.float32)
 
-    def restored(self, params: Params, lq: jax.Array, view: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
+        return jax.nn.softmax(seen) if seen.size else seen
+
+    def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = parameters.merge(self._structure, params)
-        logits = model.logits(view.astype(self._dtype))
         labels = None if self._label is None else jnp.full((len(lq),), self._label)
         # Who says what is wrong is believed more than the classifier.
-        weights = model.weights(logits if labels is None else None, labels)
+        weights = model.weights(seen if labels is None and seen.size else None, labels)
         out = model(lq.astype(self._dtype), weights)
-        probabilities = jnp.zeros((len(lq), 0)) if logits is None else jax.nn.softmax(logits.astype(jnp.float32))
-        return jnp.clip(out.astype(jnp.float32), 0, 1), probabilities
+        return jnp.clip(out.astype(jnp.float32), 0, 1), self.perceived(params, seen)

@@ -1,7 +1,8 @@
 """The restorer: a trained model on one device, pictures of any size in, restored pictures out.
 
 A picture is padded at the bottom and right by reflection, seen as a whole to tell what is wrong
-with it, restored as a whole (or in tiles, see there) and cut back to its size.
+with it (by a classifier without the padding), restored as a whole (or in tiles, see there) and cut
+back to its size.
 """
 
 import warnings
@@ -104,6 +105,7 @@ class Restorer:
             check_sizes(tile, overlap, self._multiple)
         # Each keeps one compiled program per size.
         self._restored, self._perceived = jax.jit(self._program.restored), jax.jit(self._program.perceived)
+        self._see = jax.jit(self._program.seen)
 
     @classmethod
     def from_checkpoint(
@@ -212,7 +214,7 @@ class Restorer:
         Empty for models that do not predict any.
         """
         colours = picture.pixels if isinstance(picture, Picture) else _colours(picture)
-        return self._named(self._perceived(self._params, self._view(self._padded(colours))))
+        return self._named(self._perceived(self._params, self._seen(colours)))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which a picture is computed; every new one is compiled."""
@@ -228,7 +230,7 @@ class Restorer:
             padded = self._padded(lq)
             # The key is the seed's alone: no other picture before or after changes this one.
             key = jax.random.key(self.seed)
-            out, found = self._restored(self._params, padded[None], self._view(padded), key)
+            out, found = self._restored(self._params, padded[None], self._seen(lq, padded), key)
             pixels, probabilities = crop_to(np.asarray(out[0]), *lq.shape[:2]), self._named(found)
         if self.colour != "none":
             fix = adain if self.colour == "adain" else wavelet_fix
@@ -236,20 +238,18 @@ class Restorer:
         return pixels, probabilities
 
     def _restore_tiles(self, lq: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        """Tile by tile. What is wrong is predicted for each tile alike: from one in the middle of the picture."""
-        top, left = (max(side - self._tile, 0) // 2 for side in lq.shape[:2])
-        middle = self._view(self._padded(lq[top : top + self._tile, left : left + self._tile]))
-        found: list[jax.Array] = []
+        """Tile by tile. Every tile is told what is wrong with the whole picture."""
+        whole = self._padded(lq)
+        seen = self._seen(lq, whole)
 
         def restored(tile: np.ndarray) -> np.ndarray:
             padded = self._padded(tile)
-            out, probabilities = self._restored(self._params, padded[None], middle, jax.random.key(self.seed))
-            found[:] = [probabilities]
+            out, _ = self._restored(self._params, padded[None], seen, jax.random.key(self.seed))
             return crop_to(np.asarray(out[0]), *tile.shape[:2])
 
         # Padded first, as the whole picture would be: then the last tiles too begin where windows do.
-        pixels = restore_in_tiles(restored, self._padded(lq), self._tile, self._overlap, self._multiple)
-        return crop_to(pixels, *lq.shape[:2]), self._named(found[0])
+        pixels = restore_in_tiles(restored, whole, self._tile, self._overlap, self._multiple)
+        return crop_to(pixels, *lq.shape[:2]), self._named(self._perceived(self._params, seen))
 
     def _named(self, probabilities: jax.Array) -> dict[str, float]:
         values = np.asarray(probabilities[0]).tolist()
@@ -258,8 +258,10 @@ class Restorer:
     def _padded(self, lq: np.ndarray) -> np.ndarray:
         return pad_to(lq, self._multiple, self._minimum)
 
-    def _view(self, padded: np.ndarray) -> np.ndarray:
-        return self._program.view(padded)
+    def _seen(self, lq: np.ndarray, padded: np.ndarray | None = None) -> jax.Array:
+        """What the program is told of a picture as a whole; `padded` where it is at hand."""
+        view = self._program.view(lq, self._padded(lq) if padded is None else padded)
+        return self._see(self._params, view)
 
     def _alike(self, pixels: np.ndarray, picture: np.ndarray) -> np.ndarray:
         """Restored colours in the type and shape of the picture they come from."""

@@ -2,17 +2,22 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
+from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
 from mperceiver_jax.models.srresnet import SRResNetConfig
 from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.many import ManyPictures
 from mperceiver_jax.restore.tiling import restore_in_tiles, tile_starts, tile_weights
+from mperceiver_jax.training import sharding
+from mperceiver_jax.training.sharding import MeshConfig
 
-SEVEN = ("blur_gauss", "denoise", "jpeg", "derain", "dehaze", "lowlight", "sr4")
+SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,28 @@ def test_tiles_give_what_the_whole_picture_gives(network):
     # With less overlap than that the tiles' borders show.
     narrow = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=4)(picture)
     assert np.abs(narrow - whole).max() > 1e-5
+
+
+def test_every_tile_is_told_what_is_wrong_with_the_whole_picture():
+    model = RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN))
+    params = {path: 4 * value for path, value in parameters.initial_values(model, 0).items()}
+    picture = np.random.default_rng(0).random((61, 90, 3), np.float32)
+    picture[6:54, 21:69] = 0.9  # the tile in the middle, which is of another kind
+    # Half of what is computed is padding, which the classifier must not see.
+    restorer, in_tiles = (
+        Restorer(model, params, minimum=128, tasks=TASK_SETS["mioir"], **size)
+        for size in ({}, {"tile": 48, "overlap": 20})
+    )
+    parameters.assign(model, params)
+    truly = dict(zip(SEVEN, jax.nn.softmax(model.classifier(picture[None]))[0].tolist(), strict=True))
+    assert restorer.predict(picture) == pytest.approx(truly, abs=1e-5)
+    likeliest = lambda found: max(found, key=found.get)
+    assert likeliest(restorer.predict(picture[6:54, 21:69])) != likeliest(truly)
+    whole, parts = restorer.restore(picture), in_tiles.restore(picture)
+    assert whole.probabilities == pytest.approx(truly, abs=1e-5) and parts.probabilities == whole.probabilities
+    np.testing.assert_allclose(parts.picture, whole.picture, atol=1e-6)
+    (batched,) = ManyPictures(restorer, sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))([picture])
+    np.testing.assert_allclose(batched, whole.picture, atol=1e-6)
 
 
 def test_windows_lie_as_in_the_whole_picture_in_the_last_tiles_too():
