@@ -24,7 +24,8 @@ class UformerConfig:
         head_width: channels of one attention head; must divide `width`.
         window: side of a window at every scale.
         mlp_ratio: hidden width of the feed-forward part / width.
-        square: pictures are padded further, to squares, as the release does when it tests.
+        square: pictures are padded further, to squares, as the release does when it tests. One of 3:2 then costs
+            1.5 times as much; the crops of a training are squares as they are.
         drop_path: stochastic depth of the bottleneck; it rises towards it and falls after it.
         prompts, task_maps: as in `SRResNetConfig`.
     """
@@ -46,7 +47,7 @@ class UformerConfig:
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "UformerConfig":
         """The release's: 50,880,946 parameters; 51,457,976 with explicit, 51,489,336 with adaptive prompts."""
-        return cls(prompts=prompts)
+        return cls(prompts=prompts, square=True)
 
     @classmethod
     def small(cls, prompts: Prompts = "plain") -> "UformerConfig":

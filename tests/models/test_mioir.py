@@ -174,6 +174,19 @@ def test_uformer_pads_to_squares_where_it_shall():
     np.testing.assert_array_equal(found[0, :5, 17:], image[0, :, 15:8:-1])
 
 
+def test_uformer_as_released_restores_pictures_as_squares():
+    """A picture of any shape is, first, reflected to a multiple of the windows, then to a square."""
+    assert all(UformerConfig.release(kind).square for kind in KINDS.values())
+    sizes = replace(TINY["Uformer"], square=UformerConfig.release().square, prompts="adaptive")
+    module = parameters.initialise(Uformer(sizes))
+    image = np.random.default_rng(0).random((1, 8, 15, 3), np.float32)
+    wide = np.pad(image, ((0, 0), (0, 0), (0, 1), (0, 0)), mode="reflect")
+    square = np.pad(wide, ((0, 0), (0, 8), (0, 0), (0, 0)), mode="symmetric")
+    found = np.asarray(jax.jit(module)(image))
+    np.testing.assert_allclose(found, jax.jit(module)(square)[:, :8, :15], atol=1e-6)
+    assert found.shape == image.shape
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_computes_in_the_dtype_of_its_picture(name):
     module = tiny(name, "explicit")
