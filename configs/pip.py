@@ -8,7 +8,8 @@ python -m mperceiver_jax.main --config=configs/pip.py:5task --config.data.photos
     rate for each epoch. The published shares of the tasks: photos=DIR*9 (noise of three strengths, three times each),
     derain=...*120, dehaze=..., deblur_motion=...*5, lowlight=...*20.
     Which class a picture is of is for a small classifier to say, trained beside;
-    --config.model.told_by=label takes the truth, as the paper does.
+    --config.model.told_by=label takes the truth, as the paper does. A finished run can also hear the degradation
+    predictor of MPerceiver: `restore` and `evaluate` with --predictor=RUN.
 
 3task           noise, rain and haze
 nafnet          five tasks, on NAFNet

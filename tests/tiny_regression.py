@@ -50,11 +50,13 @@ def tiny_regression(changes: Mapping[str, Any] | None = None, prompts: str = "pl
     return from_mapping(Experiment, mapping.to_dict())
 
 
-def experiment_of(family: str, network: Any, task_set: str, **model: Any) -> Experiment:
-    """An experiment with another network."""
+def experiment_of(family: str, network: Any, task_set: str, trained: tuple[str, ...] = (), **model: Any) -> Experiment:
+    """An experiment with another network, trained for all tasks of the set or some."""
     stage = tiny_regression_mapping()["stages"]["regression"]
     model = {"identity_start": False} | model
-    recipe = regression_recipe("test", family, network, stage, task_set=task_set, model=model, small=True)
+    recipe = regression_recipe(
+        "test", family, network, stage, task_set=task_set, trained=trained, model=model, small=True
+    )
     return from_mapping(Experiment, recipe)
 
 

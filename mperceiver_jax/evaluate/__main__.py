@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
     model.add_argument("--task", metavar="NAME", help="what all of the pictures need, for models that are told")
     model.add_argument("--weights", choices=("ema", "trained"), help="as in the restore command (default: ema if kept)")
+    model.add_argument("--predictor", type=Path, metavar="DIR", help="as in the restore command")
     model.add_argument("--priors", type=Path, metavar="PATH", help="published weights, if they have moved")
     return result
 
@@ -295,6 +296,7 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
             priors=options.priors,
             task=options.task,
             weights=options.weights,
+            predictor=options.predictor,
         )
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
@@ -313,6 +315,9 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
         }
     if options.task:
         identity["task"] = options.task
+    if options.predictor:
+        assert restorer._predictor is not None
+        identity["predictor"] = fingerprint(restorer._predictor.params)[:16]
     return Subject(title, identity, ManyPictures(restorer, mesh, batch_size))
 
 

@@ -7,6 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+CLASS_OF_TASK = {"deblur_defocus": "deblur_motion", "denoise_real": "denoise"}
+"""Degradation -> the one that stands for it where a network tells fewer apart, as PIP does. Our own choice."""
+
+
+def meaning_of(predicted: Sequence[str], known: Sequence[str | None]) -> tuple[int | None, ...]:
+    """`meaning` for `weights_of_logits`: where a network has what another's predictor names.
+
+    Args:
+        predicted: names of the predictor's classes.
+        known: names of the network's, None for those that it has not learned. One of another name stands for a
+            predicted one where `CLASS_OF_TASK` says so; what has neither is not known.
+
+    Raises:
+        ValueError: none is known.
+    """
+    place = {name: index for index, name in enumerate(known) if name is not None}
+    meaning = tuple(place.get(name, place.get(CLASS_OF_TASK.get(name, ""))) for name in predicted)
+    if all(ours is None for ours in meaning):
+        raise ValueError(f"the network knows {', '.join(place)}; nothing of what is predicted: {', '.join(predicted)}")
+    return meaning
+
 
 def weights_of_labels(labels: Int[Array, "b"], classes: int) -> Float[Array, "b classes"]:
     """One-hot weights (oracle). Several degradations at once are the mean of theirs."""

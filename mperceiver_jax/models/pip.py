@@ -24,13 +24,6 @@ from mperceiver_jax.models.pip_interactions import INTERACTIONS, CrossAttention,
 from mperceiver_jax.models.resampling import resize_bilinear
 from mperceiver_jax.models.restormer import FeedForward, LayerNorm, Restormer, RestormerConfig, Skip
 
-CLASSES = ("denoise", "derain", "dehaze", "deblur", "lowlight")
-"""The release's classes, in the order of its labels."""
-
-CLASS_OF_TASK: tuple[int | None, ...] = (2, None, 0, 1, 3, 3, 0, None, 4)
-"""The release's class of each of the nine tasks of our degradation predictor (haze, snow, noise, rain, motion
-blur, defocus blur, camera noise, raindrops, low light): `meaning` for `conditions.weights_of_logits`. Our own."""
-
 
 @runtime_checkable
 class Backbone(Protocol):

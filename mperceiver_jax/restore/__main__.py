@@ -27,6 +27,8 @@ examples:
     python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
   a model that can be told what is wrong, and large pictures in tiles
     python -m mperceiver_jax.restore rain/ --checkpoint=runs/pip --output=dry --task=derain --tile=512
+  the same, told what is wrong by MPerceiver's predictor
+    python -m mperceiver_jax.restore mixed/ --checkpoint=runs/pip --output=clean --predictor=runs/small
   fewer steps: faster, less precise; a solver of second order loses least
     python -m mperceiver_jax.restore photos/ --checkpoint=DIR --output=quick --sampler=dpmpp_2m --steps=15
 
@@ -99,6 +101,13 @@ def parser() -> argparse.ArgumentParser:
         help="what to restore, as in derain, for models that can be told; else it is predicted",
     )
     result.add_argument(
+        "--predictor",
+        type=Path,
+        metavar="DIR",
+        help="workdir of a run of MPerceiver whose degradation predictor tells such a model what is wrong, in place of "
+        "its own classifier",
+    )
+    result.add_argument(
         "--tile",
         type=int,
         default=0,
@@ -169,6 +178,7 @@ def _load(options: argparse.Namespace) -> "Restorer":
             rounding=options.rounding,
             priors=options.priors,
             task=options.task,
+            predictor=options.predictor,
             tile=options.tile,
             overlap=options.overlap,
             weights=options.weights,

@@ -79,17 +79,18 @@ class Regression:
 
     Args:
         label: what is wrong with the pictures; None asks the classifier.
+        predicted: somebody else's logits are given to `restored`, in place of what is `seen`.
 
     Raises:
         ValueError: the model must be told what is wrong, and is not.
     """
 
-    def __init__(self, model: RegressionModel, dtype: str, label: int | None):
+    def __init__(self, model: RegressionModel, dtype: str, label: int | None, *, predicted: bool = False):
         config = model.config
-        if config.is_told and config.told_by == "label" and label is None:
+        if config.is_told and config.told_by == "label" and label is None and not predicted:
             raise ValueError(
                 f"{config.title} must be told what is wrong with the pictures, this one has no classifier: "
-                f"--task=NAME, one of {', '.join(config.tasks)}"
+                f"--task=NAME, one of {', '.join(config.tasks)}, or --predictor=DIR, a run of MPerceiver"
             )
         self._structure, _ = parameters.split(model)
         self._dtype, self._label = jnp.dtype(dtype), label

@@ -6,7 +6,7 @@ back to its size.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
@@ -23,6 +23,7 @@ from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.picture_files import Picture, Rounding, crop_to, pad_to, quantise
+from mperceiver_jax.restore.predictor import Predictor
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
 from mperceiver_jax.restore.trained_model import read_trained_model
@@ -65,6 +66,8 @@ class Restorer:
         notes: what the user should know about the model, one sentence each.
         tasks: what the model's labels stand for.
         task: name of what is wrong with the pictures, for models that can be told; None predicts it.
+        predictor: of MPerceiver; predicts it in place of the model's own classifier, for models that can be told.
+        trained: names of the tasks that the model was trained for, all where empty; a predictor names no other.
         tile, overlap: restorers by regression only: restore in tiles, see `tiling`; 0 takes whole pictures.
         weight_kind: which of the trained parameters `params` are, for people.
 
@@ -87,6 +90,8 @@ class Restorer:
         notes: tuple[str, ...] = (),
         tasks: Sequence[Task] = TASKS,
         task: str | None = None,
+        predictor: "Restorer | None" = None,
+        trained: Collection[str] = (),
         tile: int = 0,
         overlap: int = 64,
         weight_kind: str = "",
@@ -97,7 +102,9 @@ class Restorer:
         self._params = params
         self._minimum, self._tile, self._overlap = minimum, tile, overlap
         self._tasks = [one.name for one in tasks]
-        self._program = _program(model, sampler, dtype, refine, task)
+        self._program = _program(model, sampler, dtype, refine, task, predictor is not None)
+        self._predictor = None if predictor is None else Predictor(predictor, self._tasks, trained)
+        self.notes += () if self._predictor is None else self._predictor.notes
         self._multiple = self._program.multiple
         if tile and isinstance(model, MPerceiver):
             raise ValueError("tile: MPerceiver restores pictures as a whole; leave tiles out, or reduce the picture")
@@ -120,6 +127,7 @@ class Restorer:
         rounding: Rounding = "round",
         priors: str | Path | None = None,
         task: str | None = None,
+        predictor: "str | Path | Restorer | None" = None,
         tile: int = 0,
         overlap: int = 64,
         weights: Which | None = None,
@@ -133,7 +141,8 @@ class Restorer:
             sampler: `ddim` (the correct schedule), `reference` (the release's) or `dpmpp_2m` (DPM-Solver++,
                 for 10 to 25 steps); as configured when None.
             steps: of the sampler; as configured when None.
-            priors: the published weights the run started from, where they have moved since.
+            priors: the published weights the run (or the predictor's) started from, where they have moved since.
+            predictor: see the class; or the workdir of its run, which is read whole.
             task, tile, overlap: see the class.
             weights: `ema`, the moving averages, or `trained`, the last parameters; None takes the averages of
                 the stages that keep one.
@@ -146,6 +155,9 @@ class Restorer:
         """
         _check_settings(seed, colour, rounding)
         experiment = read_experiment(workdir)
+        if isinstance(predictor, str | Path):
+            # The network itself has no priors.
+            predictor, priors = cls.from_checkpoint(predictor, refine=False, priors=priors), None
         if priors is not None:
             experiment = replace(experiment, priors=str(priors))
         model = experiment.build()
@@ -179,6 +191,8 @@ class Restorer:
             notes=notes,
             tasks=experiment.tasks,
             task=task,
+            predictor=predictor,
+            trained=experiment.data.weights,
             tile=tile,
             overlap=overlap,
             weight_kind=trained.weight_kind,
@@ -260,6 +274,8 @@ class Restorer:
 
     def _seen(self, lq: np.ndarray, padded: np.ndarray | None = None) -> jax.Array:
         """What the program is told of a picture as a whole; `padded` where it is at hand."""
+        if self._predictor is not None:
+            return self._predictor(lq)
         view = self._program.view(lq, self._padded(lq) if padded is None else padded)
         return self._see(self._params, view)
 
@@ -276,18 +292,27 @@ class Restorer:
 
 
 def _program(
-    model: MPerceiver | RegressionModel, sampler: Sampler | None, dtype: str, refine: bool, task: str | None
+    model: MPerceiver | RegressionModel,
+    sampler: Sampler | None,
+    dtype: str,
+    refine: bool,
+    task: str | None,
+    predicted: bool,
 ) -> Program:
+    given = "predictor" if predicted else "task" if task is not None else ""
+    if predicted and task is not None:
+        raise ValueError("task, predictor: give one of them")
     if isinstance(model, RegressionModel):
         if task is not None and task not in model.config.tasks:
             raise ValueError(f"task: {task!r} given, one of {', '.join(model.config.tasks)} expected")
-        if task is not None and not model.config.is_told:
-            raise ValueError(f"task: {model.config.title} cannot be told what is wrong with a picture; leave it out")
-        return Regression(model, dtype, None if task is None else model.config.tasks.index(task))
+        if given and not model.config.is_told:
+            raise ValueError(f"{given}: {model.config.title} cannot be told what is wrong with a picture; leave it out")
+        label = None if task is None else model.config.tasks.index(task)
+        return Regression(model, dtype, label, predicted=predicted)
     if sampler is None:
         raise ValueError("sampler: MPerceiver needs one")
-    if task is not None:
-        raise ValueError("task: MPerceiver predicts what is wrong with a picture; leave it out")
+    if given:
+        raise ValueError(f"{given}: MPerceiver predicts what is wrong with a picture; leave it out")
     return Diffusion(model, sampler, dtype, refine)
 
 

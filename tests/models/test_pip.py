@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipelines.tasks import TASKS
 from mperceiver_jax import convert
-from mperceiver_jax.models import parameters, pip
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.conditions import weights_of_labels
 from mperceiver_jax.models.layers import Conv
 from mperceiver_jax.models.nafnet import NAFNet, NAFNetConfig
@@ -194,21 +193,6 @@ def test_sizes_of_nafnet():
 @pytest.mark.parametrize("config", [PIPConfig.small(), PIPConfig.small_nafnet()])
 def test_small_configurations_are_small(config):
     assert parameters.count(PIP(config)) < 1_500_000
-
-
-def test_the_nine_tasks_have_the_releases_classes():
-    known = {
-        task.name: pip.CLASSES[label] for task, label in zip(TASKS, pip.CLASS_OF_TASK, strict=True) if label is not None
-    }
-    assert known == {
-        "dehaze": "dehaze",
-        "denoise": "denoise",
-        "denoise_real": "denoise",
-        "derain": "derain",
-        "deblur_motion": "deblur",
-        "deblur_defocus": "deblur",
-        "lowlight": "lowlight",
-    }
 
 
 def test_what_does_not_fit_is_named():

@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from mperceiver_jax.evaluate.__main__ import main as evaluate
+from mperceiver_jax.models.nafnet import NAFNetConfig
+from mperceiver_jax.models.pip import PIPConfig
 from mperceiver_jax.models.srresnet import SRResNetConfig
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main as restore
@@ -14,6 +16,7 @@ from mperceiver_jax.training import sharding
 from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.weights import checkpoint_folder
+from tests.restore.finished_run import finished_run
 from tests.tiny_regression import STEPS, experiment_of, finished
 
 
@@ -99,6 +102,57 @@ def test_averages_that_were_not_kept_are_not_promised(pictures, tmp_path, capsys
     assert restore([*command, "--weights=ema"]) == 2
     assert "no stage kept a moving average" in capsys.readouterr().err
     assert Restorer.from_checkpoint(tmp_path / "run").weight_kind == "last parameters"
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    """(a PIP that has no classifier and was trained for three of its five tasks, a run of MPerceiver)."""
+    folder = tmp_path_factory.mktemp("runs")
+    sizes = PIPConfig(backbone=NAFNetConfig(4, (1,), 1, (1,)), widths=(8,), sides=(4,))
+    three = ("denoise", "derain", "dehaze")
+    finished(folder / "pip", experiment_of("pip", sizes, "pip", three, told_by="label"))
+    finished_run(folder / "mperceiver")
+    return folder / "pip", folder / "mperceiver"
+
+
+def test_a_network_is_told_by_the_predictor_of_another_run(predicted):
+    pip, mperceiver = predicted
+    picture = np.random.default_rng(1).random((12, 14, 3), np.float32)
+    said = Restorer.from_checkpoint(mperceiver).predict(picture)
+    restorer = Restorer.from_checkpoint(pip, predictor=mperceiver)
+    found = restorer.restore(picture)
+    noise, rain, haze = said["denoise"] + said["denoise_real"], said["derain"], said["dehaze"]
+    wanted = [part / (noise + rain + haze) for part in (noise, rain, haze)]
+    assert [*found.probabilities] == ["denoise", "derain", "dehaze", "deblur_motion", "lowlight"]
+    np.testing.assert_allclose([*found.probabilities.values()], [*wanted, 0, 0], atol=1e-5)
+    likely = max(found.probabilities, key=found.probabilities.get)
+    told = {task: Restorer.from_checkpoint(pip, task=task)(picture) for task in ("denoise", "derain", "dehaze")}
+    np.testing.assert_array_equal(found.picture, told[likely])
+    assert all(not np.array_equal(found.picture, other) for task, other in told.items() if task != likely)
+    (batched,) = ManyPictures(restorer, sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))([picture])
+    np.testing.assert_allclose(batched, found.picture, atol=1e-6)
+
+
+def test_the_commands_take_a_predictor(predicted, workdir, pictures, tmp_path, capsys):
+    pip, mperceiver = predicted
+    command = [str(pictures / "lq" / "one.png"), f"--output={tmp_path / 'out'}", f"--predictor={mperceiver}"]
+    assert restore([*command, f"--checkpoint={pip}"]) == 0
+    told = capsys.readouterr()
+    assert " %" in told.out and "knows nothing of desnow, deblur_motion, deblur_defocus, deraindrop" in told.err
+    arguments = ["--protocol=folder", f"--data={pictures}", f"--output={tmp_path / 'figures'}", "--metrics=psnr"]
+    assert evaluate([*arguments, f"--checkpoint={pip}", f"--predictor={mperceiver}"]) == 0
+    made = (
+        np.asarray(Image.open(path)) for path in (tmp_path / "out" / "one.png", *tmp_path.glob("figures/*/*/*.png"))
+    )
+    np.testing.assert_array_equal(*made)
+    capsys.readouterr()
+    for checkpoint, more, message in (
+        (pip, ["--task=derain"], "task, predictor: give one of them"),
+        (mperceiver, [], "predictor: MPerceiver predicts what is wrong"),
+        (pip, [f"--predictor={workdir}"], "a run of MPerceiver is wanted"),
+    ):
+        assert restore([*command, "--overwrite", f"--checkpoint={checkpoint}", *more]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_settings_of_other_models_are_refused(workdir, pictures, tmp_path, capsys):
