@@ -5,7 +5,7 @@ them, whatever the model's size. All that is written appears complete or not at 
 """
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
 from mperceiver_jax.convert.layouts import keymap
 from mperceiver_jax.convert.library_homes import homes, scheduler_config
 from mperceiver_jax.convert.mperceiver import mperceiver_release
+from mperceiver_jax.convert.new_outputs import new_outputs
 from mperceiver_jax.convert.safetensors_writer import rounded, write_streamed
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.convert.state_dicts import theirs
@@ -80,37 +81,23 @@ def export(
     """
     beside = output.with_name(f"{output.stem}.drm.safetensors")
     for path in (output, beside) if form == "release" else (output,):
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(f"{path} exists already; move it away, or name another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
     write = partial(_write, model, values, np.dtype(jnp.dtype(dtype)), done)
-    if form == "diffusers":
-        partly = output.with_name(output.name + ".partial")
-        shutil.rmtree(partly, ignore_errors=True)
-        try:
-            _write_diffusers(model, values, partly, dtype, write)
-            partly.rename(output)
-        finally:
-            shutil.rmtree(partly, ignore_errors=True)
-        return [output]
     names = mperceiver_release(model)
-    if form == "safetensors":
-        write(Part(names, tuple(values)), output)
-        return [output]
     refinement = tuple(path for path in values if path.startswith("drm."))
-    released = tuple(path for path in parameters.declared(model) if not path.startswith("drm."))
-    files = [(Part(names, released, tables=schedule_tables(Schedule())), output)]
-    if refinement:
-        # First the one, then the other: where the release's file is, both are complete.
-        files.insert(0, (Part(names, refinement), beside))
-    try:
-        for part, path in files:
-            write(part, path)
-    except BaseException:
-        for _, path in files:
-            path.unlink(missing_ok=True)
-        raise
-    return [path for _, path in reversed(files)]
+    outputs = [output, beside] if form == "release" and refinement else [output]
+    with new_outputs(*outputs) as partials:
+        if form == "diffusers":
+            _write_diffusers(model, values, partials[0], dtype, write)
+        elif form == "safetensors":
+            write(Part(names, tuple(values)), partials[0])
+        else:
+            released = tuple(path for path in parameters.declared(model) if not path.startswith("drm."))
+            write(Part(names, released, tables=schedule_tables(Schedule())), partials[0])
+            for path in partials[1:]:
+                write(Part(names, refinement), path)
+    return outputs
 
 
 def _write(

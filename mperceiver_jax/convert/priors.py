@@ -3,14 +3,13 @@
 `record.json` says what is there and where it came from; the values are Orbax checkpoints
 `values/000`, `values/001`, ... of a few hundred megabytes each, since Orbax holds what it
 writes or reads twice: so neither takes more than a small part of the model's size.
-A directory is written under another name and renamed, hence complete where it exists.
+A directory is written elsewhere and renamed (`new_outputs`), hence complete where it exists.
 """
 
 import contextlib
 import ctypes
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from mperceiver_jax.convert.new_outputs import new_outputs
 
 FORMAT = 1
 RECORD = "record.json"
@@ -34,7 +35,7 @@ class PriorsDirectory:
 
     Raises:
         FileNotFoundError: no such directory.
-        ValueError: it holds no priors, or those of a later version.
+        ValueError: it holds no priors, those of a later version, or not all of them.
     """
 
     def __init__(self, path: str | Path):
@@ -50,6 +51,9 @@ class PriorsDirectory:
             raise ValueError(f"{path}: priors of format {written}, this version reads {FORMAT}; import them again")
         if not _well_formed(record):
             raise ValueError(f"{path}: {RECORD} is damaged; import again")
+        groups = sorted({group for group, _, _ in record["values"].values()})
+        if absent := [f"values/{group}" for group in groups if not (self.path / "values" / group).is_dir()]:
+            raise ValueError(f"{path}: {', '.join(absent)} missing; remove the directory and import again")
         self.record: dict[str, Any] = record
         self._held: tuple[str, dict[str, np.ndarray]] = ("", {})
 
@@ -122,15 +126,12 @@ def write_priors(
         sources: see `PriorsDirectory.record`.
 
     Raises:
-        FileExistsError: the directory is there and not empty.
+        FileExistsError: the directory is there and not empty, or another process has filled it meanwhile.
     """
-    directory = Path(directory).absolute()
+    directory = Path(directory).resolve()  # What a link stands for can be put in place; a link cannot.
     check_vacant(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     stored: dict[str, list[Any]] = {}
-    try:
+    with new_outputs(directory) as (partial,):
         with _checkpointer() as checkpointer:
             for number, group in enumerate(_grouped(values)):
                 name = f"{number:03}"
@@ -140,11 +141,6 @@ def write_priors(
         total = sum(int(np.prod(shape)) for _, _, shape in stored.values())
         record = {"format": FORMAT, "parameters": total, "sources": sources, "values": stored}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        if directory.exists():
-            directory.rmdir()
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_vacant(directory: str | Path) -> None:

@@ -9,7 +9,6 @@ strictly. A file NAME.safetensors holds the same tensors without a container. A 
 goes into a file of its own, NAME.classifier.SUFFIX.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +21,7 @@ from flax import nnx
 
 from mperceiver_jax.config import Experiment, to_mapping
 from mperceiver_jax.convert.importing import converted
+from mperceiver_jax.convert.new_outputs import new_outputs
 from mperceiver_jax.convert.priors import check_vacant
 from mperceiver_jax.convert.safetensors_writer import rounded
 from mperceiver_jax.convert.state_dicts import dead_tensors, match, to_torch
@@ -106,14 +106,12 @@ def export_regression(
     if hasattr(model, "classifier"):
         parts[CLASSIFIER] = output.with_name(f"{output.stem}.classifier{output.suffix}")
     for path in parts.values():
-        if path.exists():
+        if path.is_symlink() or path.exists():
             raise FileExistsError(f"{path} exists already; move it away, or name another --output")
     states = {part: state_dict(model, values, part, dtype, aside) for part in parts}
     average = {} if averages is None else {part: state_dict(model, averages, part, dtype, aside) for part in parts}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # The classifier first: where the network's file is, both are complete.
-        for part, path in reversed(parts.items()):
+    with new_outputs(*parts.values()) as partials:
+        for part, path in zip(parts, partials, strict=True):
             if path.suffix == ".safetensors":
                 write_safetensors(path, states[part])
             else:
@@ -121,10 +119,6 @@ def export_regression(
                 family = model.config.family if part == NETWORK else "classifier"
                 _write_pickled(path, container(family, states[part], average.get(part), epoch))
             done(sum(key.startswith(part) for key in values))
-    except BaseException:
-        for path in parts.values():
-            path.unlink(missing_ok=True)
-        raise
     return list(parts.values())
 
 
@@ -132,7 +126,7 @@ def _write_pickled(path: Path, content: Mapping[str, Any]) -> None:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"--output={path}: writing {path.suffix} needs torch; take NAME.safetensors") from error
+        raise ValueError(f"{path.name}: writing {path.suffix} needs torch; take NAME.safetensors") from error
 
     def tensors(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -141,12 +135,7 @@ def _write_pickled(path: Path, content: Mapping[str, Any]) -> None:
             return torch.from_numpy(value.view(np.int16).copy()).view(torch.bfloat16)
         return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
 
-    partial = path.with_name(path.name + ".partial")
-    try:
-        torch.save(tensors(content), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    torch.save(tensors(content), path)
 
 
 def regression_modules(experiment: Experiment) -> dict[str, nnx.Module]:

@@ -8,7 +8,6 @@ value is read.
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 def write_streamed(path: str | os.PathLike[str], shapes: Shapes, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes `tensors` to `path`; the file appears complete or not at all.
+    """Writes `tensors` to the new file `path`, for good; inside `new_outputs`, it appears complete or not at all.
 
     Args:
         shapes: {name: (dtype, shape)}, dtypes in falling width (readers want float32 aligned).
@@ -29,24 +28,18 @@ def write_streamed(path: str | os.PathLike[str], shapes: Shapes, tensors: Iterab
     Raises:
         ValueError: an array is not the one that was announced.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(_header(shapes))
-            announced = iter(shapes.items())
-            for name, tensor in tensors:
-                expected = next(announced, None)
-                if expected != (name, (tensor.dtype, tensor.shape)):
-                    raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} came where {expected} was announced")
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-            if (expected := next(announced, None)) is not None:
-                raise ValueError(f"{expected[0]} was announced and did not come")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open(path, "xb") as file:
+        file.write(_header(shapes))
+        announced = iter(shapes.items())
+        for name, tensor in tensors:
+            expected = next(announced, None)
+            if expected != (name, (tensor.dtype, tensor.shape)):
+                raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} came where {expected} was announced")
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        if (expected := next(announced, None)) is not None:
+            raise ValueError(f"{expected[0]} was announced and did not come")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def rounded(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mperceiver_jax.convert.new_outputs import room_beside
 from mperceiver_jax.convert.pickled_tensors import PICKLED, open_pickled
 
 SUFFIXES = (".safetensors", *PICKLED)
@@ -118,14 +119,11 @@ def shards(index: Path) -> list[Path]:
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors to `path`; the file appears complete or not at all."""
+    """Writes tensors to `path`; the file appears complete or not at all, also in the place of another."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with room_beside(path) as room:
+        save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, room / path.name)
+        (room / path.name).replace(path)
 
 
 def _opened(path: Path, averages: bool = True) -> dict[str, StoredTensor]:
