@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -183,6 +184,8 @@ def _convert_once(sources: Sequence[str], directory: Path, model: MPerceiver) ->
     with open(directory.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_priors(directory):
+            for left in directory.parent.glob(f"{directory.name}.*.partial"):  # Of a conversion that was killed.
+                shutil.rmtree(left, ignore_errors=True)
             import_priors(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
             print(f"importing: kept in {directory}", flush=True)
 

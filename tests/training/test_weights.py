@@ -1,5 +1,6 @@
 """Where a run's parameters come from: priors imported before or on first use, spread over devices."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -70,6 +71,11 @@ def test_published_weights_are_converted_on_first_use_and_once(published, cache,
         patch.setattr(importing, "import_priors", None)
         check(start(model, path), model, values)
         assert capsys.readouterr().out == ""
+    # What a killed conversion left goes with the next.
+    shutil.rmtree(kept)
+    (cache / f"{kept.name}.dead.partial").mkdir()
+    check(start(model, path), model, values)
+    assert [entry for entry in cache.iterdir() if entry.is_dir()] == [kept]
     # What was broken off is made again.
     (kept / "record.json").unlink()
     for file in kept.rglob("*"):
