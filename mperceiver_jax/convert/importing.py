@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mperceiver_jax.convert.priors import FORMAT, PriorsDirectory, check_vacant,
 from mperceiver_jax.convert.recognition import find_parts, left_over, recognise
 from mperceiver_jax.convert.sources import WeightFile, weight_files
 from mperceiver_jax.convert.state_dicts import Found
-from mperceiver_jax.convert.torch_files import StoredTensor, open_tensors
+from mperceiver_jax.convert.torch_files import open_tensors
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training.progress import progress_bar
@@ -136,25 +135,10 @@ def converted(found: Found, dtype: np.dtype | None) -> np.ndarray:
     """A parameter's value, contiguous, in another dtype or its own.
 
     Raises:
-        ValueError: values that are no floating-point numbers, not finite, or too large for the dtype; names
-            file and key.
+        ValueError: values of another type than weights have, not finite, or too large for the dtype; names file
+            and key.
     """
-    return np.asarray(found.read(partial(_checked, dtype=dtype)), order="C")
-
-
-def _checked(tensor: StoredTensor, dtype: np.dtype | None) -> np.ndarray:
-    where, value = f"{tensor.file}: {tensor.key}", tensor.read()
-    # `kind` of bfloat16 is V in numpy's eyes.
-    if value.dtype != ml_dtypes.bfloat16 and value.dtype.kind != "f":
-        raise ValueError(f"{where}: holds {value.dtype}, not floating-point numbers")
-    if not np.isfinite(value).all():
-        raise ValueError(f"{where}: holds values that are not finite")
-    own = np.dtype(np.float32) if value.dtype == np.float64 else value.dtype
-    with np.errstate(over="ignore"):
-        result = value.astype(dtype or own)
-    if result.dtype.itemsize < value.dtype.itemsize and not np.isfinite(result).all():
-        raise ValueError(f"{where}: too large for {result.dtype}; choose another --dtype")
-    return result
+    return np.asarray(found.read(dtype), order="C")
 
 
 def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:

@@ -1,16 +1,21 @@
 """Between a module's parameters and a PyTorch state dict: names, transpositions, strictness."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from flax import nnx
 
 from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
 from mperceiver_jax.convert.layouts import keymap
+from mperceiver_jax.convert.torch_files import StoredTensor
 from mperceiver_jax.models import parameters
+
+FLOATS = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
+"""The types in which weights are taken."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,14 @@ class Found:
     tensors: tuple[Any, ...]
     kind: parameters.Kind
 
-    def read(self, checked: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
-        """The parameter's value in our layout; `checked` reads one tensor. Parts of several dtypes become float32."""
-        parts = [_ours(checked(tensor), self.kind) for tensor in self.tensors]
+    def read(self, dtype: np.dtype | None = None) -> np.ndarray:
+        """The parameter's value in our layout, in another dtype or its own. Float64 becomes float32, and so do parts
+        of several dtypes.
+
+        Raises:
+            ValueError: values that are not of `FLOATS`, not finite, or too large for the dtype; names the key.
+        """
+        parts = [_ours(_checked(*named, dtype), self.kind) for named in zip(self.keys, self.tensors, strict=True)]
         if len({part.dtype for part in parts}) > 1:
             parts = [part.astype(np.float32) for part in parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
@@ -57,7 +67,8 @@ def from_torch(
             of it together; the result then lacks it. A path belongs to the first that matches.
 
     Raises:
-        ValueError: names every missing, unexpected and misshapen key.
+        ValueError: names every missing, unexpected and misshapen key, or the first with values that are of no use
+            (see `Found.read`).
     """
     return {path: found.read() for path, found in match(module, tensors, layout, optional).items()}
 
@@ -73,12 +84,12 @@ def match(
     """Finds a module's parameters in a state dict by names and shapes, without reading a value.
 
     Args:
-        tensors: anything with a `shape`; otherwise as in `from_torch`.
+        tensors: anything with a `shape`, and a `dtype` where it is known; otherwise as in `from_torch`.
         where: stands before the module's own paths, in the result and for `optional`.
         prefix: stood before the keys in their file, for messages. Tensors with a `key` of their own are told by it.
 
     Raises:
-        ValueError: as `from_torch`.
+        ValueError: names every key that is missing, unexpected, or of another shape or type.
     """
     names = keymap(module, layout)
     tensors = _canonical(tensors, names)
@@ -88,7 +99,7 @@ def match(
     there = {groups[path] for path in variables if any(key in tensors for key in names.keys(path))}
     found: dict[str, Found] = {}
     used: set[str] = set()
-    missing, misshapen = [], []
+    missing, misshapen, mistyped = [], [], []
     for path, variable in variables.items():
         keys, kind, shape = names.keys(path), names.kind(path, variable.kind), variable.get_value().shape
         used.update(keys)
@@ -101,7 +112,9 @@ def match(
             elif _our_shape(tuple(tensors[key].shape), kind) != expected:
                 theirs = _theirs(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
                 misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
-        if not missing and not misshapen:
+            elif problem := _mistyped(getattr(tensors[key], "dtype", None)):
+                mistyped.append(f"{told(key)}: {problem}")
+        if not missing and not misshapen and not mistyped:
             found[where + path] = Found(keys, tuple(tensors[key] for key in keys), kind)
     dead = names.dead if any(key in tensors for key in names.dead) else {}
     for key, wanted in dead.items():
@@ -116,7 +129,12 @@ def match(
     unexpected = [told(key) for key in tensors if key not in used and not names.ignored(key)]
     problems = [
         f"{len(some)} {what}: " + "; ".join(sorted(some)[:10]) + (" ..." if len(some) > 10 else "")
-        for what, some in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for what, some in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+            ("of another type", mistyped),
+        )
         if some
     ]
     if problems:
@@ -181,9 +199,11 @@ def load(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "r
 
     Tensors that the module has no use for are kept on it for `dump`.
     """
-    values = from_torch(module, tensors, layout)
+    values, aside = from_torch(module, tensors, layout), dead_tensors(module, tensors, layout)
+    if wrong := [key for key, value in aside.items() if not np.isfinite(value).all()]:
+        raise ValueError(f"{', '.join(wrong[:5])}: holds values that are not finite")
     parameters.assign(module, {path: np.asarray(value, order="C") for path, value in values.items()})
-    module.kept_aside = KeptAside(dead_tensors(module, tensors, layout))  # type: ignore[attr-defined]
+    module.kept_aside = KeptAside(aside)  # type: ignore[attr-defined]
     return module
 
 
@@ -206,6 +226,28 @@ def _canonical(tensors: Mapping[str, np.ndarray], names: KeyMap | AssemblyMap) -
             raise ValueError(f"{key} and another key both mean {spelling}")
         renamed[spelling] = tensor
     return renamed
+
+
+def _checked(key: str, tensor: Any, dtype: np.dtype | None) -> np.ndarray:
+    where = f"{tensor.file}: {tensor.key}" if isinstance(tensor, StoredTensor) else key
+    value = np.asarray(tensor)
+    if problem := _mistyped(value.dtype):
+        raise ValueError(f"{where}: {problem}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{where}: holds values that are not finite")
+    own = np.dtype(np.float32) if value.dtype == np.float64 else value.dtype
+    with np.errstate(over="ignore"):
+        result = value.astype(dtype or own, copy=False)
+    if result.dtype != value.dtype and not np.isfinite(result).all():
+        raise ValueError(f"{where}: too large for {result.dtype}" + ("; choose another --dtype" if dtype else ""))
+    return result
+
+
+def _mistyped(dtype: Any) -> str | None:
+    """What is wrong with a dtype; None also for that of another library, which is judged when it is read."""
+    if dtype in FLOATS or not isinstance(dtype, np.dtype | str):
+        return None
+    return f"holds {dtype}; weights are float16, bfloat16, float32 or float64"
 
 
 def _ours(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:

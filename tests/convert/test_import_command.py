@@ -8,6 +8,9 @@ from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.priors import PriorsDirectory
 from tests.convert import published
 
+torch = pytest.importorskip("torch")
+save_tensors = pytest.importorskip("safetensors.torch").save_file
+
 CONFIG = f"--config={published.__file__}"
 
 
@@ -99,6 +102,17 @@ def test_inspect_says_why_a_file_is_of_no_use(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "half.safetensors"), CONFIG]) == 1
     error = capsys.readouterr().err
     assert "half.safetensors looks like" in error and "missing: tp" in error and error.count("\n") == 1
+
+
+def test_inspect_refuses_the_types_that_import_refuses(tmp_path, capsys):
+    key, path = "first_stage_model.quant_conv.bias", tmp_path / "typed.safetensors"
+    for dtype, told in (("int64", "int64"), ("bool", "bool"), ("complex64", "C64"), ("float8_e4m3fn", "F8_E4M3")):
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in published.release().items()}
+        save_tensors(tensors | {key: tensors[key].to(getattr(torch, dtype))}, path)
+        for arguments in (["inspect", str(path)], ["import", str(path), f"--output={tmp_path / 'priors'}"]):
+            assert main([*arguments, CONFIG]) == 1
+            error = capsys.readouterr().err
+            assert f"1 of another type: {key}: holds {told}; weights are" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -208,6 +209,10 @@ BAD = {
     ),
     "too large": (
         lambda t: t | {"first_stage_model.quant_conv.bias": np.full(8, 1e6, np.float32)},
+        r"quant_conv\.bias: too large for float16",
+    ),
+    "too large in bfloat16": (
+        lambda t: t | {"first_stage_model.quant_conv.bias": np.full(8, 1e6, ml_dtypes.bfloat16)},
         r"quant_conv\.bias: too large for float16",
     ),
     "of nobody": (lambda t: {"layer.0.weight": np.zeros(3, np.float32)}, r"keys of no known layout \(layer\.0\.weight"),

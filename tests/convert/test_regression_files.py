@@ -180,7 +180,7 @@ def test_bad_weights_and_places_in_use_are_refused(tmp_path, monkeypatch):
         (state["conv_hr.bias"].long(), r"conv_hr\.bias: holds int64"),
     ):
         torch.save({"params": state | {"conv_hr.bias": changed}}, file)
-        with pytest.raises(ValueError, match=rf"net\.pth: {told}"):
+        with pytest.raises(ValueError, match=rf"net\.pth: .*{told}"):
             import_regression([file], output, experiment)
         assert not output.exists()
     torch.save({"params": state}, file)

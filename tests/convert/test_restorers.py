@@ -88,6 +88,8 @@ def test_dead_tensors_are_there_as_declared_or_not_at_all(tiny):
         convert.load(AMPromptIR(config), {key: value for key, value in state.items() if key != first})
     with pytest.raises(ValueError, match=rf"1 of another shape: {first}: \(1,\) given"):
         convert.load(AMPromptIR(config), state | {first: np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match=f"^{first}: holds values that are not finite"):
+        convert.load(AMPromptIR(config), state | {first: state[first] * np.nan})
     with pytest.raises(ValueError, match=r"1 unexpected: latent\.0\.attn\.conv9\.weight"):
         convert.load(AMPromptIR(config), state | {"latent.0.attn.conv9.weight": np.zeros(1, np.float32)})
 

@@ -1,5 +1,6 @@
 """Strictness and exactness of the conversion, whatever the network."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -61,6 +62,35 @@ def test_a_failed_load_changes_nothing():
         convert.load(module, tensors)
     after = parameters.split(module)[1]
     assert all(np.array_equal(after[path], before[path]) for path in before)
+
+
+KEY = "attns.0.to_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda value: value * np.nan, "holds values that are not finite"),
+        (lambda value: value.astype(np.int64), "holds int64; weights are float16, bfloat16, float32 or float64"),
+        (lambda value: value > 0, "holds bool"),
+        (lambda value: value.astype(np.complex64), "holds complex64"),
+        (lambda value: value.astype(ml_dtypes.float8_e4m3fn), "holds float8_e4m3fn"),
+        (lambda value: value.astype(np.float64) + 1e300, "too large for float32"),
+    ],
+)
+def test_values_that_no_weight_can_have_are_refused_by_key(change, told):
+    module = parameters.initialise(MODULES["CMInversion"]())
+    tensors = convert.dump(module)
+    with pytest.raises(ValueError, match=rf"{KEY}: {told}"):
+        convert.load(module, tensors | {KEY: change(tensors[KEY])})
+
+
+def test_doubles_become_singles_and_halves_stay():
+    module = parameters.initialise(MODULES["CMInversion"]())
+    tensors = convert.dump(module)
+    for given, kept in ((np.float64, np.float32), (np.float16, np.float16), (ml_dtypes.bfloat16,) * 2):
+        loaded = convert.load(MODULES["CMInversion"](), tensors | {KEY: tensors[KEY].astype(given)})
+        assert convert.dump(loaded)[KEY].dtype == kept
 
 
 def test_parts_of_a_stack_are_named_as_the_family_names_them():
@@ -141,10 +171,10 @@ def test_published_sizes_are_consumed_whole(name):
             theirs = transformers.CLIPTextModel(
                 transformers.CLIPTextConfig(**sizes, num_hidden_layers=23, num_attention_heads=16)
             )
-    state = {key: np.broadcast_to(np.False_, value.shape) for key, value in theirs.state_dict().items()}
+    state = {key: np.broadcast_to(np.float32(0), value.shape) for key, value in theirs.state_dict().items()}
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    values = convert.from_torch(module, state, layout)
-    assert sum(value.size for value in values.values()) == sum(value.size for value in state.values())
+    taken = [tensor for found in convert.state_dicts.match(module, state, layout).values() for tensor in found.tensors]
+    assert sum(tensor.size for tensor in taken) == sum(value.size for value in state.values())
 
 
 def test_optional_parameters_may_be_absent_together_but_not_in_halves():
