@@ -13,8 +13,9 @@ from tqdm import tqdm
 class Progress:
     """Shows steps, loss, images per second and the time that remains.
 
-    Speed counts from the end of this run's first step, so that neither compiling nor the steps done
-    before a resume are in it.
+    Speed counts from the end of this run's second step and is shown from the third on: neither compiling
+    nor the steps done before a resume are in it, and the first is reported so late that the second may
+    come right behind it.
 
     Args:
         label: name of the stage.
@@ -47,7 +48,8 @@ class Progress:
         self._every_seconds = every_seconds
         self._enabled = jax.process_index() == 0
         self._clock = clock
-        self._first: tuple[int, float] | None = None
+        self._first: int | None = None
+        self._second: tuple[int, float] | None = None
         self._last_line = -float("inf")
         self._bar: tqdm | None = None
         if self._enabled and self._stream.isatty():
@@ -77,7 +79,9 @@ class Progress:
             return
         now = self._clock()
         if self._first is None:
-            self._first = (step, now)
+            self._first = step
+        elif self._second is None:
+            self._second = (step, now)
         parts = [f"loss {metrics['loss']:.4g}"] if "loss" in metrics else []
         rate = self._rate(step, now)
         if rate is not None:
@@ -87,7 +91,7 @@ class Progress:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
         elif (
-            step == self._first[0]
+            step == self._first
             or step >= self._total
             or step % self._every_steps == 0
             or now - self._last_line >= self._every_seconds
@@ -110,11 +114,9 @@ class Progress:
 
     def _rate(self, step: int, now: float) -> float | None:
         """Steps per second."""
-        assert self._first is not None
-        first_step, first_time = self._first
-        if step <= first_step or now <= first_time:
+        if self._second is None or step == self._second[0] or now <= self._second[1]:
             return None
-        return (step - first_step) / (now - first_time)
+        return (step - self._second[0]) / (now - self._second[1])
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

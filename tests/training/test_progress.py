@@ -32,6 +32,16 @@ def test_plain_lines_at_intervals_count_from_the_first_step_of_this_run():
     assert [line.split(",")[0] for line in lines[2:]] == ["drm 70/100", "drm 90/100", "drm 100/100"]
 
 
+def test_there_is_no_speed_before_there_is_an_interval():
+    # A save after the second step reports it as soon as the first.
+    clock, stream = Clock(), io.StringIO()
+    with Progress("drm", 9, 0, 8, 1, stream=stream, clock=clock) as progress:
+        for step, seconds in enumerate((60, 0.001, 0.5), 1):
+            clock.now += seconds
+            progress.update(step, {})
+    assert stream.getvalue().splitlines() == ["drm 1/9", "drm 2/9", "drm 3/9, 16.0 images/s, ETA 3 s"]
+
+
 def test_a_terminal_gets_a_bar_that_starts_where_the_run_was_resumed():
     clock, stream = Clock(), Terminal()
     with Progress("drm", 100, 40, 8, stream=stream, clock=clock) as progress:
