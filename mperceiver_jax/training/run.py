@@ -14,7 +14,7 @@ from etils import epath
 
 from data_pipelines.naming import naming
 from data_pipelines.pipeline import train_batches
-from mperceiver_jax.config import ConfigError, Experiment, to_mapping
+from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
 from mperceiver_jax.models import lpips, parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
@@ -71,7 +71,7 @@ def run_experiment(
     workdir = Path(workdir)
     given = experiment
     # The workdir is claimed when all else has been found to be in order: a mistake leaves nothing behind.
-    check_workdir(workdir, to_mapping(given), MAY_CHANGE)
+    check_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
     experiment, remark = _without_missing_extras(expanded(experiment), workdir)
     names = stages_of(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
@@ -94,10 +94,10 @@ def run_experiment(
         )
         if experiment.source:
             # It starts from what lies in its own workdir, which must be claimed for that.
-            claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
+            claim_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
             on_first_process(lambda: adaptation.write_start(experiment))
         params = weights.starting_values(experiment, model, run.place)
-        claim_workdir(workdir, to_mapping(given), MAY_CHANGE)
+        claim_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
         on_first_process(lambda: _write_overview(model, workdir))
         try:
             if experiment.source:
@@ -120,6 +120,11 @@ def run_experiment(
             _say(str(stop))
             return None
     return records
+
+
+def _completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the defaults of fields that are newer than it."""
+    return to_mapping(from_mapping(Experiment, stored))
 
 
 def _with_stage(workdir: Path, name: str, error: Exception) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.naming import naming
 from mperceiver_jax.training.runtime import on_first_process
 
+Completion = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _MARK = "mperceiver_jax"
 _ABSENT = "(absent)"
 _PARTIAL = "config.json.partial"
@@ -40,8 +41,16 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], may_change: 
     ]
 
 
-def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
+def check_workdir(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    may_change: Sequence[str] = (),
+    complete: Completion = lambda stored: stored,
+) -> None:
     """Whether `claim_workdir` would succeed; changes nothing, and every process looks for itself.
+
+    Args:
+        complete: gives a stored configuration the fields that it does not have, written before they existed.
 
     Raises:
         ValueError: as `claim_workdir`.
@@ -50,7 +59,12 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], ma
     if path.exists() and not path.is_dir():
         raise ValueError(f"workdir {path} is a file; name a directory")
     if (path / "config.json").exists():
-        differences = compare_configs(_read(path / "config.json"), config, may_change)
+        stored: Mapping[str, Any] = _read(path / "config.json")
+        try:
+            stored = complete(stored)
+        except ValueError as error:
+            raise ValueError(f"workdir {path} holds a run that this version cannot continue: {error}") from error
+        differences = compare_configs(stored, config, may_change)
         if differences:
             raise ValueError(
                 f"workdir {path} holds a run with another configuration. Give the same fields again, or "
@@ -60,7 +74,12 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], ma
         raise ValueError(f"workdir {path} is not empty and holds no run of ours; name a new or empty directory")
 
 
-def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
+def claim_workdir(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    may_change: Sequence[str] = (),
+    complete: Completion = lambda stored: stored,
+) -> None:
     """Makes `workdir` this configuration's, or finds that it already is.
 
     Creates the directory and writes `config.json` at the first run. At a later run the
@@ -70,16 +89,17 @@ def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any], ma
     Args:
         config: nested dict; values that JSON does not know are kept as text.
         may_change: dotted prefixes of fields that a resumed run may change.
+        complete: see `check_workdir`.
 
     Raises:
         ValueError: another configuration's directory (names every field with both values), or a
             directory or file that is no run's at all. Nothing is changed then.
     """
-    on_first_process(lambda: _claim(Path(workdir), config, may_change))
+    on_first_process(lambda: _claim(Path(workdir), config, may_change, complete))
 
 
-def _claim(workdir: Path, config: Mapping[str, Any], may_change: Sequence[str]) -> None:
-    check_workdir(workdir, config, may_change)
+def _claim(workdir: Path, config: Mapping[str, Any], may_change: Sequence[str], complete: Completion) -> None:
+    check_workdir(workdir, config, may_change, complete)
     workdir.mkdir(parents=True, exist_ok=True)
     partial = workdir / _PARTIAL
     text = json.dumps({"written_by": _MARK, "config": _plain(config)}, indent=2, sort_keys=True)

@@ -229,6 +229,15 @@ def test_another_configuration_is_refused_and_what_may_change_is_taken(whole, fi
     allowed = changes | {"evaluation.per_task": 1, "checkpoint.every": 9, "on_nonfinite": "skip"}
     assert start(tiny_run(photographs | allowed), workdir) is not None
     assert json.loads((workdir / "config.json").read_text())["config"]["log_every"] == 7
+    # As an earlier version left it, which did not know one field, and as a later one might.
+    stored = json.loads((workdir / "config.json").read_text())
+    del stored["config"]["losses"]["penalty_weight"]
+    (workdir / "config.json").write_text(json.dumps(stored))
+    assert start(tiny_run(photographs | allowed), workdir) is not None
+    stored["config"]["losses"]["novel"] = 1
+    (workdir / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"this version cannot continue: config\.losses\.novel: no such field"):
+        start(tiny_run(photographs | allowed), workdir)
     shutil.rmtree(workdir)
     workdir.mkdir()
     (workdir / "thesis.tex").write_text("")
