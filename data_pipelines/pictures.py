@@ -91,7 +91,10 @@ def _reading(source: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
 
 def _opened(source: str | Path | bytes) -> ImageFile.ImageFile:
     # From memory, not by name: named files may be mapped, and a mapped TIFF forgets to turn itself upright.
-    return Image.open(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    return Image.open(io.BytesIO(data))
 
 
 def _channels(picture: Image.Image, source: str | Path | bytes) -> np.ndarray:

@@ -97,7 +97,8 @@ def test_broken_files_are_named(tmp_path, kind):
     else:
         noise.save(path, format=kind.split()[1])
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"cannot read the picture .*broken\.png"):
+    what = "the file is empty" if kind == "zero bytes" else ""
+    with pytest.raises(ValueError, match=rf"cannot read the picture .*broken\.png: {what}"):
         decode_picture(path)
 
 
