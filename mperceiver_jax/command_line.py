@@ -1,9 +1,12 @@
 """The training command's dealings with its user: mistakes in flags, and failures, told in one line."""
 
 import logging as standard_logging
+import re
 import sys
 
 from absl import flags, logging
+
+_NOT_LOADED = "Configuration is not available because of an earlier failure to load: "
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -16,7 +19,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
         what = "no such field: " if isinstance(error, LookupError | AttributeError) else ""
-        sys.exit(f"error: {what}{one_line(error)} (see --help and the config file)")
+        hint = "" if isinstance(error, OSError) else " (see --help and the config file)"
+        sys.exit(f"error: {what}{one_line(error)}{hint}")
 
 
 def leave_reporting_to_us() -> None:
@@ -36,10 +40,15 @@ def leave_reporting_to_us() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message without line breaks; of a trace only its last line, which is the message."""
+    """The message without line breaks; of a trace only its last line, which is the message.
+
+    Where ml_collections has tried one place after another for a config file, only that there is none.
+    """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if any(line.startswith("Traceback") for line in lines):
         _, colon, message = lines[-1].partition(": ")
         return message if colon else lines[-1]
-    return " ".join(lines).rstrip(".")
+    line = " ".join(lines).rstrip(".").removeprefix(_NOT_LOADED)
+    tried = re.match(r"Failed loading config file \S+ Attempted \[.*?\]: (.+?) \[Errno \d+\]", line)
+    return f"there is no config file {tried[1]}" if tried else line
