@@ -23,11 +23,14 @@ formats:
 """
 
 import argparse
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
+from mperceiver_jax.convert.parts import listed
 from mperceiver_jax.convert.regression_files import export_regression, kept_aside
 from mperceiver_jax.convert.weight_sources import Weights, open_weights
 from mperceiver_jax.models import parameters
@@ -80,17 +83,24 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.format != "diffusers" and output.suffix != ".safetensors":
         raise ValueError(f"--output={output}: a file of this format must be called NAME.safetensors")
-    _announce(weights)
-    with progress_bar("exporting", len(weights.values)) as bar:
-        paths = export(weights.model, weights.values, output, arguments.format, arguments.dtype, lambda: bar.update(1))
+    # Only the release must be complete: what nothing gave goes nowhere else, lest it pass for weights.
+    values = weights.values if arguments.format == "release" else weights.given
+    _announce(weights, values)
+    with progress_bar("exporting", len(values)) as bar:
+        paths = export(weights.model, values, output, arguments.format, arguments.dtype, lambda: bar.update(1))
     for path in paths:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
 
 
-def _announce(weights: Weights) -> None:
-    print(f"{weights.origin}: {parameters.count(weights.model):,} parameters", flush=True)
+def _announce(weights: Weights, values: Collection[str]) -> None:
+    sizes = {path: math.prod(v.get_value().shape) for path, v in parameters.declared(weights.model).items()}
+    print(f"{weights.origin}: {sum(sizes[path] for path in values):,} parameters", flush=True)
+    if held := weights.placeholders.intersection(values):
+        numbers = sum(sizes[path] for path in held)
+        print(f"  note: {numbers:,} of them, which the model does not run and the priors lack, are placeholders: "
+              f"{listed(held, 3)}", flush=True)  # fmt: skip
     for note in weights.notes:
         print(f"  {note}", flush=True)
 
@@ -100,7 +110,7 @@ def _export_regression(arguments: argparse.Namespace, weights: Weights) -> None:
         raise ValueError("--format=diffusers: for MPerceiver only; restorers by regression take release")
     if arguments.format == "safetensors" and arguments.output.suffix != ".safetensors":
         raise ValueError(f"--output={arguments.output}: a file of this format must be called NAME.safetensors")
-    _announce(weights)
+    _announce(weights, weights.values)
     assert isinstance(weights.model, RegressionModel)
     values, averages = weights.values, None
     # A container with a place for both gets both, unless one was asked for.

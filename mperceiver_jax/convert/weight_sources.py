@@ -1,5 +1,6 @@
 """The weights that can be exported: a whole model on disk, each parameter read when it is asked for."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 
 from mperceiver_jax.config import ConfigError, Experiment
 from mperceiver_jax.convert.model_config import model_of
+from mperceiver_jax.convert.parts import not_run
 from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
@@ -45,6 +47,7 @@ class Weights(NamedTuple):
     origin: where they are from, for people.
     notes: what a reader should know, one sentence each.
     averaged: whether moving averages are among them.
+    placeholders: paths of initial values that nothing gave and no model runs: there so that all are.
     """
 
     model: MPerceiver | RegressionModel
@@ -52,6 +55,13 @@ class Weights(NamedTuple):
     origin: str
     notes: tuple[str, ...]
     averaged: bool = False
+    placeholders: frozenset[str] = frozenset()
+
+    @property
+    def given(self) -> Mapping[str, np.ndarray]:
+        """The values without the placeholders."""
+        paths = (path for path in self.values if path not in self.placeholders)
+        return OnDemand({path: partial(self.values.__getitem__, path) for path in paths})
 
 
 def open_weights(
@@ -121,7 +131,8 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
     stages = trained_stages(workdir, experiment)
     averaged = averages_used(workdir, stages, which)
     model = experiment.build()
-    used = _start(experiment, model)
+    initial, published = _start(experiment, model)
+    used, given = initial | published, set(published)
     shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
     chosen = dict(used)
     for stage in stages:
@@ -131,12 +142,15 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
         if which == "trained" and stage.averaged:
             values = weights.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
         chosen |= _held(values)
+        given |= values.keys()
+    idle = re.compile("|".join(not_run(model)) if isinstance(model, MPerceiver) else "(?!)")
+    placeholders = frozenset(path for path in initial.keys() - given if idle.match(path))
     notes = tuple(_told(stage, which) for stage in stages)
-    return Weights(model, OnDemand(chosen), f"the training run {workdir}", notes, averaged)
+    return Weights(model, OnDemand(chosen), f"the training run {workdir}", notes, averaged, placeholders)
 
 
-def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> dict[str, Reader]:
-    """What the run started from."""
+def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> tuple[weights.Readers, weights.Readers]:
+    """What the run started from, see `starting_readers`."""
     try:
         return weights.starting_readers(experiment, model)
     except ConfigError as error:

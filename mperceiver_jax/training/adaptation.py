@@ -195,13 +195,13 @@ def write_start(experiment: Experiment) -> None:
         "pairs": len(pairs),
         "mixture": dict(zip((one.name for one in experiment.tasks), mixture.tolist(), strict=False)),
     }
-    count = len(found.values)
-    with progress_bar("adding a class", count) as bar:
+    given = found.given
+    with progress_bar("adding a class", len(given)) as bar:
 
         def values() -> Iterator[tuple[str, np.ndarray]]:
-            for path, value in with_new_class(found.values, mixture):
+            for path, value in with_new_class(given, mixture):
                 yield path, value
-                bar.update(1 if path in found.values else 0)
+                bar.update(1 if path in given else 0)
 
         write_priors(experiment.priors, values(), [record])
 

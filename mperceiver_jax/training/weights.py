@@ -21,6 +21,7 @@ from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.workdir import read_config
 
 Place = Callable[[str, np.ndarray], Any]
+Readers = dict[str, Callable[[], np.ndarray]]
 Which = Literal["trained", "ema"]
 """Of a trained stage: the last parameters, or their moving average."""
 TASK_MAPS = "task_maps.npy"
@@ -66,15 +67,15 @@ def starting_values(experiment: Experiment, model: nnx.Module, place: Place) -> 
     return parameters.initial_values(model, experiment.seed, place, given)
 
 
-def starting_readers(experiment: Experiment, model: nnx.Module) -> dict[str, Callable[[], np.ndarray]]:
-    """`starting_values` one by one: for every path, what reads or makes its value. For one process."""
-    readers: dict[str, Callable[[], np.ndarray]] = {
+def starting_readers(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
+    """`starting_values` one by one: for every path, what makes its initial value, and for those that the priors
+    hold, what reads theirs. For one process."""
+    initial: Readers = {
         path: partial(parameters.initial_value, path, variable, experiment.seed)
         for path, variable in parameters.declared(model).items()
     }
-    if (directory := _priors(experiment, model)) is not None:
-        readers |= {path: partial(directory.read, path) for path in directory.shapes}
-    return readers
+    directory = _priors(experiment, model)
+    return initial, {} if directory is None else {path: partial(directory.read, path) for path in directory.shapes}
 
 
 def _priors(experiment: Experiment, model: nnx.Module) -> PriorsDirectory | None:

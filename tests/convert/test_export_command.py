@@ -1,19 +1,24 @@
 """The export command on a training run: which weights it takes, and how it tells of mistakes."""
 
+import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from mperceiver_jax import convert
-from mperceiver_jax.config import Experiment, from_mapping
+from mperceiver_jax.config import Experiment, from_mapping, to_mapping
 from mperceiver_jax.convert import weight_sources
 from mperceiver_jax.convert.__main__ import main
+from mperceiver_jax.convert.priors import write_priors
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.training.trained_stages import trained_stages
 from mperceiver_jax.training.workdir import read_config
-from tests.restore.finished_run import finished_run
+from tests.restore.finished_run import experiment, finished_run, nine_classes
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,46 @@ def test_averages_that_no_stage_kept_are_not_promised(run, monkeypatch):
     monkeypatch.setattr(weight_sources, "trained_stages", lambda *_: stages)
     with pytest.raises(ValueError, match="no stage kept a moving average"):
         weight_sources.open_weights(run[0], "ema")
+
+
+def test_what_neither_priors_nor_stages_gave_does_not_pass_for_weights(tmp_path, capsys):
+    """Stable Diffusion's own text tower ends where the model does, OpenCLIP's goes on."""
+    text = replace(nine_classes().text, layers=2, projection_width=16)
+    config = replace(nine_classes(), text=text)
+    idle = re.compile(r"text_encoder\.(transformer\.resblocks\.1\.|text_projection|logit_scale)")
+    initial = parameters.initial_values(MPerceiver(config), experiment().seed, lambda path, value: value)
+    known = [(path, value) for path, value in initial.items() if not idle.match(path) and ".spade." not in path]
+    known = [(path, value) for path, value in known if path.startswith(("unet.", "vae.", "text", "predictor."))]
+    write_priors(tmp_path / "priors", known, [])
+    stages = {"dual_branch": experiment().stages["dual_branch"]}
+    changes = {"model": config, "stages": stages, "from_scratch": False, "priors": str(tmp_path / "priors")}
+    finished_run(tmp_path / "run", replace(experiment(), **changes))
+    for form, name in (("release", "a.safetensors"), ("safetensors", "b.safetensors"), ("diffusers", "c")):
+        output = tmp_path / name
+        assert main(["export", str(tmp_path / "run"), f"--output={output}", f"--format={form}"]) == 0
+        file = output / "adapters.safetensors" if form == "diffusers" else output
+        told = capsys.readouterr().out
+        invented = [key for key in load_file(file) if re.search(r"resblocks\.1\.|text_projection|logit_scale", key)]
+        invented = [key for key in invented if key.startswith("cond_stage_model")]
+        numbers = sum(value.size for path, value in initial.items() if idle.match(path))
+        assert len(invented) == (14 if form == "release" else 0)
+        assert (f"note: {numbers:,} of them" in told) == (form == "release")
+        written = sum(value.size for path, value in initial.items() if form == "release" or not idle.match(path))
+        assert f": {written:,} parameters" in told
+        if form == "diffusers":
+            assert "text_encoder" not in json.loads((output / "adapters.json").read_text())["parts"]
+    # Of priors, too, what is there is counted.
+    arguments = [f"--output={tmp_path / 'd'}", "--format=diffusers", f"--config={write_config(tmp_path, config)}"]
+    assert main(["export", str(tmp_path / "priors"), *arguments]) == 0
+    assert f": {sum(value.size for _, value in known):,} parameters" in capsys.readouterr().out
+
+
+def write_config(folder, config):
+    text = (
+        f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({{'model': {to_mapping(config)!r}}})"
+    )
+    (folder / "config.py").write_text(text)
+    return folder / "config.py"
 
 
 def test_mistakes_in_the_command_are_told_in_one_line(run, tmp_path, capsys):

@@ -59,7 +59,7 @@ def finished_run(workdir: Path, config: Experiment | None = None) -> dict[str, n
     model = MPerceiver(config.model)
     params = parameters.initial_values(model, config.seed, lambda path, value: value)
     rng = np.random.default_rng(0)
-    for name in ORDER:
+    for name in (name for name in ORDER if name in config.stages):
         stage = build_stage(name, config, model)
         # Moved from where they start, else zero-initialised layers would hide everything behind them.
         trained = {
