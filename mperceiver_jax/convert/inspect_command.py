@@ -52,19 +52,20 @@ def run(arguments: argparse.Namespace) -> None:
     held: set[str] = set()
     unusable = []
     for source in arguments.sources:
-        if is_priors(source):
-            try:
+        try:
+            if is_priors(source):
                 held |= _describe_priors(model, Path(source))
-            except ValueError as error:
-                unusable.append(one_line(error))
+                continue
+            files = weight_files(source)
+        except (OSError, ValueError) as error:
+            unusable.append(one_line(error))
             continue
-        for file in weight_files(source):
+        for file in files:
             try:
                 held |= _describe(model, file)
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 print("  not usable, as said below")
-                told = one_line(error)
-                unusable.append(told if file.name in told else f"{file.name}: {told}")
+                unusable.append(_told(file.name, error))
     print()
     if not held and not unusable:  # Restorers by regression, which are whole.
         return
@@ -78,6 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"  not there, and not needed to begin: {part.title}")
     if unusable:
         raise ValueError(f"not usable: {'; '.join(unusable)}")
+
+
+def _told(name: str, error: Exception) -> str:
+    told = one_line(error)
+    return told if name in told else f"{name}: {told}"
 
 
 def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
@@ -104,17 +110,21 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
 def _inspect_regression(sources: list[str], experiment: Experiment) -> None:
     """Says which part of the experiment's model every file is."""
     modules = regression_modules(experiment)
+    unusable = []
     for source in sources:
-        tensors = open_tensors(source)
-        print(f"{source}: {len(tensors):,} tensors")
-        print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
-        # A classifier's file has nothing of a network's; otherwise it is the network's, or should be.
-        part = CLASSIFIER if CLASSIFIER in modules and any(key.startswith("CondNet.") for key in tensors) else NETWORK
         try:
+            tensors = open_tensors(source)
+            print(f"{source}: {len(tensors):,} tensors")
+            print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
+            # A classifier's file has nothing of a network's; otherwise it is the network's, or should be.
+            conditions = any(key.startswith("CondNet.") for key in tensors)
+            part = CLASSIFIER if CLASSIFIER in modules and conditions else NETWORK
             match(modules[part], tensors)
-        except ValueError as error:
-            raise ValueError(f"{source}: {one_line(error)}") from error
-        print(f"  layout: {experiment.title}, {part.removesuffix('.')}: complete")
+            print(f"  layout: {experiment.title}, {part.removesuffix('.')}: complete")
+        except (OSError, ValueError) as error:
+            unusable.append(_told(source, error))
+    if unusable:
+        raise ValueError(f"not usable: {'; '.join(unusable)}")
 
 
 def _describe_priors(model: MPerceiver, path: Path) -> set[str]:

@@ -104,6 +104,12 @@ def test_inspect_says_why_a_file_is_of_no_use(tmp_path, capsys):
     assert "half.safetensors looks like" in error and "missing: tp" in error and error.count("\n") == 1
 
 
+def test_inspect_describes_what_it_can_before_it_tells_of_the_rest(files, capsys):
+    assert main(["inspect", "absent.ckpt", "owner/", files[1], CONFIG]) == 1
+    shown = capsys.readouterr()
+    assert "an OpenCLIP model" in shown.out and "absent.ckpt: no such" in shown.err and "owner/: no such" in shown.err
+
+
 def test_inspect_refuses_the_types_that_import_refuses(tmp_path, capsys):
     key, path = "first_stage_model.quant_conv.bias", tmp_path / "typed.safetensors"
     for dtype, told in (("int64", "int64"), ("bool", "bool"), ("complex64", "C64"), ("float8_e4m3fn", "F8_E4M3")):

@@ -229,9 +229,10 @@ def test_inspect_knows_restorers(swin, tmp_path, capsys):
     torch.save(
         {"params": {key: value for key, value in state.items() if key != "conv_last.bias"}}, tmp_path / "less.pth"
     )
-    assert main(["inspect", str(tmp_path / "less.pth"), config]) == 1
-    error = capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "less.pth"), both[1], config]) == 1
+    told, error = capsys.readouterr()
     assert "less.pth: The tensors are no SwinIR" in error and "missing: conv_last.bias" in error
+    assert "MiOIR (SwinIR), classifier: complete" in told
     # Of the Restormer family, keys and shapes alone tell.
     small = Restormer(RestormerConfig(dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1))
     full = {path: np.ones(value.get_value().shape, np.float32) for path, value in parameters.declared(small).items()}
