@@ -47,8 +47,7 @@ def weight_files(source: str) -> list[WeightFile]:
     if path.is_file():
         return [WeightFile(source, path)]
     if path.is_dir():
-        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-        return [WeightFile(f"{source}/{name}", path / name) for name in chosen(names, source)]
+        return [WeightFile(f"{source}/{name}", path / name) for name in chosen(_names(path), source)]
     named = _REPOSITORY.fullmatch(source)
     # A name that ends like a file is one, unless it stands behind the two names of a repository.
     if named is None or (not named["file"] and source.endswith((*SUFFIXES, ".json"))):
@@ -79,6 +78,12 @@ def chosen(names: Collection[str], where: str) -> list[str]:
         f"{where}: no weights there; expected one of {', '.join(f'{folder}/' for folder in FOLDERS)} with "
         f"weights, or one file of {', '.join(SUFFIXES)}"
     )
+
+
+def _names(path: Path) -> list[str]:
+    """The files that `chosen` looks at; what else there is, be it a whole disk, is not walked through."""
+    folders = (path, *(path / folder for folder in FOLDERS if (path / folder).is_dir()))
+    return [file.relative_to(path).as_posix() for folder in folders for file in folder.iterdir() if file.is_file()]
 
 
 def _weights(names: Collection[str], where: str) -> str | None:
@@ -142,7 +147,5 @@ def _listing(hub, repository: str, revision: str | None) -> tuple[list[str], Cal
             folder = Path(hub.snapshot_download(repository, revision=revision, local_files_only=True))
         except Exception:
             raise unreachable from None
-        return [
-            file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
-        ], lambda name: folder / name
+        return _names(folder), lambda name: folder / name
     return names, lambda name: Path(hub.hf_hub_download(repository, name, revision=revision))

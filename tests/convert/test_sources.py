@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,16 @@ def test_one_file_of_each_component(names, expected):
 def test_guesses_are_not_made(names, told):
     with pytest.raises(ValueError, match=told):
         chosen(names, "here")
+
+
+def test_a_directory_is_read_only_where_weights_can_be(tmp_path, monkeypatch):
+    for name in ("unet/model.safetensors", "unet/deep/x.bin", "elsewhere/huge/y.bin", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    listed, iterdir = [], Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or iterdir(path))
+    (file,) = weight_files(str(tmp_path))
+    assert file.path == tmp_path / "unet" / "model.safetensors" and listed == [tmp_path, tmp_path / "unet"]
 
 
 def test_names_that_are_nothing():
