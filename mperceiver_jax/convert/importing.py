@@ -147,7 +147,7 @@ def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:
     Args:
         priors: a directory of priors, or sources of `import_priors` separated by commas. Their
             conversion is kept in `$XDG_CACHE_HOME/mperceiver_jax/priors` (`~/.cache` by default), by
-            the path, size and date of local files or the name of a repository. In a distributed run
+            the path, size and date of local weight files or the name of a repository. In a distributed run
             process 0 converts, and all processes must call this; of several runs that share the
             cache one converts, and the others wait.
 
@@ -158,7 +158,7 @@ def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:
         return on_every_process(lambda: PriorsDirectory(priors))
     whole = [priors] if Path(priors).expanduser().exists() else priors.split(",")
     sources = [source.strip() for source in whole if source.strip()]
-    directory = _cache() / _identity(sources, model)
+    directory = on_every_process(lambda: _cache() / _identity(sources, model))
     on_first_process(lambda: _convert_once(sources, directory, model))
     return on_every_process(lambda: _opened(directory))
 
@@ -195,9 +195,8 @@ def _identity(sources: Sequence[str], model: MPerceiver) -> str:
     for source in sources:
         path = Path(source).expanduser()
         if path.exists():
-            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-            sizes = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            told.append([str(path.resolve()), *sizes])
+            files = {file.resolve() for found in weight_files(source) for file in (found.path, *found.files)}
+            told.append([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)])
         else:
             told.append(source)
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Where a run's parameters come from: priors imported before or on first use, spread over devices."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -83,6 +84,23 @@ def test_published_weights_are_converted_on_first_use_and_once(published, cache,
     path.touch()
     check(start(model, path), model, values)
     assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 2
+
+
+def test_only_the_weight_files_tell_conversions_apart(published, tmp_path, monkeypatch):
+    model, _, path = published
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    shutil.copy(path, folder / "all.safetensors")
+    (tmp_path / "link").symlink_to(folder)
+    known = importing._identity([str(folder)], model)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "download.lock").touch()
+    (folder / "README.md").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in (str(folder), "weights", "weights/", "link", "link/all.safetensors"):
+        assert importing._identity([name], model) == known, name
+    os.utime(folder / "all.safetensors", ns=(0, 0))
+    assert importing._identity(["link"], model) != known
 
 
 def test_priors_that_cannot_be_used_are_refused(published, cache, tmp_path):
