@@ -7,8 +7,9 @@
         --config.data.pairs.derain='rain100l:train*120' --config.data.pairs.dehaze=DIR
         As published: Charbonnier and 0.01 of the spectrum's distance, batches of 18 crops of 128, 120 epochs of a
         schedule of 150. The words are CLIP embeddings of the degradations' names where --config.model.words=FILE.npy
-        gives them (`degradation_names.caption_vectors`), else fixed vectors that only tell tasks apart. Which words
-        a picture gets is for a small classifier to say, trained beside; --config.model.told_by=label takes the truth.
+        gives them (`python -m mperceiver_jax.convert words` writes that file), else fixed vectors that only tell tasks
+        apart, which is said at the start and in the report. Which words a picture gets is for a small classifier to
+        say, trained beside; --config.model.told_by=label takes the truth.
 
     5task           with motion blur and low light
     3task,faithful  what the release computes: token ids taken for numbers, the true class given, a schedule one

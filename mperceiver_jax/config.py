@@ -265,6 +265,11 @@ class Experiment:
         return self.model.title if isinstance(self.model, RegressionConfig) else "MPerceiver"
 
     @property
+    def remark(self) -> str:
+        """What whoever trains the model, or reads of it, should know; empty where there is nothing."""
+        return self.model.remark if isinstance(self.model, RegressionConfig) else ""
+
+    @property
     def form(self) -> dict[str, str]:
         """What a checkpoint remembers of the model's form."""
         if isinstance(self.model, RegressionConfig):

@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> None:
         if "source" in mapping:
             mapping = adapted(mapping, WORKDIR.value)
         experiment = from_mapping(Experiment, mapping)
+        if experiment.remark:
+            on_first_process(lambda: print(f"warning: {experiment.remark}", file=sys.stderr, flush=True))
         workdir = WORKDIR.value or f"runs/{experiment.variant}"
         records = run_experiment(experiment, workdir, HeldOut)
         if records is None:

@@ -206,3 +206,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(place, tmp_path, mistak
     assert re.fullmatch(rf"error: {message}(.*\n)?", result.stderr), result.stderr
     assert result.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_words_that_are_no_embeddings_are_told_at_the_start(tmp_path):
+    arguments = command(f"--config={ROOT / 'configs' / 'am_promptir.py'}:3task", f"--workdir={tmp_path / 'run'}")
+    told = run([*arguments, f"--config.data.photos={tmp_path / 'absent'}"]).stderr
+    assert told.startswith("warning: The words are fixed random vectors") and "error: " in told

@@ -5,10 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from mperceiver_jax.command_line import leave_reporting_to_us, one_line
-from mperceiver_jax.convert import export_command, import_command, inspect_command
+from mperceiver_jax.convert import export_command, import_command, inspect_command, words_command
 from mperceiver_jax.convert.model_config import overrides_among
 
-COMMANDS = {"import": import_command, "export": export_command, "inspect": inspect_command}
+COMMANDS = {
+    "import": import_command,
+    "export": export_command,
+    "inspect": inspect_command,
+    "words": words_command,
+}
 
 EPILOG = """\
 python -m mperceiver_jax.convert COMMAND --help shows a command's options, with examples.

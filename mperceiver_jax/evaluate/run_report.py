@@ -104,7 +104,8 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         told = experiment.model.told_by if experiment.model.is_told else ""
         blind = "; what is wrong with a picture is told by its own classifier" if told == "classifier" else ""
         oracle = "; what is wrong with a picture was given" if told == "label" else ""
-        return [*notes, f"One pass of the network for each picture{blind}{oracle}."]
+        notes.append(f"One pass of the network for each picture{blind}{oracle}.")
+        return [*notes, experiment.remark] if experiment.remark else notes
     steps = "one step" if sampler.steps == 1 else f"{sampler.steps} steps"
     notes.append(f"Restored with {steps} of the sampler {sampler.name!r}, seed {experiment.seed}.")
     if "vae" in by_name:

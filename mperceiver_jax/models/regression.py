@@ -76,7 +76,7 @@ class RegressionConfig:
         told_by: for networks that must be told what is wrong: `label`, by whoever calls (an oracle), or
             `classifier`, a small network that is trained beside (blind).
         words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
-            text embeddings (`degradation_names.caption_vectors`); empty for fixed random ones.
+            text embeddings, as `python -m mperceiver_jax.convert words` writes it; empty for fixed random ones.
         identity_start: the layer that is added to the picture starts at zero, so that an untrained network gives
             pictures back as they are: our own choice for short trainings. Releases start at random.
     """
@@ -109,6 +109,17 @@ class RegressionConfig:
     def is_told(self) -> bool:
         """Whether the network must be told what is wrong with a picture."""
         return _family(self.family).told(self.network)
+
+    @property
+    def remark(self) -> str:
+        """What whoever trains this, or reads of it, should know; empty where there is nothing."""
+        sizes = self.network
+        if self.words or not isinstance(sizes, AMPromptIRConfig) or sizes.text_path == "release":
+            return ""
+        return (
+            "The words are fixed random vectors that only tell tasks apart, no CLIP embeddings; `python -m "
+            "mperceiver_jax.convert words` makes these, --config.model.words=FILE.npy takes them."
+        )
 
     @property
     def title(self) -> str:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from mperceiver_jax.evaluate.run_report import run_results, write_run_report
+from mperceiver_jax.models.am_promptir import AMPromptIRConfig
+from tests.tiny_regression import experiment_of
 from tests.tiny_run import tiny_run
 
 
@@ -58,3 +60,12 @@ def test_the_report_says_whether_lpips_was_there(weight, said):
     configured = tiny_run({"losses.lpips_weight": 0.1, "losses.lpips_net": "alex"})
     notes = run_results(configured, [*RECORDS[:-1], restoration("drm", 25.0, weight)])["notes"]
     assert any(note.startswith("The detail refinement was trained " + said) for note in notes)
+
+
+@pytest.mark.parametrize("more", [{}, {"words": "words.npy"}, {"network": AMPromptIRConfig.release()}])
+def test_the_report_says_where_words_are_no_embeddings(more):
+    network = more.pop("network", AMPromptIRConfig.small())
+    experiment = experiment_of("am_promptir", network, "pip", **more)
+    notes = run_results(experiment, [record("regression", {"score": 20.0})])["notes"]
+    stand_ins = not more and network.text_path == "clip"
+    assert any(note.startswith("The words are fixed random vectors") for note in notes) == stand_ins
