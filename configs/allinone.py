@@ -15,14 +15,11 @@ Without a variant: `sd21` where an accelerator is present, `small` elsewhere. Ev
 set from the command line, as in --config.stages.dual_branch.steps=2000.
 """
 
-import glob
-import importlib.util
-import os
-
 from ml_collections import ConfigDict
 
 from mperceiver_jax.config import to_mapping
 from mperceiver_jax.models.mperceiver import MPerceiverConfig
+from mperceiver_jax.training.runtime import accelerator
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -35,16 +32,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.variant = variant
     config.note = note
     return config
-
-
-def accelerator() -> bool:
-    """Whether JAX would find a GPU or a TPU; told without starting a backend, which must wait for other hosts."""
-    if os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
-        return False
-    found = lambda module: importlib.util.find_spec(module) is not None
-    gpu = glob.glob("/dev/nvidia[0-9]*") and (found("jax_cuda13_plugin") or found("jax_cuda12_plugin"))
-    tpu = (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and found("libtpu")
-    return bool(gpu or tpu)
 
 
 def small() -> dict:

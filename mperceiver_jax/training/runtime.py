@@ -1,5 +1,7 @@
 """Starting JAX on one or several hosts, agreeing among processes, and stopping in time."""
 
+import glob
+import importlib.util
 import itertools
 import os
 import signal
@@ -40,6 +42,16 @@ def cluster(environment: Mapping[str, str]) -> str | None:
     if "OMPI_MCA_orte_hnp_uri" in environment and several("OMPI_COMM_WORLD_SIZE"):
         return "mpi"
     return None
+
+
+def accelerator() -> bool:
+    """Whether JAX would find a GPU or a TPU; told without starting a backend, which must wait for other hosts."""
+    if os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
+        return False
+    found = lambda module: importlib.util.find_spec(module) is not None
+    gpu = glob.glob("/dev/nvidia[0-9]*") and (found("jax_cuda13_plugin") or found("jax_cuda12_plugin"))
+    tpu = (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and found("libtpu")
+    return bool(gpu or tpu)
 
 
 def start_runtime(compilation_cache: str | None = None, distributed: bool | None = None) -> bool:
