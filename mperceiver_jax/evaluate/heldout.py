@@ -178,9 +178,13 @@ class HeldOut:
         """The same of a restorer by regression. Where a classifier tells it what is wrong, as it will be in use."""
 
         def restore(model, batch, key):
-            out, logits = model.restore(batch["lq"].astype(self._dtype), batch["task"])
-            picture = jnp.clip(out.astype(jnp.float32), 0, 1)
-            return picture, None if logits is None else logits.astype(jnp.float32)
+            def alone(lq, task):
+                out, logits = model.restore(lq[None].astype(self._dtype), task[None])
+                picture = jnp.clip(out[0].astype(jnp.float32), 0, 1)
+                return picture, None if logits is None else logits[0].astype(jnp.float32)
+
+            # As pictures are restored in use: where a network mixes those of a batch, figures would be another's.
+            return jax.vmap(alone)(batch["lq"], batch["task"])
 
         measure = lambda params: self._run(stage, self._jit("regression", restore), params, self._examples())
         results = self._restored(stage, measure(params), final)

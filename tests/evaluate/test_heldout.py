@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from data_pipelines.pipeline import heldout_examples
+from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.metrics import psnr
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.am_promptir import AMPromptIRConfig
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.regression import RegressionConfig
+from mperceiver_jax.restore import Restorer
 from mperceiver_jax.training import sharding
 from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from tests.tiny import tiny_values
+from tests.tiny_regression import tiny_regression
 from tests.tiny_run import tiny_run, write_photographs
 
 
@@ -51,6 +56,27 @@ def test_figures_do_not_depend_on_batches_or_devices(setting):
     # Three pictures each of the tasks 0 and 2.
     assert confusion.sum(1).tolist() == [3, 0, 3, 0, 0, 0, 0, 0, 0]
     assert results[0]["scalars"]["accuracy"] == np.trace(confusion) / 6
+
+
+def test_figures_of_a_network_that_mixes_a_batch_are_those_of_pictures_alone(tmp_path):
+    """As the release of AM-PromptIR does with the words of a batch; the restorer has no batches."""
+    changes = {f"data.{name}": str(write_photographs(tmp_path / name)) for name in ("photos", "heldout_photos")}
+    sizes = AMPromptIRConfig(
+        dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1, prompt_sides=(4, 4, 4), text_path="release"
+    )
+    tasks = tuple(task.name for task in TASK_SETS["pip"])
+    model = RegressionConfig("am_promptir", sizes, tasks, told_by="label")
+    experiment = replace(tiny_regression(changes), model=model)
+    built = experiment.build()
+    values = {path: 2 * value for path, value in parameters.initial_values(built, 0).items()}
+    heldout, params = evaluator((experiment, built, values), MeshConfig(data=1), 4)
+    found = heldout.evaluate("regression", params)["tasks"]
+    assert set(found) == {"denoise", "lowlight"}
+    restorer = Restorer(built, values, minimum=1, tasks=experiment.tasks, task="denoise")
+    examples = heldout_examples(experiment.data, 2, tasks=experiment.tasks)
+    rows = [examples[k] for k in range(len(examples)) if tasks[examples[k]["task"]] == "denoise"]
+    expected = np.mean([psnr(restorer(row["lq"]), row["gt"]) for row in rows])
+    assert found["denoise"]["restored"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_autoencoder_is_measured_on_clean_pictures(setting, tmp_path):
