@@ -16,8 +16,9 @@ at batch n is exact.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -147,7 +148,7 @@ def train_batches(
     lengths = {}
     for task in weights:
         if task.name in config.pairs:
-            source = _paired_source(config.pairs[task.name], config.cache_megabytes)
+            source = _paired_source(config, task)
         else:
             source = photos = photos or _photo_source(config)
         if task.name in config.percents:
@@ -165,23 +166,36 @@ def train_batches(
 
 def training_pairs(config: PipelineConfig, task: Task) -> PartOfSource:
     """The pairs that train a task of `config.percents`. Raises as `train_batches`."""
-    pair = config.pairs.get(task.name)
-    source = _photo_source(config) if pair is None else _paired_source(pair, config.cache_megabytes)
+    source = _paired_source(config, task) if task.name in config.pairs else _photo_source(config)
     return few_pairs(source, config, task)[0]
 
 
-def _paired_source(pair: Mapping[str, str] | str, cache_megabytes: float) -> Source:
-    if isinstance(pair, str):
-        return open_source(pair, cache_megabytes)
-    if "source" in pair:
-        return open_source(pair["source"], cache_megabytes)
-    return PairedFolders(**pair, cache_megabytes=cache_megabytes)
+def _paired_source(config: PipelineConfig, task: Task) -> Source:
+    pair = config.pairs[task.name]
+    with _field(f"pairs.{task.name}"):
+        if isinstance(pair, str):
+            return open_source(pair, config.cache_megabytes)
+        if "source" in pair:
+            return open_source(pair["source"], config.cache_megabytes)
+        return PairedFolders(**pair, cache_megabytes=config.cache_megabytes)
 
 
 def _photo_source(config: PipelineConfig) -> Source:
     if not config.photos:
         return PhotoSource(bundled_photos("train"), config.cache_megabytes)
-    return open_source(config.photos, config.cache_megabytes)
+    with _field("photos"):
+        return open_source(config.photos, config.cache_megabytes)
+
+
+@contextlib.contextmanager
+def _field(name: str) -> Iterator[None]:
+    """Begins what is wrong with a source with the field that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 class TrainBatches(grain.DatasetIterator):
@@ -247,12 +261,13 @@ class HeldoutExamples(Sequence[Example]):
     def __init__(self, config: PipelineConfig, per_task: int, seed: int = 0, tasks: Sequence[Task] = TASKS):
         self._config, self._seed = config, seed
         self._tasks = list(_task_weights(config, tasks))
-        self._photos = PhotoSource(config.heldout_photos or bundled_photos("heldout"), config.cache_megabytes)
+        with _field("heldout_photos"):
+            self._photos = PhotoSource(config.heldout_photos or bundled_photos("heldout"), config.cache_megabytes)
         if not 1 <= per_task <= len(self._photos):
             raise ValueError(f"per_task must be 1 to {len(self._photos)} (held-out pictures), not {per_task}")
         self._chosen = _spread([path.stem for path in self._photos.files.paths])[:per_task]
         self._unused_pairs = {
-            task.name: few_pairs(_paired_source(config.pairs[task.name], config.cache_megabytes), config, task)[1]
+            task.name: few_pairs(_paired_source(config, task), config, task)[1]
             for task in self._tasks
             if task.name in config.percents and task.name in config.pairs
         }
@@ -312,11 +327,11 @@ def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, f
     for field, given in named.items():
         unknown = sorted(set(given) - set(by_name))
         if unknown:
-            raise ValueError(f"{field} names unknown tasks {unknown}; the tasks are {', '.join(by_name)}")
+            raise ValueError(f"{field}.{unknown[0]}: no task is named so; the tasks are {', '.join(by_name)}")
     weights = config.weights or dict.fromkeys(by_name, 1.0)
     idle = sorted(set(config.pairs) - set(weights))
     if idle:
-        raise ValueError(f"pairs are given for {idle}, but weights leaves these tasks out")
+        raise ValueError(f"pairs.{idle[0]}: given, but weights leaves this task out")
     return {task: float(weights[task.name]) for task in tasks if task.name in weights}
 
 

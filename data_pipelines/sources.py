@@ -159,7 +159,7 @@ def picture_paths(folder: Folder) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no data folder at {folder}; check the path in the config")
+        raise FileNotFoundError(f"no data folder at {folder}")
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise ValueError(f"no pictures in {folder} (looked for {', '.join(SUFFIXES)})")

@@ -48,9 +48,14 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
     except ConfigError:
         raise
     except (ValueError, ArithmeticError) as error:
-        # Constraints of a dataclass begin with the field, or speak of the whole.
-        named = re.match(r"\w+", str(error))
-        raise ConfigError(f"{where}{'.' if named and named[0] in fields else ': '}{error}") from error
+        raise ConfigError(in_group(where, cls, error)) from error
+
+
+def in_group(where: str, cls: type, error: Exception) -> str:
+    """What is wrong with a dataclass of the path `where`; its messages begin with a field, or speak of the whole."""
+    named = re.match(r"\w+", str(error))
+    is_field = named and named[0] in (f.name for f in dataclasses.fields(cls))
+    return f"{where}{'.' if is_field else ': '}{error}"
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

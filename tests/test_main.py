@@ -177,8 +177,11 @@ MISTAKES = {
     "unknown group": (["--config.stages.vaee.steps=3"], r"no such field: 'vaee' Did you mean \"vae\""),
     "wrong type": (["--config.seed=many"], r"flag --config\.seed=many: invalid literal for int\(\)"),
     "bad value": (["--config.compute_dtype=int8"], r"config\.compute_dtype: one of .* not 'int8'"),
-    "no folder": (["--config.data.pairs.dehaze={'lq': 'nowhere', 'gt': 'x'}"], r"no data folder at nowhere"),
-    "unpaired": (["UNPAIRED"], r"1 pictures in .* have no partner .*lq/picture_2\.png"),
+    "no folder": (
+        ["--config.data.pairs.dehaze={'lq': 'nowhere', 'gt': 'x'}"],
+        r"config\.data\.pairs\.dehaze: no data folder at nowhere\n",
+    ),
+    "unpaired": (["UNPAIRED"], r"config\.data\.pairs\.dehaze: 1 pictures in .* have no partner .*lq/picture_2\.png"),
     "unknown variant": (
         ["--config=configs/allinone.py:big"],
         r"configs/allinone\.py has the variants small and sd21",

@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.pipeline import HeldoutExamples, heldout_examples
+from data_pipelines.pipeline import HeldoutExamples, PipelineConfig, heldout_examples
 from data_pipelines.tasks import Task
 from mperceiver_jax.config import Experiment
 from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
 from mperceiver_jax.evaluate.metrics import psnr, ssim
 from mperceiver_jax.evaluate.report import sample_sheet
+from mperceiver_jax.mappings import in_group
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.regression import RegressionModel
 from mperceiver_jax.training import losses, sharding, weights
+from mperceiver_jax.training.failures import retold
 from mperceiver_jax.training.progress import progress_bar
 from mperceiver_jax.training.runtime import Preempted, Preemption
 from mperceiver_jax.training.stages import SCHEDULE, base, diffusion_target, to_model_range
@@ -55,7 +57,8 @@ class HeldOut:
         self._dtype = jnp.dtype(experiment.compute_dtype)
         self._compiled: dict[str, Callable] = {}
         # A folder that is missing, or too few pictures in it, is told now and not after hours of training.
-        self._examples()
+        with retold(_with_field):
+            self._examples()
 
     def __call__(self, stage: str, params: Params, step: int) -> dict[str, float]:
         """Scalars for the log and for choosing the best checkpoint (`score`, higher is better)."""
@@ -248,6 +251,12 @@ class HeldOut:
     def _sheet(self, name: str, rows: Sequence, titles: Sequence[str] = ("degraded", "restored", "truth")) -> None:
         if self._workdir and rows and jax.process_index() == 0:
             sample_sheet(rows, self._workdir / "samples" / f"{name}.png", titles)
+
+
+def _with_field(error: Exception) -> str:
+    """What is wrong with the held-out examples, with the field that asks for them."""
+    asked = str(error).startswith("per_task")
+    return f"config.evaluation.{error}" if asked else in_group("config.data", PipelineConfig, error)
 
 
 def _to_picture(out: jax.Array) -> jax.Array:

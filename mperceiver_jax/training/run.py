@@ -13,8 +13,9 @@ from clu import parameter_overview
 from etils import epath
 
 from data_pipelines.naming import naming
-from data_pipelines.pipeline import train_batches
+from data_pipelines.pipeline import PipelineConfig, train_batches
 from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.mappings import in_group
 from mperceiver_jax.models import lpips, parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
 from mperceiver_jax.models.parameters import Params
@@ -74,7 +75,8 @@ def run_experiment(
     check_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
     experiment, remark = _without_missing_extras(expanded(experiment), workdir)
     names = stages_of(experiment)
-    mesh = sharding.make_mesh(experiment.mesh)
+    with retold(lambda error: f"config.{error}"):
+        mesh = sharding.make_mesh(experiment.mesh)
     model = experiment.build()
     check_stages(experiment, names, mesh)
     preemption = Preemption()
@@ -150,7 +152,7 @@ def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.shardin
 
     Raises:
         ConfigError: names the field.
-        ValueError, FileNotFoundError: the data folders cannot be used (`train_batches`).
+        ValueError, OSError: the data cannot be used (`train_batches`); names the field, too.
     """
     if not names:
         raise ConfigError("config.stages: no stage has steps, so there is nothing to do")
@@ -181,7 +183,8 @@ def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.shardin
         multiple = _multiple(experiment, name)
         if config.crop % multiple:
             raise ConfigError(f"{where}.crop: {config.crop} is no multiple of {multiple}, as the model needs")
-        train_batches(config, *sharding.data_share(mesh), experiment.tasks).close()
+        with retold(functools.partial(in_group, "config.data", PipelineConfig)):
+            train_batches(config, *sharding.data_share(mesh), experiment.tasks).close()
 
 
 def _multiple(experiment: Experiment, name: str) -> int:

@@ -107,5 +107,5 @@ def test_what_cannot_be_is_refused(config, changes, message):
 
 
 def test_unknown_percents_are_named(config):
-    with pytest.raises(ValueError, match=r"percents names unknown tasks \['fog'\]"):
+    with pytest.raises(ValueError, match=r"percents\.fog: no task is named so"):
         train_batches(dataclasses.replace(config, percents={"fog": 5.0}))

@@ -425,13 +425,16 @@ def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path,
 
 
 UNUSABLE = {
-    "data.photos": ("nowhere", FileNotFoundError, "no data folder at nowhere"),
+    "data.photos": ("nowhere", OSError, r"^config\.data\.photos: no data folder at nowhere$"),
+    "data.heldout_photos": ("nowhere", OSError, r"^config\.data\.heldout_photos: no data folder at nowhere$"),
+    "data.pairs": ({"dehaze": {"lq": "nowhere", "gt": "x"}}, OSError, r"^config\.data\.pairs\.dehaze: no data folder"),
+    "data.weights": ({"fog": 1.0}, ValueError, r"^config\.data\.weights\.fog: no task is named so; the tasks are"),
     "stages.vae.batch_size": (12, ConfigError, r"config\.stages\.vae\.batch_size: 12 .* over the 8 devices"),
     "stages.vae.crop": (15, ConfigError, r"config\.stages\.vae\.crop: 15 is no multiple of 2"),
     "stages.prior.crop": (20, ConfigError, r"config\.stages\.prior: crop 20 is larger than image_size 16"),
     "stages.vea": ({"steps": 1}, ValueError, r"config\.stages\.vea: no such stage"),
-    "evaluation.per_task": (5, ValueError, r"per_task must be 1 to 4"),
-    "mesh.data": (3, ValueError, r"mesh \(data=3"),
+    "evaluation.per_task": (5, ValueError, r"^config\.evaluation\.per_task must be 1 to 4"),
+    "mesh.data": (3, ValueError, r"^config\.mesh \(data=3"),
 }
 
 
