@@ -5,36 +5,21 @@ import gc
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.timing import Candidate
-from benchmarks.torch_device import wait
+from benchmarks.torch_device import device_like_ours, wait
 from mperceiver_jax import convert
+from mperceiver_jax.convert.library_homes import unet_config
 from mperceiver_jax.models.unet import UNet, UNetConfig
 
 
 def build(config: UNetConfig) -> Any:
     """diffusers' UNet of these sizes, unmodulated, without values."""
-    attends = [level in config.attention_levels for level in range(config.levels)]
-    down = ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attends]
-    up = ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)]
     with torch.device("meta"):
-        return UNet2DConditionModel(
-            in_channels=config.latent_channels,
-            out_channels=config.latent_channels,
-            block_out_channels=config.widths,
-            layers_per_block=config.num_res_blocks,
-            down_block_types=down,
-            up_block_types=up,
-            # diffusers calls the number of heads by this name.
-            attention_head_dim=[width // config.head_width for width in config.widths],
-            cross_attention_dim=config.context_width,
-            use_linear_projection=True,
-            norm_num_groups=config.groups,
-        )
+        return UNet2DConditionModel.from_config(unet_config(config, side=64))  # The side is a note; it builds nothing.
 
 
 class TorchUNet:
@@ -54,7 +39,7 @@ class TorchUNet:
         inputs: tuple[np.ndarray, np.ndarray, np.ndarray],
         dtype: str,
     ):
-        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        device = device_like_ours()
         kind = getattr(torch, dtype)
         host = {path: np.asarray(value, np.float32) for path, value in values.items()}
         tensors = convert.to_torch(module, host, layout="diffusers")

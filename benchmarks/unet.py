@@ -63,14 +63,14 @@ def candidates(
     missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if missing:
         return found, [f"no comparison with PyTorch: {' and '.join(missing)} not installed"]
-    from benchmarks import torch_device, torch_unet
+    from benchmarks import torch_device, torch_peer, torch_unet
 
     if remark := torch_device.unusable():
         return found, [remark]
     theirs = torch_unet.TorchUNet(module, config, values, (latent, t, context), chosen.compute_dtype)
     ours = np.asarray(found["jax unet forward"].run().astype(jnp.float32))
     off = np.abs(theirs.output() - ours).max() / np.abs(ours).max()
-    if not off < (1e-3 if chosen.compute_dtype == "float32" else 0.2):
+    if not off < torch_peer.TOLERANCE[chosen.compute_dtype]:
         raise ValueError(f"the UNets here and in PyTorch differ by {off:.2g} of the largest output")
     remarks = [f"outputs here and in PyTorch differ by {off:.1e} of the largest"]
     made, problem = theirs.candidates(found, compile_too)

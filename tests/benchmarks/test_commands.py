@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.subject import Subject, part_flop, random_values, subject
 from benchmarks.timing import PEAK, Candidate, measure
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.unet import UNet
 from tests.tiny import SIDE, single_scale_config, tiny_config
 
 
@@ -72,6 +74,22 @@ def test_the_unet_beside_pytorch_is_the_same_network():
     results = measure(found, repeats=1, warm_up=0)
     ratios = unet.ratios(results)
     assert len(ratios) == 2 and all(np.isfinite(ratio) and ratio > 0 for ratio in ratios.values())
+
+
+def test_pytorch_is_given_the_precision_that_jax_has(monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from benchmarks import torch_unet
+
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    monkeypatch.setattr(torch_unet, "build", {}.__getitem__)  # A KeyError, before there is a need for a GPU.
+    module = UNet(replace(single_scale_config().unet, modulated=False))
+    with pytest.raises(KeyError):
+        torch_unet.TorchUNet(module, "sizes", parameters.initial_values(module, 0), (None,) * 3, "float32")
+    assert told == ["high"]
 
 
 def test_candidates_take_turns():
