@@ -14,7 +14,8 @@ examples:
 
 formats:
   release      exactly the keys and shapes of the public release, which loads it strictly. The release has no
-               detail refinement; NAME.drm.safetensors beside it holds ours.
+               detail refinement; NAME.drm.safetensors beside it holds ours. What the model does not run and
+               nothing gave has placeholders there, and is left out of the other formats.
                Of restorers by regression: the release's keys, dead tensors and buffers included, in its container
                (.ckpt, .pkl, .pth) or without one (.safetensors); NAME.classifier.* where there is a classifier.
   diffusers    unet/, vae/ and scheduler/ for diffusers' from_pretrained, text_encoder/ and image_encoder/ for
