@@ -122,7 +122,14 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
     abstract = sharding.abstract(run.mesh, jax.eval_shape(begin, trained))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step_function = jax.jit(
-        make_step(stage.loss, optimizer, accumulation=config.accumulation, ema_decay=config.ema_decay, mesh=run.mesh),
+        make_step(
+            stage.loss,
+            optimizer,
+            accumulation=config.accumulation,
+            ema_decay=config.ema_decay,
+            mesh=run.mesh,
+            limited=config.optimizer.spike_limit > 0,
+        ),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(run.mesh)),
     )

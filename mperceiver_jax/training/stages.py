@@ -288,12 +288,13 @@ def _regression(experiment: Experiment, assembled, dtype) -> Stage:
         out = model(lq, model.weights(heard, batch["task"]), key=key)
         value = distance(out, batch["gt"])
         metrics = {"distance": value, "psnr": losses.mean_psnr(out, batch["gt"])}
-        total = value + choice.penalty_weight * model.penalty()
+        beside = choice.penalty_weight * model.penalty()
         if logits is not None:
             said = jax.nn.softmax(logits.astype(jnp.float32)) if choice.double_softmax else logits
-            total = total + losses.cross_entropy(said, batch["task"])
+            beside = beside + losses.cross_entropy(said, batch["task"])
             metrics["accuracy"] = (logits.argmax(-1) == batch["task"]).astype(jnp.float32).mean()
-        return total, metrics
+        # A plain number where there is nothing but pictures to learn.
+        return value + beside, metrics if isinstance(beside, float) else metrics | {"beside": beside}
 
     return Stage("regression", f"{experiment.title}, from degraded to restored", r"network\.|classifier\.", loss)
 

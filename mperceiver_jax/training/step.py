@@ -52,6 +52,7 @@ def make_step(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     mesh: Mesh | None = None,
+    limited: bool = False,
 ) -> Callable[[TrainState, Params, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]:
     """Builds `step(state, frozen, batch, root_key) -> (state, metrics)`.
 
@@ -60,6 +61,8 @@ def make_step(
         accumulation: micro-batches per update, run one after another by a scan inside the step.
         ema_decay: 0 switches the moving average off.
         mesh: where the batch is spread; None on one device.
+        limited: the optimizer limits spikes. Of a loss whose metrics divide it into a `distance` and what is learned
+            `beside`, it is told the distance, and the gradient of the other.
 
     A step whose loss or gradient is not finite leaves parameters, optimizer and average as
     they were; `metrics['finite']` is then 0 and the step still counts.
@@ -68,7 +71,9 @@ def make_step(
     def gradients(trainable, frozen, batch, key, step):
         scalar = lambda trained: loss({**frozen, **trained}, batch, key, step)
         (value, metrics), grads = jax.value_and_grad(scalar, has_aux=True)(trainable)
-        return grads, {"loss": value, **metrics}
+        more = lambda trained: jnp.asarray(scalar(trained)[1].get("beside", 0.0))
+        beside = jax.grad(more)(trainable) if limited else None
+        return (grads, beside), {"loss": value, **metrics}
 
     def accumulated(trainable, frozen, batch, key, step):
         if accumulation == 1:
@@ -80,7 +85,7 @@ def make_step(
             grads, metrics = gradients(trainable, frozen, part, jax.random.fold_in(key, index), step)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        zeros = jax.tree.map(jnp.zeros_like, (trainable, trainable if limited else None))
         total, metrics = jax.lax.scan(body, zeros, (jnp.arange(accumulation), micro))
         return jax.tree.map(lambda g: g / accumulation, total), jax.tree.map(lambda m: m.mean(0), metrics)
 
@@ -89,10 +94,11 @@ def make_step(
 
     def step(state, frozen, batch, root_key):
         key = jax.random.fold_in(root_key, state.step)
-        grads, metrics = accumulated(state.trainable, frozen, batch, key, state.step)
+        (grads, beside), metrics = accumulated(state.trainable, frozen, batch, key, state.step)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, value=metrics["loss"])
+        judged = metrics["distance" if "beside" in metrics else "loss"]
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, value=judged, beside=beside)
         trainable = optax.apply_updates(state.trainable, updates)
         decay = ema_decay
         ema = {k: decay * v + (1 - decay) * trainable[k] for k, v in state.ema.items()}

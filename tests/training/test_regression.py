@@ -341,6 +341,18 @@ def test_a_phase_of_a_task_that_does_not_exist_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_learned_beside_the_pictures_is_not_limited(photographs, tmp_path):
+    """Every loss is a spike here, and the optimizer as good as plain descent: the network must stay where it is."""
+    optimizer = {"spike_limit": 1e-6, "eps": 1e3, "weight_decay": 0.0, "learning_rate": 1e3}
+    changes = {f"stages.regression.optimizer.{name}": value for name, value in optimizer.items()}
+    experiment = tiny_regression(photographs | changes, prompts="explicit")
+    start(experiment, tmp_path / "run")
+    before = parameters.initial_values(experiment.build(), experiment.seed, lambda path, value: value)
+    moved = {path: np.abs(value - before[path]).max() for path, value in left(tmp_path / "run", "regression").items()}
+    assert max(value for path, value in moved.items() if path.startswith("network.")) < 1e-5
+    assert moved["classifier.lastOut.bias"] > 1e-2
+
+
 def test_a_loss_that_is_not_finite_names_a_field_that_exists(photographs, tmp_path):
     changes = photographs | PHASES | {"stages.regression.optimizer.learning_rate": 1e30}
     with pytest.raises(NonFiniteLoss, match=r"^regression\.1: .*Lower config\.stages\.regression\.optimizer"):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from mperceiver_jax.training.optimizer import OptimizerConfig, make_optimizer
+from mperceiver_jax.training.spike_limiter import limit_spikes
 from mperceiver_jax.training.step import initial_state, make_step
 
 ROOT = jax.random.key(7)
@@ -165,3 +166,24 @@ def test_losses_are_traced_with_the_number_of_the_update():
         state, _ = step(state, FROZEN, data(), ROOT)
         changes.append(float((before - state.trainable["w"]).sum()))
     assert changes == [0, 0, 3, 3]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_limiter_of_spikes_judges_and_scales_its_part_of_the_loss_alone(accumulation):
+    def loss(params, batch, key, step):
+        distance = jnp.square(params["w"][:2] - batch["y"].mean()).sum()
+        beside = 10 + params["w"].sum()
+        return distance + beside, {"distance": distance, "beside": beside}
+
+    optimizer = optax.chain(limit_spikes(5.0), optax.sgd(1.0))
+    state, step = stepper(optimizer, loss, accumulation=accumulation, limited=True)
+    w, least = np.asarray(start()["w"]), np.inf
+    for target, spike in ((0.0, False), (8.0, True), (-2.0, False)):
+        state, metrics = step(state, {}, {"y": jnp.full(4, target)}, ROOT)
+        distance = np.square(w[:2] - target).sum()
+        least = min(least, distance)
+        assert (distance > 5 * least) == spike
+        scale = 2.5 * least / distance if spike else 1.0
+        w = w - np.append(2 * scale * (w[:2] - target), 0) - 1
+        np.testing.assert_allclose(metrics["distance"], distance, rtol=1e-5)
+        np.testing.assert_allclose(state.trainable["w"], w, rtol=1e-5)
