@@ -6,6 +6,8 @@ import pytest
 from mperceiver_jax.training import losses
 from tests.fixtures import fixture
 
+torch = pytest.importorskip("torch")
+
 
 def test_focal_loss_and_gradient_equal_the_release():
     release = fixture("10_focal_loss")
@@ -67,3 +69,45 @@ def test_adaptive_weight_is_the_clipped_ratio_of_norms_and_a_constant():
     assert float(losses.adaptive_gan_weight(g, 2 * g)) == pytest.approx(5 / 10.0001)
     assert float(losses.adaptive_gan_weight(g, 0 * g)) == pytest.approx(1e4)  # 5 / 1e-4 is clipped
     assert np.all(jax.grad(lambda x: losses.adaptive_gan_weight(x, g))(g) == 0)
+
+
+def pair_of_pictures() -> tuple[np.ndarray, np.ndarray]:
+    """Differences from nearly 0 to above 1, for every branch of a loss, of oblong pictures, which tell axes apart."""
+    rng = np.random.default_rng(0)
+    target = rng.random((2, 8, 6, 3), np.float32)
+    difference = rng.normal(0, 1.0, target.shape).astype(np.float32)
+    difference[0, 0] *= 1e-3
+    return target + difference, target
+
+
+def check(loss, formula, prediction, target):
+    """Value and gradient against a formula in torch."""
+    theirs = torch.tensor(prediction, dtype=torch.float64, requires_grad=True)
+    expected = formula(theirs, torch.tensor(target, dtype=torch.float64))
+    expected.backward()
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(prediction), jnp.asarray(target))
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-6 * float(np.abs(gradient).max()))
+
+
+def test_smooth_l1_is_pytorchs():
+    prediction, target = pair_of_pictures()
+    assert np.abs(prediction - target).max() > 1.5
+    check(losses.smooth_l1, torch.nn.SmoothL1Loss(), prediction, target)
+
+
+def test_the_spectral_distance_is_the_mean_modulus_of_the_full_spectrum():
+    """Not normalised, over height and width of every channel; a zero difference has a gradient of zero."""
+    prediction, target = pair_of_pictures()
+    formula = lambda x, y: (torch.fft.fft2(x, dim=(1, 2)) - torch.fft.fft2(y, dim=(1, 2))).abs().mean()
+    check(losses.spectral_distance, formula, prediction, target)
+    assert not np.asarray(jax.grad(losses.spectral_distance)(jnp.asarray(target), jnp.asarray(target))).any()
+
+
+def test_charbonnier_is_the_root_of_the_squared_difference_and_a_millionth():
+    prediction, target = pair_of_pictures()
+    difference = prediction.astype(np.float64) - target
+    roots = np.sqrt(difference**2 + 1e-6)
+    value, gradient = jax.value_and_grad(losses.charbonnier)(jnp.asarray(prediction), jnp.asarray(target))
+    np.testing.assert_allclose(value, roots.mean(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, difference / roots / difference.size, rtol=1e-3, atol=1e-7)
