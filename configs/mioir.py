@@ -12,7 +12,7 @@ A variant is a backbone (srresnet, swinir, restormer, uformer, promptir), then, 
 `explicit` (prompts from a map of the task, which a classifier tells) or `adaptive` (prompts from the picture);
 `sequential` (each phase adds a task of the released order, with a fresh optimizer and cosine) instead of all tasks
 mixed; `3task` or `5task` instead of all seven; `faithful`: the last parameters are used and not their average, and
-the classifier learns through two softmaxes.
+the classifier learns through two softmaxes (not with `small`).
 """
 
 from typing import Any
@@ -42,6 +42,7 @@ BACKBONES: dict[str, tuple[Any, tuple[str, ...], int, int, float, float]] = {
     "uformer": (UformerConfig, FROM_RAIN, 100_000, 8, 0.02, 1e-6),
 }
 OPTIONS = ("explicit", "adaptive", "sequential", "faithful", *TASKS)
+EXCLUSIVE = (("explicit", "adaptive"), tuple(TASKS))
 RATE = 2e-4
 
 
@@ -52,6 +53,11 @@ def get_config(variant: str = "small") -> ConfigDict:
             f"configs/mioir.py has the variants small, {', '.join(BACKBONES)}, each with any of "
             f"{', '.join('-' + option for option in OPTIONS)}, not {variant!r}"
         )
+    for group in EXCLUSIVE:
+        if sum(option in group for option in options) > 1:
+            raise ValueError(f"configs/mioir.py takes at most one of {', '.join(group)}, not {variant!r}")
+    if backbone == "small" and "faithful" in options:
+        raise ValueError(f"configs/mioir.py: small is our own and has nothing to be faithful to, not {variant!r}")
     return ConfigDict(small(variant, options) if backbone == "small" else full(variant, backbone, options))
 
 

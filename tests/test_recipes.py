@@ -66,6 +66,19 @@ def test_variants_that_do_not_exist_are_refused(file, variant):
         experiment(file, variant)
 
 
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("srresnet-explicit-adaptive", "at most one of explicit, adaptive"),
+        ("srresnet-3task-5task", "at most one of 3task, 5task, 7task"),
+        ("small-faithful", "small is our own"),
+    ],
+)
+def test_variants_that_contradict_themselves_are_refused(variant, message):
+    with pytest.raises(ValueError, match=message):
+        experiment("mioir", variant)
+
+
 def rates(file: str, variant: str, epochs: list[float]) -> list[float]:
     stage = experiment(file, variant).stages["regression"]
     epoch = stage.optimizer.period or stage.optimizer.horizon // (120 if file == "pip" else 150)

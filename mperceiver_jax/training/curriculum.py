@@ -65,22 +65,14 @@ def handed_over(workdir: Path, name: str, state: TrainState) -> TrainState:
     return state._replace(trainable=left(state.trainable, False), ema=left(state.ema, True) if state.ema else {})
 
 
-def cumulative(order: Sequence[str], steps: int, last_steps: int, last_period: int = 0) -> list[dict[str, Any]]:
+def cumulative(order: Sequence[str], steps: int, last_steps: int) -> list[dict[str, Any]]:
     """Phases of which each adds the next task of `order`, as fields of a configuration.
 
     Args:
         steps: updates of every phase but the last.
         last_steps: of the last, which has all tasks.
-        last_period: of the last phase's schedule, where it differs.
     """
-    phases: list[dict[str, Any]] = []
-    for number in range(1, len(order) + 1):
-        last = number == len(order)
-        phases.append(
-            {
-                "tasks": tuple(order[:number]),
-                "steps": last_steps if last else steps,
-                "period": last_period if last else 0,
-            }
-        )
-    return phases
+    return [
+        {"tasks": tuple(order[:number]), "steps": last_steps if number == len(order) else steps}
+        for number in range(1, len(order) + 1)
+    ]
