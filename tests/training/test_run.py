@@ -1,127 +1,32 @@
-"""Whole runs of the tiny experiment: what they leave behind, how they continue, what they refuse.
+"""Whole runs of the tiny experiment: what they leave behind and how they continue.
 
 On one device and with a shared compilation cache: what differs between the runs is not what is compiled.
 """
 
-import errno
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from safetensors.numpy import save_file
 
-from data_pipelines.naming import naming
-from mperceiver_jax import convert
-from mperceiver_jax.config import ConfigError
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
-from mperceiver_jax.models import lpips, parameters
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training import loop, metric_log, plan, run, sharding, weights
+from mperceiver_jax.training import run, weights
 from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
 from mperceiver_jax.training.fingerprint import fingerprint
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.metric_reader import NonFiniteLoss
-from mperceiver_jax.training.runtime import Preempted, Preemption
-from mperceiver_jax.training.sharding import MeshConfig
+from mperceiver_jax.training.runtime import Preempted
 from mperceiver_jax.training.stages import ORDER
 from tests.distributed import run_processes
-from tests.tiny_run import STEPS, nine_classes, tiny_run, write_photographs
+from tests.tiny_run import STEPS, tiny_run
+from tests.whole_runs import Scores, losses, only, same, start, trained
 
 AVERAGED = "dual_branch"
-ALL_DEVICES = sharding.make_mesh
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device_and_a_cache(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    settings = {"jax_compilation_cache_dir": str(cache), "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        one = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-        patch.setattr(sharding, "make_mesh", lambda config: one)
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> dict[str, str]:
-    """The fields that name two folders of small pictures."""
-    folder = tmp_path_factory.mktemp("photographs")
-    return {
-        "data.photos": str(write_photographs(folder / "train")),
-        "data.heldout_photos": str(write_photographs(folder / "heldout", seed=1)),
-    }
-
-
-def only(*names: str) -> dict[str, int]:
-    """The fields that leave out all other stages."""
-    return {f"stages.{name}.steps": 0 for name in ORDER if name not in names}
-
-
-class StopsAt(Preemption):
-    """As if a signal came before the update of this number, counted from 0 over the run."""
-
-    def __init__(self, call: int):
-        super().__init__()
-        self._remaining = call
-
-    def requested(self) -> bool:
-        self._noticed = self._noticed or self._remaining == 0
-        self._remaining -= 1
-        return super().requested()
-
-
-class Scores:
-    """An evaluator that computes nothing."""
-
-    def __init__(self, scores=(1.0,)):
-        self.scores, self.calls, self.params = list(scores), [], {}
-
-    def __call__(self, stage: str, params: Mapping, step: int) -> dict[str, float]:
-        return self.evaluate(stage, params, step)["scalars"]
-
-    def evaluate(self, stage: str, params: Mapping, final=False) -> dict:
-        self.params = {path: np.asarray(value) for path, value in params.items()}
-        self.calls.append((stage, final))
-        score = self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]
-        return {"scalars": {"score": score, "psnr": score}}
-
-
-def start(experiment, workdir, evaluator=None, stop_at=None):
-    """Runs; without an evaluator given, one that computes nothing. `stop_at`: see `StopsAt`."""
-    evaluator = evaluator or Scores()
-    with pytest.MonkeyPatch.context() as patch:
-        # Counting operations takes longer than doing them here; `finished` has the plan.
-        patch.setattr(plan, "plan_stage", lambda e, m, name: plan.StagePlan(name, "", 0, 0, 0, 0.0))
-        if stop_at is not None:
-            patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
-        return run.run_experiment(experiment, workdir, lambda *_: evaluator)
-
-
-def losses(workdir: Path) -> list[tuple]:
-    """Everything that was measured at every update, exactly."""
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return [tuple((k, v) for k, v in sorted(row.items()) if k != "time") for row in rows]
-
-
-def trained(workdir: Path, name: str, entry: str = "trainable") -> dict[str, np.ndarray]:
-    with Checkpoints(weights.checkpoint_folder(workdir, name), read_only=True) as checkpoints:
-        return checkpoints.restore_params_only(checkpoints.latest(), entry)
-
-
-def same(left: Mapping, right: Mapping) -> bool:
-    return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
+pytestmark = pytest.mark.usefixtures("one_device_and_a_cache")
 
 
 @pytest.fixture(scope="module")
@@ -307,150 +212,6 @@ def test_a_stop_in_an_evaluation_loses_nothing(photographs, tmp_path, capsys):
     assert same(trained(workdir, "vae"), trained(undisturbed, "vae"))
     with Checkpoints(weights.checkpoint_folder(workdir, "vae"), best_metric="score", read_only=True) as checkpoints:
         assert checkpoints.steps() == [4, 5] and checkpoints.metrics(4) == {"score": 1.0, "psnr": 1.0}
-
-
-def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    files = []
-    for seed in range(2):
-        model = MPerceiver(nine_classes())
-        parameters.initialise(model, seed)
-        files.append(tmp_path / f"priors_{seed}.safetensors")
-        save_file(dict(convert.dump(model, layout="release")), files[-1])
-    stages = only("predictor", "dual_branch") | {"losses.train_tower": False}
-    given = lambda file: tiny_run(photographs | stages | {"from_scratch": False, "priors": str(file)})
-    workdir, path = tmp_path / "run", tmp_path / "priors.safetensors"
-    with pytest.raises(ConfigError, match=r"config\.priors: .*priors\.safetensors"):
-        start(given(path), workdir)
-    assert not workdir.exists()
-    assert start(given(files[0]), workdir, stop_at=1) is None
-    with pytest.raises(CheckpointError, match=r"predictor/1 was trained next to other frozen parameters"):
-        start(given(files[1]), workdir)
-    shutil.copy(files[0], path)
-    assert start(given(path), workdir, stop_at=2) is None
-    with pytest.raises(CheckpointError, match=r"predictor/3 was trained next to other .*config\.priors"):
-        start(given(files[1]), workdir)
-
-
-class Poisoned:
-    """The stream of batches with pictures of NaN where asked for."""
-
-    def __init__(self, batches, bad):
-        self._batches, self._bad = batches, bad
-
-    def __next__(self):
-        number = self._batches.get_state()["next_batch"]
-        batch = next(self._batches)
-        return {k: v * np.nan if k == "gt" and number in self._bad else v for k, v in batch.items()}
-
-    def __getattr__(self, name):
-        return getattr(self._batches, name)
-
-
-def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path, monkeypatch):
-    fields = photographs | only("vae") | {"stages.vae.steps": 6}
-    healthy = loop.train_batches
-    monkeypatch.setattr(loop, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
-    workdir = tmp_path / "run"
-    told = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
-    with pytest.raises(NonFiniteLoss, match=told):
-        start(tiny_run(fields), workdir)
-    assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
-    with pytest.raises(NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"):
-        start(tiny_run(fields | {"on_nonfinite": "skip"}), workdir)
-    (record,) = start(tiny_run(fields | {"on_nonfinite": "skip", "max_skipped": 2}), workdir)
-    assert record["summary"]["skipped"] == 2
-    assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 6]
-    assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
-
-
-class Spoiled(Poisoned):
-    """The stream of batches with a picture that cannot be read."""
-
-    def __next__(self):
-        if self._batches.get_state()["next_batch"] in self._bad:
-            raise ValueError("cannot read the picture x.png")
-        return next(self._batches)
-
-
-def test_a_bad_picture_costs_no_updates(photographs, tmp_path, monkeypatch):
-    experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
-    healthy = loop.train_batches
-    monkeypatch.setattr(loop, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
-    told = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
-    with pytest.raises(ValueError, match=told):
-        start(experiment, workdir)
-    monkeypatch.setattr(loop, "train_batches", healthy)
-    start(experiment, workdir)
-    start(experiment, tmp_path / "undisturbed")
-    assert losses(workdir) == losses(tmp_path / "undisturbed")
-    assert same(trained(workdir, "vae"), trained(tmp_path / "undisturbed", "vae"))
-
-
-def test_a_full_disk_is_told_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
-    def full(self, step, scalars):
-        if step == 4:
-            with naming(tmp_path / "metrics.jsonl"):
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-    workdir = tmp_path / "run"
-    monkeypatch.setattr(metric_log.JsonlWriter, "write_scalars", full)
-    told = rf"^vae: after update 4 of 6: .*No space left on device: '{tmp_path}/metrics\.jsonl'; "
-    with pytest.raises(OSError, match=rf"{told}the last complete checkpoint is {workdir}/checkpoints/vae/2$"):
-        start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), workdir)
-
-
-def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path, monkeypatch, capsys):
-    workdir = tmp_path / "run"
-    experiment = tiny_run(
-        photographs | only("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
-    )
-    monkeypatch.setattr(lpips, "available", lambda: False)
-    assert start(experiment, workdir, stop_at=1) is None
-    assert "LPIPS is off" in capsys.readouterr().out.splitlines()[0]
-    # Installed between a stop and its resume.
-    monkeypatch.setattr(lpips, "available", lambda: True)
-    assert start(experiment, workdir, stop_at=1) is None
-    assert "LPIPS stays off" in capsys.readouterr().out.splitlines()[0]
-    assert not any("lpips" in row for row in read_metrics(workdir / "metrics.jsonl"))
-    # As if it had been there from the beginning, and is gone.
-    monkeypatch.setattr(lpips, "available", lambda: False)
-    (note,) = workdir.glob("checkpoints/drm/2/record/metadata")
-    note.write_text(note.read_text().replace('"lpips_weight": 0.0', '"lpips_weight": 0.1'))
-    with pytest.raises(ConfigError, match=r"config\.losses\.lpips_weight: .* was begun with LPIPS"):
-        start(experiment, workdir)
-    note.write_text(note.read_text().replace('"lpips_weight": 0.1', '"lpips_weight": 0.0'))
-    (record,) = start(experiment, workdir)
-    assert record["losses"]["lpips_weight"] == 0
-
-
-UNUSABLE = {
-    "data.photos": ("nowhere", OSError, r"^config\.data\.photos: no data folder at nowhere$"),
-    "data.heldout_photos": ("nowhere", OSError, r"^config\.data\.heldout_photos: no data folder at nowhere$"),
-    "data.pairs": ({"dehaze": {"lq": "nowhere", "gt": "x"}}, OSError, r"^config\.data\.pairs\.dehaze: no data folder"),
-    "data.weights": ({"fog": 1.0}, ValueError, r"^config\.data\.weights\.fog: no task is named so; the tasks are"),
-    "stages.vae.batch_size": (12, ConfigError, r"config\.stages\.vae\.batch_size: 12 .* over the 8 devices"),
-    "stages.vae.crop": (15, ConfigError, r"config\.stages\.vae\.crop: 15 is no multiple of 2"),
-    "stages.prior.crop": (20, ConfigError, r"config\.stages\.prior: crop 20 is larger than image_size 16"),
-    "stages.vea": ({"steps": 1}, ValueError, r"config\.stages\.vea: no such stage"),
-    "evaluation.per_task": (5, ValueError, r"^config\.evaluation\.per_task must be 1 to 4"),
-    "mesh.data": (3, ValueError, r"^config\.mesh \(data=3"),
-}
-
-
-@pytest.mark.parametrize("field", UNUSABLE)
-def test_what_cannot_run_is_told_before_anything_is_written(photographs, tmp_path, monkeypatch, field):
-    value, kind, message = UNUSABLE[field]
-    monkeypatch.setattr(sharding, "make_mesh", ALL_DEVICES)
-    changes = photographs | {field: value}
-    with pytest.raises(kind, match=message):
-        run.run_experiment(tiny_run(changes), tmp_path / "run", HeldOut)
-    assert not (tmp_path / "run").exists()
-
-
-def test_nothing_to_do_is_a_mistake(photographs, tmp_path):
-    with pytest.raises(ConfigError, match="no stage has steps"):
-        start(tiny_run(photographs | only()), tmp_path / "run")
 
 
 TWO_PROCESSES = """

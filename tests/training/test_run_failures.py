@@ -1,0 +1,171 @@
+"""What goes wrong in whole runs of the tiny experiment: told with its place, and nothing lost.
+
+On one device and with a shared compilation cache: what differs between the runs is not what is compiled.
+"""
+
+import errno
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from data_pipelines.naming import naming
+from mperceiver_jax import convert
+from mperceiver_jax.config import ConfigError
+from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.models import lpips, parameters
+from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training import loop, metric_log, run, sharding
+from mperceiver_jax.training.checkpoints import CheckpointError
+from mperceiver_jax.training.metric_log import read_metrics
+from mperceiver_jax.training.metric_reader import NonFiniteLoss
+from tests.tiny_run import nine_classes, tiny_run
+from tests.whole_runs import losses, only, same, start, trained
+
+ALL_DEVICES = sharding.make_mesh
+pytestmark = pytest.mark.usefixtures("one_device_and_a_cache")
+
+
+def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = []
+    for seed in range(2):
+        model = MPerceiver(nine_classes())
+        parameters.initialise(model, seed)
+        files.append(tmp_path / f"priors_{seed}.safetensors")
+        save_file(dict(convert.dump(model, layout="release")), files[-1])
+    stages = only("predictor", "dual_branch") | {"losses.train_tower": False}
+    given = lambda file: tiny_run(photographs | stages | {"from_scratch": False, "priors": str(file)})
+    workdir, path = tmp_path / "run", tmp_path / "priors.safetensors"
+    with pytest.raises(ConfigError, match=r"config\.priors: .*priors\.safetensors"):
+        start(given(path), workdir)
+    assert not workdir.exists()
+    assert start(given(files[0]), workdir, stop_at=1) is None
+    with pytest.raises(CheckpointError, match=r"predictor/1 was trained next to other frozen parameters"):
+        start(given(files[1]), workdir)
+    shutil.copy(files[0], path)
+    assert start(given(path), workdir, stop_at=2) is None
+    with pytest.raises(CheckpointError, match=r"predictor/3 was trained next to other .*config\.priors"):
+        start(given(files[1]), workdir)
+
+
+class Poisoned:
+    """The stream of batches with pictures of NaN where asked for."""
+
+    def __init__(self, batches, bad):
+        self._batches, self._bad = batches, bad
+
+    def __next__(self):
+        number = self._batches.get_state()["next_batch"]
+        batch = next(self._batches)
+        return {k: v * np.nan if k == "gt" and number in self._bad else v for k, v in batch.items()}
+
+    def __getattr__(self, name):
+        return getattr(self._batches, name)
+
+
+def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path, monkeypatch):
+    fields = photographs | only("vae") | {"stages.vae.steps": 6}
+    healthy = loop.train_batches
+    monkeypatch.setattr(loop, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
+    workdir = tmp_path / "run"
+    told = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
+    with pytest.raises(NonFiniteLoss, match=told):
+        start(tiny_run(fields), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
+    with pytest.raises(NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"):
+        start(tiny_run(fields | {"on_nonfinite": "skip"}), workdir)
+    (record,) = start(tiny_run(fields | {"on_nonfinite": "skip", "max_skipped": 2}), workdir)
+    assert record["summary"]["skipped"] == 2
+    assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 6]
+    assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
+
+
+class Spoiled(Poisoned):
+    """The stream of batches with a picture that cannot be read."""
+
+    def __next__(self):
+        if self._batches.get_state()["next_batch"] in self._bad:
+            raise ValueError("cannot read the picture x.png")
+        return next(self._batches)
+
+
+def test_a_bad_picture_costs_no_updates(photographs, tmp_path, monkeypatch):
+    experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
+    healthy = loop.train_batches
+    monkeypatch.setattr(loop, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
+    told = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
+    with pytest.raises(ValueError, match=told):
+        start(experiment, workdir)
+    monkeypatch.setattr(loop, "train_batches", healthy)
+    start(experiment, workdir)
+    start(experiment, tmp_path / "undisturbed")
+    assert losses(workdir) == losses(tmp_path / "undisturbed")
+    assert same(trained(workdir, "vae"), trained(tmp_path / "undisturbed", "vae"))
+
+
+def test_a_full_disk_is_told_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
+    def full(self, step, scalars):
+        if step == 4:
+            with naming(tmp_path / "metrics.jsonl"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(metric_log.JsonlWriter, "write_scalars", full)
+    told = rf"^vae: after update 4 of 6: .*No space left on device: '{tmp_path}/metrics\.jsonl'; "
+    with pytest.raises(OSError, match=rf"{told}the last complete checkpoint is {workdir}/checkpoints/vae/2$"):
+        start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), workdir)
+
+
+def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    experiment = tiny_run(
+        photographs | only("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
+    )
+    monkeypatch.setattr(lpips, "available", lambda: False)
+    assert start(experiment, workdir, stop_at=1) is None
+    assert "LPIPS is off" in capsys.readouterr().out.splitlines()[0]
+    # Installed between a stop and its resume.
+    monkeypatch.setattr(lpips, "available", lambda: True)
+    assert start(experiment, workdir, stop_at=1) is None
+    assert "LPIPS stays off" in capsys.readouterr().out.splitlines()[0]
+    assert not any("lpips" in row for row in read_metrics(workdir / "metrics.jsonl"))
+    # As if it had been there from the beginning, and is gone.
+    monkeypatch.setattr(lpips, "available", lambda: False)
+    (note,) = workdir.glob("checkpoints/drm/2/record/metadata")
+    note.write_text(note.read_text().replace('"lpips_weight": 0.0', '"lpips_weight": 0.1'))
+    with pytest.raises(ConfigError, match=r"config\.losses\.lpips_weight: .* was begun with LPIPS"):
+        start(experiment, workdir)
+    note.write_text(note.read_text().replace('"lpips_weight": 0.1', '"lpips_weight": 0.0'))
+    (record,) = start(experiment, workdir)
+    assert record["losses"]["lpips_weight"] == 0
+
+
+UNUSABLE = {
+    "data.photos": ("nowhere", OSError, r"^config\.data\.photos: no data folder at nowhere$"),
+    "data.heldout_photos": ("nowhere", OSError, r"^config\.data\.heldout_photos: no data folder at nowhere$"),
+    "data.pairs": ({"dehaze": {"lq": "nowhere", "gt": "x"}}, OSError, r"^config\.data\.pairs\.dehaze: no data folder"),
+    "data.weights": ({"fog": 1.0}, ValueError, r"^config\.data\.weights\.fog: no task is named so; the tasks are"),
+    "stages.vae.batch_size": (12, ConfigError, r"config\.stages\.vae\.batch_size: 12 .* over the 8 devices"),
+    "stages.vae.crop": (15, ConfigError, r"config\.stages\.vae\.crop: 15 is no multiple of 2"),
+    "stages.prior.crop": (20, ConfigError, r"config\.stages\.prior: crop 20 is larger than image_size 16"),
+    "stages.vea": ({"steps": 1}, ValueError, r"config\.stages\.vea: no such stage"),
+    "evaluation.per_task": (5, ValueError, r"^config\.evaluation\.per_task must be 1 to 4"),
+    "mesh.data": (3, ValueError, r"^config\.mesh \(data=3"),
+}
+
+
+@pytest.mark.parametrize("field", UNUSABLE)
+def test_what_cannot_run_is_told_before_anything_is_written(photographs, tmp_path, monkeypatch, field):
+    value, kind, message = UNUSABLE[field]
+    monkeypatch.setattr(sharding, "make_mesh", ALL_DEVICES)
+    changes = photographs | {field: value}
+    with pytest.raises(kind, match=message):
+        run.run_experiment(tiny_run(changes), tmp_path / "run", HeldOut)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_do_is_a_mistake(photographs, tmp_path):
+    with pytest.raises(ConfigError, match="no stage has steps"):
+        start(tiny_run(photographs | only()), tmp_path / "run")
