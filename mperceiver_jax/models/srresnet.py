@@ -19,7 +19,8 @@ class SRResNetConfig:
     Attributes:
         width: channels inside; blocks: number of residual blocks.
         prompts: none, from a task map, or from the picture.
-        task_maps: file of the task maps for explicit prompts; empty for our own.
+        task_maps: file of the task maps for explicit prompts, read whenever the model is used (a run made by
+            `convert import` has its own copy); empty for our own.
     """
 
     width: int = 64
