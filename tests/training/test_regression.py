@@ -14,10 +14,9 @@ from mperceiver_jax.models.am_promptir import AMPromptIRConfig
 from mperceiver_jax.models.nafnet import NAFNetConfig
 from mperceiver_jax.models.pip import PIPConfig
 from mperceiver_jax.models.promptir import PromptIRConfig
-from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel, word_vectors
+from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel
 from mperceiver_jax.models.restormer import RestormerConfig
 from mperceiver_jax.models.srresnet import SRResNetConfig
-from mperceiver_jax.models.swinir import SwinIRConfig
 from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.loop import data_config, stages_of
@@ -165,17 +164,6 @@ def test_a_model_that_cannot_be_is_named_by_its_field(change, message):
         from_mapping(Experiment, mapping)
 
 
-def test_words_come_from_a_file_of_embeddings(tmp_path):
-    np.save(tmp_path / "words.npy", np.eye(2, 3))
-    assert word_vectors(str(tmp_path / "words.npy"), ("a", "b"), 3).dtype == np.float32
-    np.save(tmp_path / "ids.npy", np.ones((2, 3), int))
-    with pytest.raises(ValueError, match=r"ids\.npy: int64 \(2, 3\) found, floats \(2, 3\) expected"):
-        word_vectors(str(tmp_path / "ids.npy"), ("a", "b"), 3)
-    (tmp_path / "text.npy").write_text("rain")
-    with pytest.raises(ValueError, match=r"text\.npy: no \.npy file of text embeddings"):
-        word_vectors(str(tmp_path / "text.npy"), ("a", "b"), 3)
-
-
 def test_stages_of_other_models_are_refused(tmp_path):
     stage = to_mapping(tiny_regression().stages["regression"])
     with pytest.raises(ConfigError, match=r"config\.stages\.vae: no stage for MiOIR"):
@@ -229,24 +217,6 @@ def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
     oracle = tiny_regression(told | {"model.told_by": "label"}, prompts="explicit")
     alone = {path: value for path, value in params.items() if path.startswith("network.")}
     np.testing.assert_allclose(distance(oracle, alone), true, rtol=1e-6)
-
-
-@pytest.mark.parametrize("prompts", ["plain", "adaptive"])
-def test_an_identity_to_begin_with(prompts):
-    sizes = SRResNetConfig(4, 1, prompts)
-    model = parameters.initialise(
-        RegressionModel(RegressionConfig("mioir_srresnet", sizes, SEVEN, identity_start=True))
-    )
-    lq = jnp.asarray(np.random.default_rng(0).random((1, 12, 12, 3), np.float32))
-    np.testing.assert_array_equal(model(lq), lq)
-    with pytest.raises(ValueError, match=r"identity_start: MiOIR .SwinIR. adds no layer"):
-        RegressionModel(RegressionConfig("mioir_swinir", SwinIRConfig.small(), SEVEN, identity_start=True))
-
-
-def test_pip_counts_its_angles():
-    sizes = PIPConfig(backbone=NAFNetConfig(4, (1,), 1, (1,)), widths=(8,), sides=(4,))
-    model = parameters.initialise(RegressionModel(RegressionConfig("pip", sizes, FIVE)))
-    assert float(model.penalty()) == float(model.network.angle_penalty()) > 0
 
 
 def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
