@@ -18,6 +18,8 @@ def to_mapping(value: Any) -> Any:
         return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: to_mapping(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(to_mapping, value))
     return value
 
 

@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from JSON, so that a tuple equals the list it is stored as."""
-    return json.loads(json.dumps(dict(config), default=str))
+    return json.loads(json.dumps(dict(config)))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mperceiver_jax.models.promptir import PromptIRConfig
 from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel
 from mperceiver_jax.models.restormer import RestormerConfig
 from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.restore import Restorer
 from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
 from mperceiver_jax.training.checkpoints import Checkpoints
 from mperceiver_jax.training.loop import data_config, stages_of
@@ -259,6 +260,9 @@ def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_pat
     assert rows[0] == rows[1] and [row["stage"] for row in rows[0]] == 3 * ["regression.1"] + 4 * ["regression.2"]
     for entry in ("trainable", "ema"):
         assert same(*(left(tmp_path / place, "regression.2", entry) for place in ("whole", "cut")))
+    # What restores it knows it from its workdir alone.
+    restored = Restorer.from_checkpoint(tmp_path / "cut")
+    assert same(restored._params, left(tmp_path / "whole", "regression.2", "ema"))
 
 
 def test_a_phase_goes_on_from_parameters_and_average_with_a_fresh_optimizer(photographs, tmp_path):
