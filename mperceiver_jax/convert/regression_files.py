@@ -218,18 +218,15 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         stages={"regression": replace(stage, curriculum=(), ema_decay=stage.ema_decay if kept else 0.0)},
     )
     metadata = {"stage": "regression", "priors": fingerprint({}), "ema": kept, **experiment.form}
-    try:
-        mapping = to_mapping(experiment)
+    mapping = to_mapping(experiment)
+    if maps:
+        mapping["model"]["network"]["task_maps"] = TASK_MAPS
+    with new_outputs(output.resolve()) as (partial,):
+        claim_workdir(partial, mapping)
         if maps:
-            mapping["model"]["network"]["task_maps"] = TASK_MAPS
-        claim_workdir(output, mapping)
-        if maps:
-            shutil.copyfile(maps, output / TASK_MAPS)
+            shutil.copyfile(maps, partial / TASK_MAPS)
         if aside:
-            write_safetensors(output / ASIDE, aside)
-        with Checkpoints(checkpoint_folder(output, "regression"), asynchronous=False) as checkpoints:
+            write_safetensors(partial / ASIDE, aside)
+        with Checkpoints(checkpoint_folder(partial, "regression"), asynchronous=False) as checkpoints:
             checkpoints.save(stage.steps, {"trainable": last, "ema": averages if kept else {}}, None, metadata)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
     return notes

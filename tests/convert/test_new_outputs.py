@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.convert import regression_files
 from mperceiver_jax.convert.export import export
 from mperceiver_jax.convert.new_outputs import new_outputs
 from mperceiver_jax.convert.priors import PriorsDirectory, write_priors
-from mperceiver_jax.convert.regression_files import export_regression
+from mperceiver_jax.convert.regression_files import export_regression, import_regression
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.training.weights import trained_values
 from tests.tiny import tiny_config
 from tests.tiny_regression import tiny_regression
 
@@ -57,6 +59,22 @@ def test_of_two_exports_of_a_restorer_one_is_there_whole(suffix, tmp_path):
     with pytest.raises(FileExistsError, match=r"out.*another process"):
         export_regression(model, first, output, done=other)
     assert convert.read_torch(output)["conv_first.bias"][0] == second["network.conv_first.bias"][0]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_of_two_imports_of_a_restorer_one_is_there_whole(tmp_path, monkeypatch):
+    experiment, output = tiny_regression(), tmp_path / "run"
+    model = experiment.build()
+    first, second = started(model), {path: value + 1 for path, value in started(model).items()}
+    files = [
+        export_regression(model, values, tmp_path / f"{k}.safetensors") for k, values in enumerate((first, second))
+    ]
+    other, claim = once(lambda: import_regression(files[1], output, experiment)), regression_files.claim_workdir
+    monkeypatch.setattr(regression_files, "claim_workdir", lambda *given: (other(), claim(*given)))
+    with pytest.raises(FileExistsError, match=r"run.*another process"):
+        import_regression(files[0], output, experiment)
+    kept = trained_values(output, "regression")
+    assert all(np.array_equal(value, second[path]) for path, value in kept.items())
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
