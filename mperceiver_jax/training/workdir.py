@@ -87,7 +87,7 @@ def claim_workdir(
     new one replaces it. In a distributed run every process calls this and process 0 does it.
 
     Args:
-        config: nested dict; values that JSON does not know are kept as text.
+        config: nested dict of what JSON knows; tuples are stored as lists.
         may_change: dotted prefixes of fields that a resumed run may change.
         complete: see `check_workdir`.
 
