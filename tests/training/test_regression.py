@@ -18,17 +18,16 @@ from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, Regress
 from mperceiver_jax.models.restormer import RestormerConfig
 from mperceiver_jax.models.srresnet import SRResNetConfig
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.training import curriculum, losses, plan, run, sharding, weights
-from mperceiver_jax.training.checkpoints import Checkpoints
+from mperceiver_jax.training import curriculum, losses, run, sharding
 from mperceiver_jax.training.loop import data_config, stages_of
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.metric_reader import NonFiniteLoss
-from mperceiver_jax.training.runtime import Preemption
 from mperceiver_jax.training.sharding import MeshConfig
 from mperceiver_jax.training.stages import build_stage
 from mperceiver_jax.training.trained_stages import trained_stages
 from tests.tiny_regression import SIDE, tiny_regression
-from tests.tiny_run import tiny_run, write_photographs
+from tests.tiny_run import tiny_run
+from tests.whole_runs import same, start, trained
 
 FIVE = tuple(task.name for task in TASK_SETS["pip"])
 SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
@@ -47,55 +46,6 @@ def one_device():
         one = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
         patch.setattr(sharding, "make_mesh", lambda config: one)
         yield
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("photographs")
-    return {
-        "data.photos": str(write_photographs(folder / "train")),
-        "data.heldout_photos": str(write_photographs(folder / "heldout", seed=1)),
-    }
-
-
-class Nothing:
-    """An evaluator that computes nothing."""
-
-    def __call__(self, stage, params, step):
-        return {"score": 1.0}
-
-    def evaluate(self, stage, params, final=False):
-        return {"scalars": {"score": 1.0}}
-
-
-class StopsAt(Preemption):
-    """As if a signal came before the update of this number."""
-
-    def __init__(self, update: int):
-        super().__init__()
-        self._left = update
-
-    def requested(self) -> bool:
-        self._noticed = self._noticed or self._left == 0
-        self._left -= 1
-        return super().requested()
-
-
-def start(experiment, workdir, stop_at=None):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "plan_stage", lambda e, m, name: plan.StagePlan(name, "", 0, 0, 0, 0.0))
-        if stop_at is not None:
-            patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
-        return run.run_experiment(experiment, workdir, lambda *_: Nothing())
-
-
-def left(workdir, name, entry="trainable"):
-    with Checkpoints(weights.checkpoint_folder(workdir, name), read_only=True) as checkpoints:
-        return checkpoints.restore_params_only(checkpoints.latest(), entry)
-
-
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
 
 
 SIZES = [
@@ -230,7 +180,7 @@ def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     assert set(records[0]["tasks"]) == {"denoise", "lowlight"}
     assert records[0]["predictor"]["classes"] == list(SEVEN)
     assert (tmp_path / "run" / "samples" / "regression_denoise.png").is_file()
-    ema, last = (left(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
+    ema, last = (trained(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
     assert any(not np.array_equal(ema[path], last[path]) for path in ema)
     # Both sets are measured, each as it would be alone, and told apart.
     alone = HeldOut(experiment, experiment.build(), sharding.make_mesh(None), None)
@@ -249,7 +199,7 @@ def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_pat
     assert start(experiment, tmp_path / "whole") is not None
     # Within the first phase, then before the second one's first update, then within that.
     for updates in (2, 1, 2):
-        assert start(experiment, tmp_path / "cut", updates) is None
+        assert start(experiment, tmp_path / "cut", stop_at=updates) is None
     (last,) = trained_stages(tmp_path / "cut", experiment)
     assert last.unfinished == "the stage regression.2 is unfinished, at update 2 of 4"
     assert start(experiment, tmp_path / "cut") is not None
@@ -259,10 +209,10 @@ def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_pat
     ]
     assert rows[0] == rows[1] and [row["stage"] for row in rows[0]] == 3 * ["regression.1"] + 4 * ["regression.2"]
     for entry in ("trainable", "ema"):
-        assert same(*(left(tmp_path / place, "regression.2", entry) for place in ("whole", "cut")))
+        assert same(*(trained(tmp_path / place, "regression.2", entry) for place in ("whole", "cut")))
     # What restores it knows it from its workdir alone.
     restored = Restorer.from_checkpoint(tmp_path / "cut")
-    assert same(restored._params, left(tmp_path / "whole", "regression.2", "ema"))
+    assert same(restored._params, trained(tmp_path / "whole", "regression.2", "ema"))
 
 
 def test_a_phase_goes_on_from_parameters_and_average_with_a_fresh_optimizer(photographs, tmp_path):
@@ -273,7 +223,7 @@ def test_a_phase_goes_on_from_parameters_and_average_with_a_fresh_optimizer(phot
     assert [record["summary"]["name"] for record in run_of] == ["regression.1", "regression.2"]
     # Three updates at a rate of zero in each phase; the second has one more.
     start_values = parameters.initial_values(experiment.build(), experiment.seed, lambda path, value: value)
-    assert same(left(tmp_path, "regression.1"), start_values)
+    assert same(trained(tmp_path, "regression.1"), start_values)
 
 
 def test_phases_hand_over_both_sets_of_parameters(photographs, tmp_path):
@@ -281,8 +231,8 @@ def test_phases_hand_over_both_sets_of_parameters(photographs, tmp_path):
     first, second = ({"tasks": ("denoise",), "steps": 3}, {"tasks": ("denoise", "lowlight"), "steps": 1})
     experiment = tiny_regression(photographs | changes | {"stages.regression.curriculum": (first, second)})
     start(experiment, tmp_path)
-    ema, after = left(tmp_path, "regression.1", "ema"), left(tmp_path, "regression.2", "ema")
-    now = left(tmp_path, "regression.2")
+    ema, after = trained(tmp_path, "regression.1", "ema"), trained(tmp_path, "regression.2", "ema")
+    now = trained(tmp_path, "regression.2")
     for path, value in after.items():
         np.testing.assert_allclose(value, 0.5 * ema[path] + 0.5 * now[path], rtol=1e-5, atol=1e-7)
 
@@ -322,7 +272,9 @@ def test_what_is_learned_beside_the_pictures_is_not_limited(photographs, tmp_pat
     experiment = tiny_regression(photographs | changes, prompts="explicit")
     start(experiment, tmp_path / "run")
     before = parameters.initial_values(experiment.build(), experiment.seed, lambda path, value: value)
-    moved = {path: np.abs(value - before[path]).max() for path, value in left(tmp_path / "run", "regression").items()}
+    moved = {
+        path: np.abs(value - before[path]).max() for path, value in trained(tmp_path / "run", "regression").items()
+    }
     assert max(value for path, value in moved.items() if path.startswith("network.")) < 1e-5
     assert moved["classifier.lastOut.bias"] > 1e-2
 
