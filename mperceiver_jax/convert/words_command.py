@@ -13,7 +13,6 @@ OpenAI's own have another activation and are refused.
 """
 
 import argparse
-import io
 import json
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.convert.importing import converted
 from mperceiver_jax.convert.layouts import LAYOUTS
+from mperceiver_jax.convert.new_outputs import new_outputs
 from mperceiver_jax.convert.recognition import recognise
 from mperceiver_jax.convert.sources import WeightFile, weight_files
 from mperceiver_jax.convert.state_dicts import match
@@ -31,7 +31,6 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.am_promptir import AMPromptIRConfig
 from mperceiver_jax.models.clip import TextConfig, TextTower
 from mperceiver_jax.models.degradation_names import CAPTIONS, caption_vectors
-from mperceiver_jax.restore.picture_files import write_atomically
 
 TASKS = tuple(task.name for task in TASK_SETS["pip"])
 
@@ -60,9 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output={output}: a .npy file is written")
     tasks = [name.strip() for name in arguments.tasks.split(",")]
     vectors = np.asarray(caption_vectors(read_text_tower(arguments.source), tasks), np.float32)
-    content = io.BytesIO()
-    np.save(content, vectors)
-    write_atomically(output, content.getvalue())
+    with new_outputs(output) as (partial,):
+        np.save(partial, vectors)
     width, told = vectors.shape[1], ", ".join(CAPTIONS[task][0] for task in tasks)
     resized = f" --config.model.network.text_width={width}" if width != AMPromptIRConfig.full().text_width else ""
     print(f"{output}: {len(tasks)} embeddings of {width} numbers ({told})")
