@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.systems import System
 from benchmarks.timing import Candidate, measure
-from mperceiver_jax.config import Experiment, StageConfig
+from mperceiver_jax.config.experiment import Experiment, StageConfig
 from mperceiver_jax.evaluate.heldout import HeldOut
-from mperceiver_jax.models import lpips
+from mperceiver_jax.models.perceptual import lpips
 from mperceiver_jax.training.run import run_experiment
 
 

@@ -27,9 +27,9 @@ import jax
 from benchmarks.budget import trained
 from benchmarks.systems import System, main_stage, sized
 from benchmarks.timing import measure
-from mperceiver_jax.config import Experiment, from_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.evaluate.report import table
-from mperceiver_jax.training.metric_reader import NonFiniteLoss
+from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 
 DEFAULT = tuple(f"configs/{name}.py:small" for name in ("allinone", "promptir", "am_promptir", "pip", "mioir"))
 EXAMPLES = """\

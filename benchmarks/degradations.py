@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.degradations.protocols import PROTOCOLS
-from data_pipelines.pictures import as_float
-from data_pipelines.sources import PhotoSource, bundled_photos
+from data_pipelines.images import as_float
+from data_pipelines.sources.folders import PhotoSource, bundled_photos
 from data_pipelines.tasks import TASKS
 
 SLOW = 20.0

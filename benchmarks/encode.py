@@ -11,7 +11,7 @@ from benchmarks.flop import flop
 from benchmarks.subject import Subject, random_batch, random_values
 from benchmarks.timing import PEAK, compiled, matrix_product, measure
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 
 EXAMPLES = """\
   python -m benchmarks.encode

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipelines.layouts import layout_named
-from data_pipelines.open_source import Source, open_source
-from data_pipelines.pairing import find
+from data_pipelines.datasets.layouts import layout_named
+from data_pipelines.datasets.pack import prepare
+from data_pipelines.datasets.pairing import find
+from data_pipelines.datasets.splits import Rule, Split
+from data_pipelines.datasets.tree import Tree
 from data_pipelines.pipeline import PipelineConfig, train_batches
-from data_pipelines.preparation import prepare
-from data_pipelines.sources import PhotoSource, bundled_photos
-from data_pipelines.splits import Rule, Split
-from data_pipelines.tree import Tree
+from data_pipelines.sources.folders import PhotoSource, bundled_photos
+from data_pipelines.sources.spec import Source, open_source
 
 
 def made_pairs(folder: Path, count: int, width: int, height: int, kind: str) -> str:

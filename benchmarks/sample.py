@@ -16,7 +16,7 @@ from mperceiver_jax.diffusion.restoration import Sampler, restore_batch
 from mperceiver_jax.diffusion.samplers import DDIM
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 
 EXAMPLES = """\
   python -m benchmarks.sample

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.flop import flop, per_example
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 from mperceiver_jax.models.parameters import Params
 
 

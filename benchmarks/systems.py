@@ -14,14 +14,14 @@ import numpy as np
 from benchmarks.flop import flop
 from benchmarks.subject import random_values
 from benchmarks.timing import Candidate, compiled, program_memory
-from mperceiver_jax.config import Experiment
+from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
-from mperceiver_jax.training.optimizer import make_optimizer
-from mperceiver_jax.training.plan import abstract_batch
-from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.training.cost_estimate import abstract_batch
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
 

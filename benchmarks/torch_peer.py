@@ -20,15 +20,15 @@ import torch
 from benchmarks.systems import System, random_pictures, sized
 from benchmarks.timing import Candidate, compiled, measure
 from benchmarks.torch_device import device_like_ours, wait
-from mperceiver_jax.config import Experiment
-from mperceiver_jax.convert.regression_files import NETWORK, state_dict
+from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.convert.restorer_checkpoints import NETWORK, state_dict
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.am_promptir import AMPromptIR
-from mperceiver_jax.models.conditions import weights_of_labels
-from mperceiver_jax.models.pip import PIP
-from mperceiver_jax.models.prompts import Prompted
-from mperceiver_jax.models.regression import RegressionConfig, RegressionModel, word_vectors
-from mperceiver_jax.training.optimizer import OptimizerConfig
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIR
+from mperceiver_jax.models.restorers.condition_weights import weights_of_labels
+from mperceiver_jax.models.restorers.mioir.prompting import Prompted
+from mperceiver_jax.models.restorers.pip import PIP
+from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel, word_vectors
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 # Of the largest output. Rounding of products to TF32 or bfloat16 stays below; another network does not.
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.2}

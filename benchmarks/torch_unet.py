@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from benchmarks.timing import Candidate
 from benchmarks.torch_device import device_like_ours, wait
 from mperceiver_jax import convert
-from mperceiver_jax.convert.library_homes import unet_config
-from mperceiver_jax.models.unet import UNet, UNetConfig
+from mperceiver_jax.convert.diffusers.components import unet_config
+from mperceiver_jax.models.mperceiver.unet import UNet, UNetConfig
 
 
 def build(config: UNetConfig) -> Any:

@@ -15,9 +15,9 @@ from benchmarks import report, unet
 from benchmarks.flop import flop
 from benchmarks.subject import Subject, part_flop, random_batch, random_values
 from benchmarks.timing import PEAK, Candidate, matrix_product, measure, program_memory
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
 EXAMPLES = """\

@@ -14,7 +14,7 @@ from benchmarks.flop import flop
 from benchmarks.subject import Subject, random_values
 from benchmarks.timing import PEAK, Candidate, compiled, matrix_product, measure
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.unet import UNet
+from mperceiver_jax.models.mperceiver.unet import UNet
 
 EXAMPLES = """\
   python -m benchmarks.unet

@@ -17,9 +17,9 @@ set from the command line, as in --config.stages.dual_branch.steps=2000.
 
 from ml_collections import ConfigDict
 
-from mperceiver_jax.config import to_mapping
-from mperceiver_jax.models.mperceiver import MPerceiverConfig
-from mperceiver_jax.training.runtime import accelerator
+from mperceiver_jax.config.experiment import to_mapping
+from mperceiver_jax.distributed.runtime import accelerator
+from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 
 
 def get_config(variant: str = "") -> ConfigDict:

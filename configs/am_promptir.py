@@ -18,8 +18,8 @@
 
 from ml_collections import ConfigDict
 
-from mperceiver_jax.models.am_promptir import AMPromptIRConfig
-from mperceiver_jax.training.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.config.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
 
 EXAMPLES = {"3task": 80_637, "5task": 100_852}  # per epoch: the release's without Urban100, which is a test set
 URBAN100 = 900

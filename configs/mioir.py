@@ -19,12 +19,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mperceiver_jax.models.prompted_restormer import PromptedPromptIRConfig, PromptedRestormerConfig
-from mperceiver_jax.models.srresnet import SRResNetConfig
-from mperceiver_jax.models.swinir import SwinIRConfig
-from mperceiver_jax.models.uformer import UformerConfig
-from mperceiver_jax.training.curriculum import cumulative
-from mperceiver_jax.training.recipes import regression_recipe
+from mperceiver_jax.config.phases import cumulative
+from mperceiver_jax.config.recipes import regression_recipe
+from mperceiver_jax.models.restorers.mioir.prompted_restormer import (
+    PromptedPromptIRConfig,
+    PromptedRestormerConfig,
+)
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+from mperceiver_jax.models.restorers.mioir.swinir import SwinIRConfig
+from mperceiver_jax.models.restorers.mioir.uformer import UformerConfig
 
 TASKS = {
     "3task": ("denoise", "derain", "dehaze"),

@@ -19,8 +19,8 @@ nafnet          five tasks, on NAFNet
 
 from ml_collections import ConfigDict
 
-from mperceiver_jax.models.pip import PIPConfig
-from mperceiver_jax.training.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.config.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.models.restorers.pip import PIPConfig
 
 EXAMPLES = {"3task": 142_431, "5task": 162_646}  # per epoch
 BATCH = 48

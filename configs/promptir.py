@@ -16,8 +16,8 @@
 
 from ml_collections import ConfigDict
 
-from mperceiver_jax.models.promptir import PromptIRConfig
-from mperceiver_jax.training.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.config.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.models.restorers.promptir import PromptIRConfig
 
 EXAMPLES = {"3task": 142_431, "5task": 162_646}  # per epoch
 BATCH = 32

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
-from data_pipelines.pictures import as_float
+from data_pipelines.images import as_float
 from data_pipelines.tasks import Task
 
 if TYPE_CHECKING:

@@ -28,11 +28,11 @@ from absl import flags
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
 from data_pipelines.examples import Batch, Example, MakeExample, as_batch, centre_cut, degrade
-from data_pipelines.few_pairs import PartOfSource, few_pairs
+from data_pipelines.images import as_float
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
-from data_pipelines.open_source import Source, open_source
-from data_pipelines.pictures import as_float
-from data_pipelines.sources import PairedFolders, PhotoSource, bundled_photos
+from data_pipelines.sources.few_shot import PartOfSource, few_pairs
+from data_pipelines.sources.folders import PairedFolders, PhotoSource, bundled_photos
+from data_pipelines.sources.spec import Source, open_source
 from data_pipelines.tasks import TASKS, Task, with_new_tasks
 
 

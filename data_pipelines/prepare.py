@@ -24,22 +24,16 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from data_pipelines import mixture_plan
-from data_pipelines.layouts import LAYOUTS, Layout, layout_named
-from data_pipelines.list_files import read_list
-from data_pipelines.pairing import find
-from data_pipelines.patterns import compiled, shown
-from data_pipelines.preparation import (
-    SHARD_MEGABYTES,
-    Refused,
-    check_pictures,
-    free_space_problem,
-    prepare,
-)
-from data_pipelines.shards import check_shards
-from data_pipelines.splits import Fault, Found, Rule, Split
-from data_pipelines.tfds_sets import build
-from data_pipelines.tree import Tree
+from data_pipelines.datasets import mixture_plan
+from data_pipelines.datasets.file_lists import read_list
+from data_pipelines.datasets.layouts import LAYOUTS, Layout, layout_named
+from data_pipelines.datasets.pack import SHARD_MEGABYTES, Refused, check_pictures, free_space_problem, prepare
+from data_pipelines.datasets.pairing import find
+from data_pipelines.datasets.patterns import compiled, shown
+from data_pipelines.datasets.shards import check_shards
+from data_pipelines.datasets.splits import Fault, Found, Rule, Split
+from data_pipelines.datasets.tree import Tree
+from data_pipelines.sources.tfds import build
 
 _COMMANDS = ("list", "check", "verify", "plan")
 _SHOWN = 20

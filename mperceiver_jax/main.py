@@ -19,12 +19,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mperceiver_jax.command_line import leave_reporting_to_us, one_line, parse_flags
-from mperceiver_jax.config import Experiment, from_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping
+from mperceiver_jax.distributed.runtime import on_first_process, start_runtime
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.training.adaptation import adapted
 from mperceiver_jax.training.run import run_experiment
-from mperceiver_jax.training.runtime import on_first_process, start_runtime
 
 # Fields that the file leaves to their defaults can be set too; `from_mapping` refuses those that do not exist.
 CONFIG = config_flags.DEFINE_config_file(

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mperceiver_jax.training.checkpoint_files import complete_steps
+from mperceiver_jax.checkpoints.directory import complete_steps
+from mperceiver_jax.checkpoints.initial_params import checkpoint_folder, trained_values
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.stages import ORDER
-from mperceiver_jax.training.weights import checkpoint_folder, trained_values
-from tests.distributed import ROOT, environment
-from tests.tiny_run import write_photographs
+from mperceiver_jax.training.stages.registry import ORDER
+from tests.support.processes import ROOT, environment
+from tests.support.tiny_experiment import write_photographs
 
 # The stage that compiles fastest is enough to be killed in; each update is logged, and every fifth saved.
 STAGE = "predictor"
@@ -46,7 +46,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def tiny(place: Path, workdir: Path, *more: str) -> list[str]:
     return command(
-        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
+        f"--config={ROOT / 'tests' / 'support' / 'tiny_experiment.py'}",
         f"--workdir={workdir}",
         f"--compilation_cache={place / 'cache'}",
         f"--config.data.photos={place / 'train'}",
@@ -203,7 +203,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(place, tmp_path, mistak
             f"--config.data.photos={place / 'train'}",
             f"--config.data.heldout_photos={place / 'heldout'}",
         ]
-        arguments = [f"--config={ROOT / 'tests' / 'tiny_run.py'}", *photographs, *arguments]
+        arguments = [f"--config={ROOT / 'tests' / 'support' / 'tiny_experiment.py'}", *photographs, *arguments]
     result = run(command(f"--workdir={tmp_path / 'run'}", *arguments))
     assert result.returncode == 1
     assert re.fullmatch(rf"error: {message}(.*\n)?", result.stderr), result.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.stored_pictures import Record
+from data_pipelines.datasets.records import Record
 
 
 @dataclasses.dataclass(kw_only=True)

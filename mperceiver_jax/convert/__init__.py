@@ -8,7 +8,7 @@ A *layout* is a family of key names and shapes for one kind of module (`layouts.
 The transposition between PyTorch's arrays and ours is declared by each parameter.
 """
 
+from mperceiver_jax.convert.formats.torch_files import read_torch, write_safetensors
 from mperceiver_jax.convert.state_dicts import dead_tensors, dump, from_torch, load, to_torch
-from mperceiver_jax.convert.torch_files import read_torch, write_safetensors
 
 __all__ = ["dead_tensors", "dump", "from_torch", "load", "read_torch", "to_torch", "write_safetensors"]

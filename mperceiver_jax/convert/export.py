@@ -15,18 +15,18 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from mperceiver_jax.convert.adapter_notes import describe
-from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
-from mperceiver_jax.convert.layouts import keymap
-from mperceiver_jax.convert.library_homes import homes, scheduler_config
-from mperceiver_jax.convert.mperceiver import mperceiver_release
-from mperceiver_jax.convert.new_outputs import new_outputs
-from mperceiver_jax.convert.safetensors_writer import rounded, write_streamed
+from mperceiver_jax.convert.diffusers.adapters_json import describe
+from mperceiver_jax.convert.diffusers.components import homes, scheduler_config
+from mperceiver_jax.convert.formats.safetensors_writer import rounded, write_streamed
+from mperceiver_jax.convert.keymaps.keymap import AssemblyMap, KeyMap
+from mperceiver_jax.convert.keymaps.mperceiver import mperceiver_release
+from mperceiver_jax.convert.keymaps.registry import keymap
+from mperceiver_jax.convert.outputs import new_outputs
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.convert.state_dicts import theirs
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Kind
 
 Format = Literal["release", "diffusers", "safetensors"]

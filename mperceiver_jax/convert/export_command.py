@@ -29,15 +29,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
+from mperceiver_jax.checkpoints.initial_params import Which
+from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
-from mperceiver_jax.convert.parts import listed
-from mperceiver_jax.convert.regression_files import export_regression, kept_aside
-from mperceiver_jax.convert.weight_sources import Weights, open_weights
+from mperceiver_jax.convert.restorer_checkpoints import export_regression, kept_aside
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.regression import RegressionModel
-from mperceiver_jax.training.progress import progress_bar
-from mperceiver_jax.training.weights import Which
+from mperceiver_jax.models.mperceiver.parts import listed
+from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.progress import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

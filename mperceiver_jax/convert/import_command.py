@@ -34,10 +34,10 @@ from pathlib import Path
 
 import jax
 
-from mperceiver_jax.convert.importing import DTYPES, import_priors
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.convert.import_pretrained import DTYPES, import_priors
 from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
-from mperceiver_jax.convert.priors import PriorsDirectory
-from mperceiver_jax.convert.regression_files import import_regression
+from mperceiver_jax.convert.restorer_checkpoints import import_regression
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

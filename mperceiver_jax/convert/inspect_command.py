@@ -21,19 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
+from mperceiver_jax.checkpoints.lazy_params import of_priors
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors
 from mperceiver_jax.command_line import one_line
-from mperceiver_jax.config import Experiment
-from mperceiver_jax.convert import restorers
+from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.convert.detect import find_parts, left_over, named_parts, recognise
+from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
+from mperceiver_jax.convert.formats.torch_files import open_tensors
+from mperceiver_jax.convert.keymaps import promptir
 from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
-from mperceiver_jax.convert.parts import PARTS, lacking, listed, part_of
-from mperceiver_jax.convert.priors import PriorsDirectory, is_priors
-from mperceiver_jax.convert.recognition import find_parts, left_over, named_parts, recognise
-from mperceiver_jax.convert.regression_files import CLASSIFIER, NETWORK, regression_modules
-from mperceiver_jax.convert.sources import WeightFile, weight_files
+from mperceiver_jax.convert.restorer_checkpoints import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.state_dicts import match
-from mperceiver_jax.convert.torch_files import open_tensors
-from mperceiver_jax.convert.weight_sources import of_priors
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.mperceiver.parts import PARTS, lacking, listed, part_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
     size = sum(part.stat().st_size for part in files)
     print(f"{file.name}: {len(tensors):,} tensors in {len(files)} file(s), {size / 1e9:.2f} GB")
     print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
-    if (restorer := restorers.recognise(tensors)) is not None:
+    if (restorer := promptir.recognise(tensors)) is not None:
         module, layout = restorer
         print(f"  layout: {type(module).__name__}, a restorer by regression ({layout}); import it with its --config")
         match(module, tensors, layout)

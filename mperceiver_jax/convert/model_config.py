@@ -9,8 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mperceiver_jax.command_line import one_line
-from mperceiver_jax.config import Experiment, from_mapping
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+from mperceiver_jax.config.experiment import Experiment, from_mapping
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from mperceiver_jax.convert.keymaps import AssemblyMap, KeyMap
-from mperceiver_jax.convert.layouts import keymap
-from mperceiver_jax.convert.torch_files import StoredTensor
+from mperceiver_jax.convert.formats.torch_files import StoredTensor
+from mperceiver_jax.convert.keymaps.keymap import AssemblyMap, KeyMap
+from mperceiver_jax.convert.keymaps.registry import keymap
 from mperceiver_jax.models import parameters
 
 FLOATS = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))

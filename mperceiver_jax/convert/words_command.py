@@ -20,17 +20,17 @@ import jax
 import numpy as np
 
 from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.convert.importing import converted
-from mperceiver_jax.convert.layouts import LAYOUTS
-from mperceiver_jax.convert.new_outputs import new_outputs
-from mperceiver_jax.convert.recognition import recognise
-from mperceiver_jax.convert.sources import WeightFile, weight_files
+from mperceiver_jax.convert.detect import recognise
+from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
+from mperceiver_jax.convert.formats.torch_files import open_tensors
+from mperceiver_jax.convert.import_pretrained import converted
+from mperceiver_jax.convert.keymaps.registry import LAYOUTS
+from mperceiver_jax.convert.outputs import new_outputs
 from mperceiver_jax.convert.state_dicts import match
-from mperceiver_jax.convert.torch_files import open_tensors
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.am_promptir import AMPromptIRConfig
-from mperceiver_jax.models.clip import TextConfig, TextTower
-from mperceiver_jax.models.degradation_names import CAPTIONS, caption_vectors
+from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
+from mperceiver_jax.models.restorers.text_prompts import CAPTIONS, caption_vectors
 
 TASKS = tuple(task.name for task in TASK_SETS["pip"])
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from mperceiver_jax.diffusion.dpm_solver import DPMSolver
 from mperceiver_jax.diffusion.samplers import DDIM
 from mperceiver_jax.diffusion.schedule import Schedule
-from mperceiver_jax.models.mperceiver import Condition, MPerceiver
+from mperceiver_jax.models.mperceiver.model import Condition, MPerceiver
 
 Sampler = DDIM | DPMSolver
 SamplerName = Literal["ddim", "reference", "dpmpp_2m"]

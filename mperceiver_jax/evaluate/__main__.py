@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mperceiver_jax.evaluate.protocols import Protocol, describe, load_protocol, protocol_names
+from mperceiver_jax.evaluate.protocols.protocol import Protocol, describe, load_protocol, protocol_names
 
 if TYPE_CHECKING:
-    from mperceiver_jax.evaluate.runner import Subject
+    from mperceiver_jax.evaluate.protocols.runner import Subject
 
 EXAMPLES = """\
 examples:
@@ -171,12 +171,13 @@ def _folders(given: Sequence[str]) -> Mapping[str, tuple[Path | None, Path]]:
 def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[str, Any]) -> str:
     """Everything after the first checks; returns what to tell the user."""
     # Not before the flags are known to be in order: JAX takes seconds to start.
-    from mperceiver_jax.evaluate import page, pairs, runner, set_metrics, tables
-    from mperceiver_jax.evaluate.journal import Journal, OtherEvaluation
-    from mperceiver_jax.evaluate.pair import list_hash
-    from mperceiver_jax.evaluate.reading import NoiseStream, read_pair
-    from mperceiver_jax.evaluate.scoring import OF_SETS, Scorer
-    from mperceiver_jax.training.sharding import make_mesh
+    from mperceiver_jax.distributed.sharding import make_mesh
+    from mperceiver_jax.evaluate.metrics import fid_kid
+    from mperceiver_jax.evaluate.metrics.scorer import OF_SETS, Scorer
+    from mperceiver_jax.evaluate.protocols import find_pairs, html_page, runner, tables
+    from mperceiver_jax.evaluate.protocols.pair import list_hash
+    from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair
+    from mperceiver_jax.evaluate.protocols.results_log import Journal, OtherEvaluation
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()] if text else []
     source = options.outputs or options.checkpoint
@@ -184,7 +185,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     output = options.output or Path("evaluations") / f"{protocol.name}-{title.replace('/', '-')}"
     part = _part(options.part)
     try:
-        pictures, warnings = pairs.find_pairs(
+        pictures, warnings = find_pairs.find_pairs(
             protocol,
             options.data or Path(),
             sets=split(options.sets),
@@ -198,7 +199,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         of_sets = any(name in scorer.metrics for name in OF_SETS)
         if of_sets and not options.features:
             raise ValueError("fid and kid need --features=NET; no package ships the Inception network, see --help")
-        extractor = set_metrics.feature_extractor(options.features) if of_sets else None
+        extractor = fid_kid.feature_extractor(options.features) if of_sets else None
         # Pictures of a batch are measured by as many threads.
         batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
         subject = _subject(options, title, pictures, mesh, batch_size)
@@ -252,8 +253,8 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
             degraded, clean, restored = read_pair(made, protocol.ruler, stream)
             return row, {"input": degraded, "output": restored, "truth": clean}
 
-        worst, best = page.worst_and_best(rows, ranked_by, options.show)
-        path = page.write_page(
+        worst, best = html_page.worst_and_best(rows, ranked_by, options.show)
+        path = html_page.write_page(
             output, results, protocol, ranked_by, [shown(row) for row in worst], [shown(row) for row in best]
         )
         told.append(f"pictures: {path}")
@@ -270,7 +271,7 @@ def _part(text: str | None) -> tuple[int, int] | None:
 
 
 def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":
-    from mperceiver_jax.evaluate.runner import Subject
+    from mperceiver_jax.evaluate.protocols.runner import Subject
 
     if options.outputs is not None:
         return Subject(title, {"outputs": str(options.outputs.resolve())})
@@ -280,9 +281,9 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
 
     from absl import logging
 
+    from mperceiver_jax.checkpoints.fingerprint import fingerprint
     from mperceiver_jax.restore import Restorer
-    from mperceiver_jax.restore.many import ManyPictures
-    from mperceiver_jax.training.fingerprint import fingerprint
+    from mperceiver_jax.restore.batched import ManyPictures
 
     logging.set_verbosity(logging.ERROR)
     with warnings.catch_warnings():
@@ -322,8 +323,8 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
 
 
 def _in_short(results: Mapping[str, Any], protocol: Protocol) -> str:
-    from mperceiver_jax.evaluate.scoring import FACTS
-    from mperceiver_jax.evaluate.tables import value_text
+    from mperceiver_jax.evaluate.metrics.scorer import FACTS
+    from mperceiver_jax.evaluate.protocols.tables import value_text
 
     both = {**results["sets"], **results["averages"]}
     last = [name for name in protocol.columns if name in both][-1]

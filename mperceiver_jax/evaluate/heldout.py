@@ -14,20 +14,22 @@ import numpy as np
 
 from data_pipelines.pipeline import HeldoutExamples, PipelineConfig, heldout_examples
 from data_pipelines.tasks import Task
-from mperceiver_jax.config import Experiment
+from mperceiver_jax.checkpoints import initial_params
+from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.config.schema import in_group
 from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
-from mperceiver_jax.evaluate.metrics import psnr, ssim
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.runtime import Preempted, Preemption
+from mperceiver_jax.errors import retold
+from mperceiver_jax.evaluate.metrics.full_reference import psnr, ssim
 from mperceiver_jax.evaluate.report import sample_sheet
-from mperceiver_jax.mappings import in_group
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.regression import RegressionModel
-from mperceiver_jax.training import losses, sharding, weights
-from mperceiver_jax.training.failures import retold
-from mperceiver_jax.training.progress import progress_bar
-from mperceiver_jax.training.runtime import Preempted, Preemption
-from mperceiver_jax.training.stages import SCHEDULE, base, diffusion_target, to_model_range
+from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.progress import progress_bar
+from mperceiver_jax.training import losses
+from mperceiver_jax.training.stages.registry import SCHEDULE, base, diffusion_target, to_model_range
 
 Results = dict[str, Any]
 
@@ -204,7 +206,7 @@ class HeldOut:
         config = self._experiment.stages.get(stage)
         if self._workdir is None or config is None or not config.ema_decay:
             return None
-        values = weights.trained_values(self._workdir, stage, averaged=False) or {}
+        values = initial_params.trained_values(self._workdir, stage, averaged=False) or {}
         placed = {
             path: sharding.place(value, averages[path].sharding, averages[path].dtype) for path, value in values.items()
         }

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from mperceiver_jax.config import Experiment
+from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.evaluate.report import adaptation_in_words, write_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.regression import RegressionConfig
+from mperceiver_jax.models.restorers.registry import RegressionConfig
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

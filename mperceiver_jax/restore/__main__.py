@@ -13,8 +13,8 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.restore.files_to_restore import Job, plan
-from mperceiver_jax.restore.picture_files import Picture, read_picture, write_picture
+from mperceiver_jax.image_files import Picture, read_picture, write_picture
+from mperceiver_jax.restore.jobs import Job, plan
 
 if TYPE_CHECKING:
     from mperceiver_jax.restore import Restorer
@@ -197,7 +197,7 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
     """Restores what can be; returns what could not, and why."""
     import jax
 
-    from mperceiver_jax.training.progress import progress_bar
+    from mperceiver_jax.progress import progress_bar
 
     failures: list[tuple[Job, str]] = []
     compiled: set[tuple[int, int]] = set()

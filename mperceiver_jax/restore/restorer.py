@@ -15,19 +15,19 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from data_pipelines.pictures import as_float
+from data_pipelines.images import as_float
 from data_pipelines.tasks import TASKS, Task
+from mperceiver_jax.checkpoints.initial_params import Which, read_experiment
+from mperceiver_jax.checkpoints.run_params import read_trained_model
 from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, sampler_of
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.image_files import Picture, Rounding, crop_to, pad_to, quantise
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.regression import RegressionModel
+from mperceiver_jax.models.restorers.registry import RegressionModel
 from mperceiver_jax.restore.colour import adain, wavelet_fix
-from mperceiver_jax.restore.picture_files import Picture, Rounding, crop_to, pad_to, quantise
-from mperceiver_jax.restore.predictor import Predictor
+from mperceiver_jax.restore.external_predictor import Predictor
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
-from mperceiver_jax.restore.trained_model import read_trained_model
-from mperceiver_jax.training.weights import Which, read_experiment
 
 Colour = Literal["none", "adain", "wavelet"]
 AnyPicture = TypeVar("AnyPicture", np.ndarray, Picture)

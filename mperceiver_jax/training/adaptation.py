@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from data_pipelines.few_pairs import PartOfSource
-from data_pipelines.pictures import as_float
+from data_pipelines.images import as_float
 from data_pipelines.pipeline import training_pairs
+from data_pipelines.sources.few_shot import PartOfSource
 from data_pipelines.transforms import clip_view
-from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
-from mperceiver_jax.convert.parts import PARTS
-from mperceiver_jax.convert.priors import PriorsDirectory, is_priors, write_priors
-from mperceiver_jax.convert.weight_sources import Weights, open_weights
+from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors, write_priors
+from mperceiver_jax.checkpoints.trained_run import trained_stages
+from mperceiver_jax.checkpoints.workdir import read_config
+from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.models.new_class import never, one_more_class, with_new_class
+from mperceiver_jax.models.mperceiver.class_expansion import never, one_more_class, with_new_class
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.mperceiver.parts import PARTS
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.training.progress import progress_bar
-from mperceiver_jax.training.trained_stages import trained_stages
-from mperceiver_jax.training.workdir import read_config
+from mperceiver_jax.progress import progress_bar
 
 if TYPE_CHECKING:
     from mperceiver_jax.training.loop import Run
@@ -56,7 +56,7 @@ class NewTask:
         degradation: a published degradation (`data_pipelines.degradations.protocols`) that makes its pairs from
             the run's photographs.
         pairs: the pairs themselves, where they exist: prepared data or a set of tensorflow_datasets, as in
-            `data_pipelines.open_source`. Those that do not train are the held-out ones.
+            `data_pipelines.sources.spec`. Those that do not train are the held-out ones.
         lq, gt: instead of `pairs`, a folder of degraded pictures and one of clean ones, named alike.
         percent: how many of the pairs train.
         train: prompts and modulators only (`prompts`), or all that the stages train (`adapters`).

@@ -17,24 +17,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.feature_store import feature_batches
 from data_pipelines.pipeline import PipelineConfig, TrainBatches, train_batches
-from data_pipelines.stored import stored_batches
-from mperceiver_jax.config import Experiment
-from mperceiver_jax.models.mperceiver import MPerceiver
+from data_pipelines.stored.examples import stored_batches
+from data_pipelines.stored.features import feature_batches
+from mperceiver_jax.checkpoints import initial_params
+from mperceiver_jax.checkpoints.fingerprint import fingerprint
+from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
+from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.config.phases import handed_over, phase_number
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.runtime import Preempted, Preemption
+from mperceiver_jax.errors import retold
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.regression import RegressionModel
-from mperceiver_jax.training import feature_cache, latents, sharding, weights
-from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
-from mperceiver_jax.training.curriculum import handed_over, phase_number
-from mperceiver_jax.training.failures import retold
-from mperceiver_jax.training.fingerprint import fingerprint
+from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.optim.optimizer import make_optimizer
+from mperceiver_jax.progress import Progress
+from mperceiver_jax.training.deferred_metrics import History, MetricReader
 from mperceiver_jax.training.metric_log import create_writer
-from mperceiver_jax.training.metric_reader import History, MetricReader
-from mperceiver_jax.training.optimizer import make_optimizer
-from mperceiver_jax.training.progress import Progress
-from mperceiver_jax.training.runtime import Preempted, Preemption
-from mperceiver_jax.training.stages import STAGES, Stage, base, build_stage
+from mperceiver_jax.training.stages import drm_latents, feature_cache
+from mperceiver_jax.training.stages.registry import STAGES, Stage, base, build_stage
 from mperceiver_jax.training.step import TrainState, initial_state, make_step
 
 
@@ -137,7 +139,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
     started = time.monotonic()
     with (
         Checkpoints(
-            weights.checkpoint_folder(run.workdir, name),
+            initial_params.checkpoint_folder(run.workdir, name),
             keep=experiment.checkpoint.keep,
             keep_best=experiment.checkpoint.keep_best,
             best_metric="score" if experiment.evaluation.every else None,
@@ -242,8 +244,8 @@ def reload_stage(run: Run, name: str, params: Params) -> Params:
         CheckpointError: the stage's checkpoint is gone, or was trained next to other frozen parameters.
     """
     stage = build_stage(name, run.experiment, run.model)
-    folder = weights.checkpoint_folder(run.workdir, name)
-    values = weights.trained_values(run.workdir, name)
+    folder = initial_params.checkpoint_folder(run.workdir, name)
+    values = initial_params.trained_values(run.workdir, name)
     if values is None:
         raise CheckpointError(
             f"{name} is recorded as done, but {folder} holds no complete checkpoint. Bring it back, or delete "
@@ -290,7 +292,7 @@ def _batches(run: Run, name: str, params: Params) -> TrainBatches:
     if base(name) == "dual_branch" and run.experiment.cache:
         return feature_batches(str(feature_cache.fill_cache(run, params, config)), config, index, count)
     if base(name) == "drm" and run.experiment.losses.drm_latents == "sampled":
-        folder = latents.sample_latents(run, params, config)
+        folder = drm_latents.sample_latents(run, params, config)
         return stored_batches(str(folder), run.experiment.losses.drm_examples, config, index, count)
     return train_batches(config, index, count, run.experiment.tasks)
 

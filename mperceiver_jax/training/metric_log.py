@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import jax
 
-from data_pipelines.naming import naming
+from data_pipelines.files import naming
 
 _OWN_FIELDS = ("stage", "step", "time")
 

@@ -12,22 +12,25 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
-from data_pipelines.naming import naming
+from data_pipelines.files import naming
 from data_pipelines.pipeline import PipelineConfig, train_batches
-from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
-from mperceiver_jax.mappings import in_group
-from mperceiver_jax.models import lpips, parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.checkpoints import initial_params
+from mperceiver_jax.checkpoints.directory import complete_steps
+from mperceiver_jax.checkpoints.workdir import check_workdir, claim_workdir
+from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.phases import expanded, phase_number
+from mperceiver_jax.config.schema import in_group
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.runtime import Preempted, Preemption, on_first_process
+from mperceiver_jax.errors import retold
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
-from mperceiver_jax.training import adaptation, plan, sharding, weights
-from mperceiver_jax.training.checkpoint_files import complete_steps
-from mperceiver_jax.training.curriculum import expanded, phase_number
-from mperceiver_jax.training.failures import retold
+from mperceiver_jax.models.perceptual import lpips
+from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel
+from mperceiver_jax.training import adaptation, cost_estimate
 from mperceiver_jax.training.loop import Evaluator, Run, data_config, reload_stage, stages_of, train_stage
-from mperceiver_jax.training.runtime import Preempted, Preemption, on_first_process
-from mperceiver_jax.training.stages import base
-from mperceiver_jax.training.workdir import check_workdir, claim_workdir
+from mperceiver_jax.training.stages.registry import base
 
 Model = MPerceiver | RegressionModel
 
@@ -98,7 +101,7 @@ def run_experiment(
             # It starts from what lies in its own workdir, which must be claimed for that.
             claim_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
             on_first_process(lambda: adaptation.write_start(experiment))
-        params = weights.starting_values(experiment, model, run.place)
+        params = initial_params.starting_values(experiment, model, run.place)
         claim_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
         on_first_process(lambda: _write_overview(model, workdir))
         try:
@@ -131,7 +134,7 @@ def _completed(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_stage(workdir: Path, name: str, error: Exception) -> str:
     """What went wrong, in which stage, and from where the run can go on."""
-    folder = weights.checkpoint_folder(workdir, name)
+    folder = initial_params.checkpoint_folder(workdir, name)
     steps = complete_steps(epath.Path(folder))
     kept = f"the last complete checkpoint is {folder / str(steps[-1])}" if steps else "there is no checkpoint yet"
     return f"{name}: {error}; {kept}"
@@ -225,7 +228,7 @@ def _without_missing_extras(experiment: Experiment, workdir: Path) -> tuple[Expe
     if not losses.lpips_weight:
         return experiment, ""
     phases = [name for name in stages_of(experiment) if base(name) == "drm"]
-    noted = [weights.last_metadata(workdir, name).get("losses") for name in phases]
+    noted = [initial_params.last_metadata(workdir, name).get("losses") for name in phases]
     # None: not begun yet, or by a version that took no note of it.
     begun = next((found["lpips_weight"] for found in noted if found), None)
     if begun == 0:
@@ -263,9 +266,9 @@ def _announce(experiment: Experiment, model: Model, names: list[str], workdir: P
         if name not in todo:
             print(f"  {name:<12} done before")
     if todo:
-        plans = [plan.plan_stage(experiment, model, name) for name in todo]
-        rate = plan.convolution_rate(jax.numpy.dtype(experiment.compute_dtype))
-        print("\n".join(plan.describe(plans, rate, jax.device_count())), flush=True)
+        plans = [cost_estimate.plan_stage(experiment, model, name) for name in todo]
+        rate = cost_estimate.convolution_rate(jax.numpy.dtype(experiment.compute_dtype))
+        print("\n".join(cost_estimate.describe(plans, rate, jax.device_count())), flush=True)
 
 
 def _write_overview(model: Model, workdir: Path) -> None:

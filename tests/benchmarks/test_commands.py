@@ -14,9 +14,9 @@ from benchmarks.flop import flop
 from benchmarks.subject import Subject, part_flop, random_values, subject
 from benchmarks.timing import PEAK, Candidate, measure
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.models.unet import UNet
-from tests.tiny import SIDE, single_scale_config, tiny_config
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.mperceiver.unet import UNet
+from tests.support.tiny_model import SIDE, single_scale_config, tiny_config
 
 
 @pytest.fixture(autouse=True)

@@ -11,20 +11,20 @@ import pytest
 from benchmarks import budget, compare
 from benchmarks.subject import part_flop
 from benchmarks.systems import System
-from mperceiver_jax.config import PhaseConfig
+from mperceiver_jax.config.experiment import PhaseConfig
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.models.regression import RegressionModel
-from mperceiver_jax.training.stages import ORDER
-from tests.distributed import ROOT
-from tests.tiny import SIDE
-from tests.tiny_regression import experiment_of, tiny_regression
-from tests.tiny_run import nine_classes, tiny_run, write_photographs
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.training.stages.registry import ORDER
+from tests.support.processes import ROOT
+from tests.support.tiny_experiment import nine_classes, tiny_run, write_photographs
+from tests.support.tiny_model import SIDE
+from tests.support.tiny_restorer_run import experiment_of, tiny_regression
 
 CONFIG = str(ROOT / "tests" / "tiny_regression.py")
 PERCEIVER = str(ROOT / "tests" / "tiny_run.py")
 SIZES = ["--size=16", "--batch=2", "--repeats=1", "--per-task=2"]
-PEER = "tests.benchmarks.torch_networks:SRResNet"
+PEER = "tests.support.torch_networks:SRResNet"
 
 
 def test_a_row_is_measured_and_trained(tmp_path, capsys):
@@ -123,10 +123,10 @@ def test_networks_that_are_not_the_same_are_refused(peer, message, capsys, monke
 def test_networks_are_told_what_is_wrong_as_in_their_releases():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_peer import _told
-    from mperceiver_jax.models.am_promptir import AMPromptIRConfig
-    from mperceiver_jax.models.pip import PIPConfig
-    from mperceiver_jax.models.prompts import task_maps
-    from mperceiver_jax.models.srresnet import SRResNetConfig
+    from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
+    from mperceiver_jax.models.restorers.mioir.prompting import task_maps
+    from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+    from mperceiver_jax.models.restorers.pip import PIPConfig
 
     def told(family, network, tasks="pip"):
         model = RegressionModel(experiment_of(family, network, tasks, told_by="label").model)

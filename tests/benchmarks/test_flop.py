@@ -7,7 +7,7 @@ import pytest
 from benchmarks.flop import flop, per_example
 from benchmarks.subject import part_flop
 from mperceiver_jax.models.layers import attention
-from mperceiver_jax.models.mperceiver import MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 
 
 def struct(*shape):

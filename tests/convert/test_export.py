@@ -13,16 +13,16 @@ from mperceiver_jax.convert.export import export
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.clip import TextConfig, VisionConfig
-from mperceiver_jax.models.cm_adapter import CMConfig
-from mperceiver_jax.models.drm import DRMConfig
-from mperceiver_jax.models.ir_adapter import IRAdapterConfig
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
-from mperceiver_jax.models.predictor import PredictorConfig
-from mperceiver_jax.models.unet import UNetConfig
-from mperceiver_jax.models.vae import VAEConfig
-from tests.fixtures import fixture, nchw, nhwc
-from tests.tiny import tiny_config
+from mperceiver_jax.models.mperceiver.clip import TextConfig, VisionConfig
+from mperceiver_jax.models.mperceiver.cm_adapter import CMConfig
+from mperceiver_jax.models.mperceiver.drm import DRMConfig
+from mperceiver_jax.models.mperceiver.ir_adapter import IRAdapterConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.predictor import PredictorConfig
+from mperceiver_jax.models.mperceiver.unet import UNetConfig
+from mperceiver_jax.models.mperceiver.vae import VAEConfig
+from tests.support.parity_fixtures import fixture, nchw, nhwc
+from tests.support.tiny_model import tiny_config
 
 LIBRARY_FOLDERS = ("unet", "vae", "text_encoder", "image_encoder")
 

@@ -10,15 +10,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from mperceiver_jax import convert
-from mperceiver_jax.config import Experiment, from_mapping, to_mapping
-from mperceiver_jax.convert import weight_sources
+from mperceiver_jax.checkpoints import lazy_params
+from mperceiver_jax.checkpoints.pretrained import write_priors
+from mperceiver_jax.checkpoints.trained_run import trained_stages
+from mperceiver_jax.checkpoints.workdir import read_config
+from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
 from mperceiver_jax.convert.__main__ import main
-from mperceiver_jax.convert.priors import write_priors
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training.trained_stages import trained_stages
-from mperceiver_jax.training.workdir import read_config
-from tests.restore.finished_run import experiment, finished_run, nine_classes
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from tests.support.finished_run import experiment, finished_run, nine_classes
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,9 @@ def test_a_run_beside_other_frozen_parameters_is_refused(run, tmp_path, capsys):
 
 def test_averages_that_no_stage_kept_are_not_promised(run, monkeypatch):
     stages = [stage._replace(averaged=False) for stage in trained_stages(run[0], run_experiment(run[0]))]
-    monkeypatch.setattr(weight_sources, "trained_stages", lambda *_: stages)
+    monkeypatch.setattr(lazy_params, "trained_stages", lambda *_: stages)
     with pytest.raises(ValueError, match="no stage kept a moving average"):
-        weight_sources.open_weights(run[0], "ema")
+        lazy_params.open_weights(run[0], "ema")
 
 
 def test_what_neither_priors_nor_stages_gave_does_not_pass_for_weights(tmp_path, capsys):

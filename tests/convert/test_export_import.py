@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mperceiver_jax.checkpoints.lazy_params import open_weights
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.export import export
-from mperceiver_jax.convert.importing import import_priors
-from mperceiver_jax.convert.priors import PriorsDirectory
-from mperceiver_jax.convert.weight_sources import open_weights
+from mperceiver_jax.convert.import_pretrained import import_priors
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from tests.tiny import tiny_config
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from tests.support.tiny_model import tiny_config
 
 CONFIG = """
 from dataclasses import replace
 from ml_collections import ConfigDict
-from mperceiver_jax.config import to_mapping
-from tests.tiny import tiny_config
+from mperceiver_jax.config.experiment import to_mapping
+from tests.support.tiny_model import tiny_config
 
 def get_config(variant=""):
     tiny = tiny_config()

@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
 from mperceiver_jax.convert.__main__ import main
-from mperceiver_jax.convert.priors import PriorsDirectory
-from tests.convert import published
+from tests.support import published_weights
 
 torch = pytest.importorskip("torch")
 save_tensors = pytest.importorskip("safetensors.torch").save_file
 
-CONFIG = f"--config={published.__file__}"
+CONFIG = f"--config={published_weights.__file__}"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """(Stable Diffusion's file, OpenCLIP's, the release's)."""
     folder = tmp_path_factory.mktemp("files")
-    for name, tensors in (("sd", published.stable_diffusion()), ("release", published.release())):
+    for name, tensors in (("sd", published_weights.stable_diffusion()), ("release", published_weights.release())):
         save_file({key: np.asarray(value) for key, value in tensors.items()}, folder / f"{name}.safetensors")
-    return str(folder / "sd.safetensors"), published.open_clip_file(folder), str(folder / "release.safetensors")
+    return str(folder / "sd.safetensors"), published_weights.open_clip_file(folder), str(folder / "release.safetensors")
 
 
 def test_import_writes_a_directory_and_says_what_it_is(files, tmp_path, capsys):
@@ -46,7 +46,9 @@ def test_inspect_says_what_a_file_is_and_what_is_missing(files, capsys):
     sd, open_clip, release = files
     assert main(["inspect", sd, CONFIG]) == 0
     told = capsys.readouterr().out
-    count = sum(np.size(v) for k, v in published.stable_diffusion().items() if k.startswith("model.diffusion_model."))
+    count = sum(
+        np.size(v) for k, v in published_weights.stable_diffusion().items() if k.startswith("model.diffusion_model.")
+    )
     assert "layout: a Stable Diffusion checkpoint (CompVis)" in told and "UNet: " in told
     assert f"{count:,} float32" in told
     assert "the image tower is missing; it is in OpenCLIP ViT-H/14" in told
@@ -97,7 +99,7 @@ def test_inspect_of_priors_of_another_model_or_damaged(files, tmp_path, capsys):
 
 
 def test_inspect_says_why_a_file_is_of_no_use(tmp_path, capsys):
-    tensors = {key: np.asarray(value) for key, value in published.release().items() if key != "tp"}
+    tensors = {key: np.asarray(value) for key, value in published_weights.release().items() if key != "tp"}
     save_file(tensors, tmp_path / "half.safetensors")
     assert main(["inspect", str(tmp_path / "half.safetensors"), CONFIG]) == 1
     error = capsys.readouterr().err
@@ -113,7 +115,7 @@ def test_inspect_describes_what_it_can_before_it_tells_of_the_rest(files, capsys
 def test_inspect_refuses_the_types_that_import_refuses(tmp_path, capsys):
     key, path = "first_stage_model.quant_conv.bias", tmp_path / "typed.safetensors"
     for dtype, told in (("int64", "int64"), ("bool", "bool"), ("complex64", "C64"), ("float8_e4m3fn", "F8_E4M3")):
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in published.release().items()}
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in published_weights.release().items()}
         save_tensors(tensors | {key: tensors[key].to(getattr(torch, dtype))}, path)
         for arguments in (["inspect", str(path)], ["import", str(path), f"--output={tmp_path / 'priors'}"]):
             assert main([*arguments, CONFIG]) == 1

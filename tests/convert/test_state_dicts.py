@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.layouts import LAYOUTS
+from mperceiver_jax.convert.keymaps.registry import LAYOUTS
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
-from mperceiver_jax.models.cm_adapter import CMConfig, CMInversion
-from mperceiver_jax.models.predictor import DegradationPredictor, PredictorConfig
-from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig
+from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower, VisionConfig, VisionTower
+from mperceiver_jax.models.mperceiver.cm_adapter import CMConfig, CMInversion
+from mperceiver_jax.models.mperceiver.predictor import DegradationPredictor, PredictorConfig
+from mperceiver_jax.models.mperceiver.vae import AutoencoderKL, VAEConfig
 
 VISION = VisionConfig(image_size=8, patch_size=4, width=8, layers=2, heads=2, embed_width=6)
 TEXT = TextConfig(width=8, layers=2, layers_run=1, heads=2, vocabulary=5, context_length=6, projection_width=6)

@@ -7,10 +7,10 @@ from safetensors.numpy import save_file
 from mperceiver_jax import convert
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.clip import TextConfig, TextTower
-from mperceiver_jax.models.degradation_names import caption_ids, caption_vectors
-from mperceiver_jax.models.regression import word_vectors
-from tests.convert import published
+from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower
+from mperceiver_jax.models.restorers.registry import word_vectors
+from mperceiver_jax.models.restorers.text_prompts import caption_ids, caption_vectors
+from tests.support import published_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -64,8 +64,8 @@ def test_words_of_open_clip_are_those_of_its_tower(tmp_path):
 
 def test_towers_of_another_kind_are_refused(tmp_path, capsys):
     text_model("quick_gelu").save_pretrained(tmp_path / "openai")
-    published.text(2).save_pretrained(tmp_path / "sd" / "text_encoder")
-    published.vae().save_pretrained(tmp_path / "vae")
+    published_weights.text(2).save_pretrained(tmp_path / "sd" / "text_encoder")
+    published_weights.vae().save_pretrained(tmp_path / "vae")
     capsys.readouterr()
     for source, message in (
         ("openai", "the text tower has quick_gelu; only those with exact GELU"),

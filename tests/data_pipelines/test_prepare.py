@@ -11,14 +11,14 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from data_pipelines import preparation, shards
-from data_pipelines.layouts import layout_named
-from data_pipelines.pairing import find
-from data_pipelines.preparation import free_space_problem
+from data_pipelines.datasets import pack, shards
+from data_pipelines.datasets.layouts import layout_named
+from data_pipelines.datasets.pack import free_space_problem
+from data_pipelines.datasets.pairing import find
+from data_pipelines.datasets.tree import Tree
 from data_pipelines.prepare import main
-from data_pipelines.prepared import PreparedPictures
-from data_pipelines.tree import Tree
-from tests.data_pipelines.trees import write_picture
+from data_pipelines.sources.shards import PreparedPictures
+from tests.support.dataset_trees import write_picture
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch):
         written.append(file)
         return shards.write_shard(folder, file, records, source)
 
-    monkeypatch.setattr(preparation, "write_shard", interrupting)
+    monkeypatch.setattr(pack, "write_shard", interrupting)
     assert run(*arguments, "--output", output) == 130
     assert not output.exists()
     kept = {p.name: p.stat().st_mtime_ns for p in Path(f"{output}.partial").glob("*.array_record")}
@@ -134,7 +134,7 @@ def test_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch):
     # A picture of a finished shard was replaced in the meantime: that shard is made anew.
     first = sorted((tree / "train/s1/blur").iterdir())[0]
     os.utime(first, ns=(1, 1))
-    monkeypatch.setattr(preparation, "write_shard", counting)
+    monkeypatch.setattr(pack, "write_shard", counting)
     assert run(*arguments, "--output", output) == 0
     assert set(again) & set(kept) == {min(kept)}
     assert not Path(f"{output}.partial").exists()

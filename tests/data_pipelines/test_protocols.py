@@ -17,7 +17,7 @@ from data_pipelines.degradations.protocol_real_esrgan import _poisson_noise, rea
 from data_pipelines.degradations.protocols import PROTOCOLS, degraded, protocol_named
 from data_pipelines.degradations.rain import add_rain
 from data_pipelines.degradations.resample import resample
-from data_pipelines.sources import PhotoSource, bundled_photos
+from data_pipelines.sources.folders import PhotoSource, bundled_photos
 
 
 @pytest.fixture(scope="module")

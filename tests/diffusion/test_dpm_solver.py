@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mperceiver_jax.config import ConfigError, SamplerConfig, from_mapping
+from mperceiver_jax.config.experiment import ConfigError, SamplerConfig, from_mapping
 from mperceiver_jax.diffusion.dpm_solver import DPMSolver
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.diffusion.samplers import DDIM

@@ -5,7 +5,7 @@ import pytest
 
 from mperceiver_jax.diffusion.samplers import DDIM, sample
 from mperceiver_jax.diffusion.schedule import Schedule
-from tests.fixtures import fixture
+from tests.support.parity_fixtures import fixture
 
 SCHEDULE = Schedule()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.diffusion.schedule import Schedule
-from tests.fixtures import fixture
+from tests.support.parity_fixtures import fixture
 
 
 def test_tables_have_the_published_values():

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.pictures import decode_picture
-from mperceiver_jax.evaluate import runner
+from data_pipelines.images import decode_picture
 from mperceiver_jax.evaluate.__main__ import main
-from mperceiver_jax.evaluate.metrics import psnr
-from mperceiver_jax.evaluate.protocols import load_protocol
-from mperceiver_jax.evaluate.scoring import Scorer
+from mperceiver_jax.evaluate.metrics.full_reference import psnr
+from mperceiver_jax.evaluate.metrics.scorer import Scorer
+from mperceiver_jax.evaluate.protocols import runner
+from mperceiver_jax.evaluate.protocols.protocol import load_protocol
+from mperceiver_jax.image_files import pad_to
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.restore.picture_files import pad_to
-from tests.evaluate.trees import NOISE, photos, save, table
-from tests.restore.finished_run import finished_run
+from tests.support.evaluation_trees import NOISE, photos, save, table
+from tests.support.finished_run import finished_run
 
 measure = pytest.importorskip("skimage.metrics")
 restoration = pytest.importorskip("skimage.restoration")

@@ -10,19 +10,19 @@ import pytest
 
 from data_pipelines.pipeline import heldout_examples
 from data_pipelines.tasks import TASK_SETS
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.runtime import Preempted, Preemption
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.evaluate.heldout import HeldOut
-from mperceiver_jax.evaluate.metrics import psnr
+from mperceiver_jax.evaluate.metrics.full_reference import psnr
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.am_promptir import AMPromptIRConfig
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.models.regression import RegressionConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
+from mperceiver_jax.models.restorers.registry import RegressionConfig
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.runtime import Preempted, Preemption
-from mperceiver_jax.training.sharding import MeshConfig
-from tests.tiny import tiny_values
-from tests.tiny_regression import tiny_regression
-from tests.tiny_run import tiny_run, write_photographs
+from tests.support.tiny_experiment import tiny_run, write_photographs
+from tests.support.tiny_model import tiny_values
+from tests.support.tiny_restorer_run import tiny_regression
 
 
 @pytest.fixture(scope="module")

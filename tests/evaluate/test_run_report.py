@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mperceiver_jax.evaluate.run_report import run_results, write_run_report
-from mperceiver_jax.models.am_promptir import AMPromptIRConfig
-from tests.tiny_regression import experiment_of
-from tests.tiny_run import tiny_run
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
+from tests.support.tiny_experiment import tiny_run
+from tests.support.tiny_restorer_run import experiment_of
 
 
 def record(name: str, scalars: dict, **more) -> dict:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models import attention, splash
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.sharding import MeshConfig
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import pytest
 from flax import nnx
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.keymaps import KeyMap
-from mperceiver_jax.convert.latent_diffusion import RESNET_BLOCK
-from mperceiver_jax.convert.layouts import LAYOUTS
+from mperceiver_jax.convert.keymaps.keymap import KeyMap
+from mperceiver_jax.convert.keymaps.latent_diffusion import RESNET_BLOCK
+from mperceiver_jax.convert.keymaps.registry import LAYOUTS
 from mperceiver_jax.models import attention, layers, parameters
-from mperceiver_jax.models.ir_adapter import AttentionBlock
-from mperceiver_jax.models.spatial_transformer import FeedForward, SpatialTransformer
-from tests.fixtures import fixture, nhwc
+from mperceiver_jax.models.mperceiver.ir_adapter import AttentionBlock
+from mperceiver_jax.models.mperceiver.spatial_transformer import FeedForward, SpatialTransformer
+from tests.support.parity_fixtures import fixture, nhwc
 
 
 class PlainAttention(nnx.Module):

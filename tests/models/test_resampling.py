@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle, pixel_unshuffle, resize_bilinear
-from tests.fixtures import nchw, nhwc
+from tests.support.parity_fixtures import nchw, nhwc
 
 X = np.random.default_rng(0).standard_normal((2, 6, 4, 8), np.float32)
 

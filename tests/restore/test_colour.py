@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from mperceiver_jax.image_files import quantise
 from mperceiver_jax.restore.colour import adain, wavelet_fix, wavelet_split
-from mperceiver_jax.restore.picture_files import quantise
-from tests.fixtures import fixture, nhwc
+from tests.support.parity_fixtures import fixture, nhwc
 
 
 def test_adain_equals_the_release():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mperceiver_jax.image_files import encode_png, read_picture
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main
-from mperceiver_jax.restore.files_to_restore import plan
-from mperceiver_jax.restore.picture_files import encode_png, read_picture
-from tests.restore.finished_run import finished_run
+from mperceiver_jax.restore.jobs import plan
+from tests.support.finished_run import finished_run
 
 
 @pytest.fixture(scope="module")

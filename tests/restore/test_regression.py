@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mperceiver_jax.checkpoints.initial_params import checkpoint_folder
+from mperceiver_jax.checkpoints.manager import Checkpoints
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.evaluate.__main__ import main as evaluate
-from mperceiver_jax.models.nafnet import NAFNetConfig
-from mperceiver_jax.models.pip import PIPConfig
-from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+from mperceiver_jax.models.restorers.nafnet import NAFNetConfig
+from mperceiver_jax.models.restorers.pip import PIPConfig
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main as restore
-from mperceiver_jax.restore.many import ManyPictures
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.checkpoints import Checkpoints
-from mperceiver_jax.training.sharding import MeshConfig
-from mperceiver_jax.training.weights import checkpoint_folder
-from tests.restore.finished_run import finished_run
-from tests.tiny_regression import STEPS, experiment_of, finished
+from mperceiver_jax.restore.batched import ManyPictures
+from tests.support.finished_run import finished_run
+from tests.support.tiny_restorer_run import STEPS, experiment_of, finished
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ import pytest
 
 from data_pipelines.tasks import TASKS
 from data_pipelines.transforms import clip_view
-from mperceiver_jax.config import to_mapping
+from mperceiver_jax.checkpoints.manager import CheckpointError
+from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.config.experiment import to_mapping
 from mperceiver_jax.diffusion.restoration import restore_batch
+from mperceiver_jax.image_files import Picture
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.colour import adain
-from mperceiver_jax.restore.picture_files import Picture
-from mperceiver_jax.training.checkpoints import CheckpointError
-from mperceiver_jax.training.workdir import claim_workdir
-from tests.restore.finished_run import experiment, finished_run
+from tests.support.finished_run import experiment, finished_run
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from data_pipelines.tasks import TASK_SETS
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.regression import RegressionConfig, RegressionModel
-from mperceiver_jax.models.srresnet import SRResNetConfig
-from mperceiver_jax.models.swinir import SwinIRConfig
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+from mperceiver_jax.models.restorers.mioir.swinir import SwinIRConfig
+from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.restore.many import ManyPictures
+from mperceiver_jax.restore.batched import ManyPictures
 from mperceiver_jax.restore.tiling import restore_in_tiles, tile_starts, tile_weights
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.sharding import MeshConfig
 
 SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
 

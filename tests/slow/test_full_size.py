@@ -14,10 +14,10 @@ import pytest
 
 from mperceiver_jax import convert
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
-from mperceiver_jax.models.unet import UNet, UNetConfig
-from mperceiver_jax.models.vae import AutoencoderKL, VAEConfig
-from tests.fixtures import nchw, nhwc
+from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower, VisionConfig, VisionTower
+from mperceiver_jax.models.mperceiver.unet import UNet, UNetConfig
+from mperceiver_jax.models.mperceiver.vae import AutoencoderKL, VAEConfig
+from tests.support.parity_fixtures import nchw, nhwc
 
 torch = pytest.importorskip("torch")
 diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")

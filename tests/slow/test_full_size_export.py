@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.library_homes import homes
+from mperceiver_jax.convert.diffusers.components import homes
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -20,9 +20,9 @@ import resource, sys
 from functools import partial
 from pathlib import Path
 from mperceiver_jax.convert.export import export
-from mperceiver_jax.convert.weight_sources import OnDemand
+from mperceiver_jax.checkpoints.lazy_params import OnDemand
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
 model = MPerceiver(MPerceiverConfig.sd21())
 declared = parameters.declared(model)

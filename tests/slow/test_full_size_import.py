@@ -11,13 +11,13 @@ import textwrap
 import numpy as np
 import pytest
 
-from mperceiver_jax.convert.layouts import keymap
-from mperceiver_jax.convert.parts import part_of
-from mperceiver_jax.convert.safetensors_writer import write_streamed
+from mperceiver_jax.convert.formats.safetensors_writer import write_streamed
+from mperceiver_jax.convert.keymaps.registry import keymap
 from mperceiver_jax.convert.state_dicts import theirs
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
-from tests.distributed import environment
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.parts import part_of
+from tests.support.processes import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -74,8 +74,8 @@ def peak(code: str, *arguments: str, devices: int = 1) -> dict:
 
 
 IMPORT = """
-    from mperceiver_jax.convert.importing import import_priors
-    from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+    from mperceiver_jax.convert.import_pretrained import import_priors
+    from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
     import jax; jax.devices()
     import_priors([sys.argv[1]], sys.argv[2], MPerceiver(MPerceiverConfig.sd21()), sys.argv[3])
     print(json.dumps({"peak": rss()}))
@@ -84,11 +84,11 @@ IMPORT = """
 START = """
     from dataclasses import replace
     import jax, jax.numpy as jnp
-    from mperceiver_jax.config import Experiment
-    from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
+    from mperceiver_jax.config.experiment import Experiment
+    from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
     from mperceiver_jax.training import sharding, weights
-    from mperceiver_jax.training.sharding import MeshConfig
-    from tests.tiny import tiny_experiment
+    from mperceiver_jax.distributed.sharding import MeshConfig
+    from tests.support.tiny_model import tiny_experiment
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=int(sys.argv[2])))
     experiment = replace(tiny_experiment(MPerceiverConfig.sd21()), priors=sys.argv[1])
     def place(path, value):

@@ -4,9 +4,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.sharding import MeshConfig
-from tests.tiny_run import write_photographs
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
+from tests.support.tiny_experiment import write_photographs
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,23 @@ from configs import fewshot
 from data_pipelines.pipeline import training_pairs
 from data_pipelines.tasks import TASKS
 from data_pipelines.transforms import clip_view
-from mperceiver_jax.config import ConfigError, Experiment, from_mapping
-from mperceiver_jax.convert.priors import PriorsDirectory
-from mperceiver_jax.convert.weight_sources import open_weights
+from mperceiver_jax.checkpoints.initial_params import trained_values
+from mperceiver_jax.checkpoints.lazy_params import open_weights
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.new_class import with_new_class
+from mperceiver_jax.models.mperceiver.class_expansion import with_new_class
 from mperceiver_jax.restore.restorer import Restorer
-from mperceiver_jax.training import sharding
 from mperceiver_jax.training.adaptation import adapted, predicted_mixture
 from mperceiver_jax.training.run import run_experiment
-from mperceiver_jax.training.sharding import MeshConfig
-from mperceiver_jax.training.stages import build_stage
-from mperceiver_jax.training.weights import trained_values
-from tests.restore.finished_run import STEPS, finished_run
-from tests.tiny import CLIP_SIDE
-from tests.tiny_run import tiny_run, write_photographs
+from mperceiver_jax.training.stages.registry import build_stage
+from tests.support.finished_run import STEPS, finished_run
+from tests.support.tiny_experiment import tiny_run, write_photographs
+from tests.support.tiny_model import CLIP_SIDE
 
 OLD, NEW = 9, "jpeg"
 

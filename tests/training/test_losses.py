@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.training import losses
-from tests.fixtures import fixture
+from tests.support.parity_fixtures import fixture
 
 torch = pytest.importorskip("torch")
 

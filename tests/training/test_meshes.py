@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mperceiver_jax.training.sharding import MeshConfig
-from mperceiver_jax.training.stages import _timesteps_and_noise, build_stage
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from mperceiver_jax.training.stages.registry import _timesteps_and_noise, build_stage
 from mperceiver_jax.training.step import initial_state, make_step
-from tests.distributed import run_processes
-from tests.tiny import single_scale_config, tiny_batch, tiny_experiment, tiny_values
+from tests.support.processes import run_processes
+from tests.support.tiny_model import single_scale_config, tiny_batch, tiny_experiment, tiny_values
 
 THRESHOLD = 256  # bytes, so that tensors of the tiny model are divided over `fsdp` too
 NAMED = "ir_adapter.fea_tran.0.conv1.weight"
@@ -82,7 +82,7 @@ def test_two_processes_equal_one_device(one_device):
         import json
         import jax
         from mperceiver_jax.training import sharding
-        from mperceiver_jax.training.sharding import MeshConfig
+        from mperceiver_jax.distributed.sharding import MeshConfig
         from tests.training.test_meshes import NAMED, train
 
         assert jax.process_count() == 2 and jax.device_count() == 8

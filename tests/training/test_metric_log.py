@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from mperceiver_jax.training import metric_log
 from mperceiver_jax.training.metric_log import JsonlWriter, TensorboardXWriter, create_writer, read_metrics
-from tests.full_disk import disk_of
+from tests.support.full_disk import disk_of
 
 
 def _events(folder):

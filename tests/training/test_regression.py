@@ -6,28 +6,30 @@ import numpy as np
 import pytest
 
 from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.config import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.checkpoints.trained_run import trained_stages
+from mperceiver_jax.config import phases
+from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.am_promptir import AMPromptIRConfig
-from mperceiver_jax.models.nafnet import NAFNetConfig
-from mperceiver_jax.models.pip import PIPConfig
-from mperceiver_jax.models.promptir import PromptIRConfig
-from mperceiver_jax.models.regression import FAMILIES, RegressionConfig, RegressionModel
-from mperceiver_jax.models.restormer import RestormerConfig
-from mperceiver_jax.models.srresnet import SRResNetConfig
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+from mperceiver_jax.models.restorers.nafnet import NAFNetConfig
+from mperceiver_jax.models.restorers.pip import PIPConfig
+from mperceiver_jax.models.restorers.promptir import PromptIRConfig
+from mperceiver_jax.models.restorers.registry import FAMILIES, RegressionConfig, RegressionModel
+from mperceiver_jax.models.restorers.restormer import RestormerConfig
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.training import curriculum, losses, run, sharding
+from mperceiver_jax.training import losses, run
+from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 from mperceiver_jax.training.loop import data_config, stages_of
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.metric_reader import NonFiniteLoss
-from mperceiver_jax.training.sharding import MeshConfig
-from mperceiver_jax.training.stages import build_stage
-from mperceiver_jax.training.trained_stages import trained_stages
-from tests.tiny_regression import SIDE, tiny_regression
-from tests.tiny_run import tiny_run
-from tests.whole_runs import same, start, trained
+from mperceiver_jax.training.stages.registry import build_stage
+from tests.support.experiment_runs import same, start, trained
+from tests.support.tiny_experiment import tiny_run
+from tests.support.tiny_restorer_run import SIDE, tiny_regression
 
 FIVE = tuple(task.name for task in TASK_SETS["pip"])
 SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
@@ -238,8 +240,8 @@ def test_phases_hand_over_both_sets_of_parameters(photographs, tmp_path):
 
 
 def test_phases_see_their_tasks_and_their_own_data():
-    experiment = curriculum.expanded(tiny_regression(PHASES))
-    assert curriculum.expanded(experiment) == experiment
+    experiment = phases.expanded(tiny_regression(PHASES))
+    assert phases.expanded(experiment) == experiment
     assert stages_of(experiment) == ["regression.1", "regression.2"]
     first, second = (data_config(experiment, name) for name in stages_of(experiment))
     assert set(first.weights) == {"denoise"} and set(second.weights) == {"denoise", "lowlight"}
@@ -248,7 +250,7 @@ def test_phases_see_their_tasks_and_their_own_data():
 
 def test_any_stage_of_any_model_has_phases():
     phases = ({"tasks": ("dehaze",), "steps": 1}, {"tasks": ("dehaze", "denoise"), "steps": 2})
-    experiment = curriculum.expanded(tiny_run({"stages.predictor.steps": 3, "stages.predictor.curriculum": phases}))
+    experiment = phases.expanded(tiny_run({"stages.predictor.steps": 3, "stages.predictor.curriculum": phases}))
     names = ["vae", "prior", "predictor.1", "predictor.2", "dual_branch", "drm"]
     assert stages_of(experiment) == names
     model = experiment.build()

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.srresnet import SRResNetConfig
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mperceiver_jax.training.sharding import MeshConfig
-from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
-from tests.tiny_regression import experiment_of
+from tests.support.tiny_restorer_run import experiment_of
 
 THRESHOLD = 256  # bytes, so that tensors of the tiny network are divided over `fsdp` too
 STEPS = 3

@@ -11,19 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mperceiver_jax.checkpoints import initial_params
+from mperceiver_jax.checkpoints.fingerprint import fingerprint
+from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
+from mperceiver_jax.distributed.runtime import Preempted
 from mperceiver_jax.evaluate.heldout import HeldOut
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training import run, weights
-from mperceiver_jax.training.checkpoints import CheckpointError, Checkpoints
-from mperceiver_jax.training.fingerprint import fingerprint
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.training import run
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.runtime import Preempted
-from mperceiver_jax.training.stages import ORDER
-from tests.distributed import run_processes
-from tests.tiny_run import STEPS, tiny_run
-from tests.whole_runs import Scores, losses, only, same, start, trained
+from mperceiver_jax.training.stages.registry import ORDER
+from tests.support.experiment_runs import Scores, losses, only, same, start, trained
+from tests.support.processes import run_processes
+from tests.support.tiny_experiment import STEPS, tiny_run
 
 AVERAGED = "dual_branch"
 pytestmark = pytest.mark.usefixtures("one_device_and_a_cache")
@@ -78,11 +79,11 @@ def test_averages_are_what_later_stages_build_on(whole, finished):
     workdir, _ = finished
     average = trained(workdir, AVERAGED, "ema")
     assert not same(average, trained(workdir, AVERAGED))
-    assert same(average, weights.trained_values(workdir, AVERAGED))
+    assert same(average, initial_params.trained_values(workdir, AVERAGED))
     values = parameters.initial_values(MPerceiver(whole.model), whole.seed, lambda path, value: np.asarray(value))
     for name in ORDER[:-1]:
-        values |= weights.trained_values(workdir, name)
-    with Checkpoints(weights.checkpoint_folder(workdir, "drm"), read_only=True) as checkpoints:
+        values |= initial_params.trained_values(workdir, name)
+    with Checkpoints(initial_params.checkpoint_folder(workdir, "drm"), read_only=True) as checkpoints:
         identity = checkpoints.metadata(STEPS)["priors"]
     assert identity == fingerprint({k: v for k, v in values.items() if not k.startswith("drm.")})
 
@@ -99,7 +100,7 @@ def test_a_finished_run_trains_nothing_and_writes_its_report_again(whole, finish
     assert losses(workdir) == before
     assert capsys.readouterr().out.count("done before") == len(ORDER)
     # Nothing may stand in silently for parameters that are gone.
-    shutil.rmtree(weights.checkpoint_folder(workdir, "prior"))
+    shutil.rmtree(initial_params.checkpoint_folder(workdir, "prior"))
     with pytest.raises(CheckpointError, match=r"prior is recorded as done, but .* holds no complete checkpoint"):
         start(whole, workdir)
 
@@ -165,7 +166,7 @@ def test_within_a_stage_the_best_is_kept(autoencoder):
     assert [final for _, final in evaluator.calls] == [1, 2, 3, True]
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "heldout_psnr" in row]
     assert [(row["step"], row["heldout_psnr"]) for row in rows] == [(1, 5.0), (2, 9.0), (3, 7.0)]
-    with Checkpoints(weights.checkpoint_folder(workdir, "vae"), read_only=True) as checkpoints:
+    with Checkpoints(initial_params.checkpoint_folder(workdir, "vae"), read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4]
 
 
@@ -210,17 +211,19 @@ def test_a_stop_in_an_evaluation_loses_nothing(photographs, tmp_path, capsys):
     start(experiment, undisturbed)
     assert losses(workdir) == losses(undisturbed)
     assert same(trained(workdir, "vae"), trained(undisturbed, "vae"))
-    with Checkpoints(weights.checkpoint_folder(workdir, "vae"), best_metric="score", read_only=True) as checkpoints:
+    with Checkpoints(
+        initial_params.checkpoint_folder(workdir, "vae"), best_metric="score", read_only=True
+    ) as checkpoints:
         assert checkpoints.steps() == [4, 5] and checkpoints.metrics(4) == {"score": 1.0, "psnr": 1.0}
 
 
 TWO_PROCESSES = """
     import json, sys
-    from mperceiver_jax.config import Experiment, from_mapping
+    from mperceiver_jax.config.experiment import Experiment, from_mapping
     from mperceiver_jax.evaluate.heldout import HeldOut
     from mperceiver_jax.evaluate.run_report import write_run_report
     from mperceiver_jax.training.run import run_experiment
-    from mperceiver_jax.training.runtime import on_first_process
+    from mperceiver_jax.distributed.runtime import on_first_process
 
     experiment = from_mapping(Experiment, json.loads(sys.argv[1]))
     records = run_experiment(experiment, sys.argv[2], HeldOut)

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from data_pipelines.naming import naming
+from data_pipelines.files import naming
 from mperceiver_jax import convert
-from mperceiver_jax.config import ConfigError
+from mperceiver_jax.checkpoints.manager import CheckpointError
+from mperceiver_jax.config.experiment import ConfigError
+from mperceiver_jax.distributed import sharding
 from mperceiver_jax.evaluate.heldout import HeldOut
-from mperceiver_jax.models import lpips, parameters
-from mperceiver_jax.models.mperceiver import MPerceiver
-from mperceiver_jax.training import loop, metric_log, run, sharding
-from mperceiver_jax.training.checkpoints import CheckpointError
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.perceptual import lpips
+from mperceiver_jax.training import loop, metric_log, run
+from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.metric_reader import NonFiniteLoss
-from tests.tiny_run import nine_classes, tiny_run
-from tests.whole_runs import losses, only, same, start, trained
+from tests.support.experiment_runs import losses, only, same, start, trained
+from tests.support.tiny_experiment import nine_classes, tiny_run
 
 ALL_DEVICES = sharding.make_mesh
 pytestmark = pytest.mark.usefixtures("one_device_and_a_cache")

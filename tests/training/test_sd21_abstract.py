@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from mperceiver_jax.distributed import sharding
+from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver import MPerceiver, MPerceiverConfig
-from mperceiver_jax.training import sharding
-from mperceiver_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mperceiver_jax.training.sharding import MeshConfig
-from mperceiver_jax.training.stages import build_stage
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
-from tests.tiny import tiny_experiment
+from tests.support.tiny_model import tiny_experiment
 
 WHOLE = 2_110_295_733  # the sum of the specification's table: every part, whether a stage trains it or not
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from mperceiver_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mperceiver_jax.training.spike_limiter import limit_spikes
+from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from mperceiver_jax.optim.spike_limiter import limit_spikes
 from mperceiver_jax.training.step import initial_state, make_step
 
 ROOT = jax.random.key(7)

@@ -1,0 +1,41 @@
+"""What files there are below a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_pipelines.datasets.file_lists import read_list
+from data_pipelines.images import SUFFIXES
+
+
+class Tree:
+    """The files below a folder, listed once. Nothing in it is ever written.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+
+    def __init__(self, source: str | os.PathLike[str]):
+        self.source = Path(source)
+        if not self.source.is_dir():
+            raise FileNotFoundError(f"no folder at {source}; give the unpacked data set with --source=DIR")
+        self.pictures: list[str] = []
+        self.others: list[str] = []
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(self.source, followlinks=True):
+            # Data sets are often put together of links; one that leads back up would never end.
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+            below = Path(folder).relative_to(self.source)
+            for name in sorted(files):
+                if not name.startswith("."):
+                    kept = self.pictures if name.lower().endswith(SUFFIXES) else self.others
+                    kept.append((below / name).as_posix())
+
+    def names_in(self, list_file: str) -> list[str] | None:
+        """The paths that a list file of the tree names; None where there is no such file."""
+        found = [path for path in self.others if Path(path).name.lower() == list_file.lower()]
+        return read_list(self.source / found[0]) if found else None

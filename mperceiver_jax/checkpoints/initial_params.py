@@ -1,0 +1,134 @@
+"""Where parameters come from: initial values, published priors, and the stages already trained."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from mperceiver_jax.checkpoints import directory
+from mperceiver_jax.checkpoints.manager import Checkpoints
+from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.checkpoints.workdir import read_config
+from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
+from mperceiver_jax.convert.import_pretrained import priors_directory
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.mperceiver.parts import lacking, listed
+from mperceiver_jax.models.parameters import Params
+
+Place = Callable[[str, np.ndarray], Any]
+Readers = dict[str, Callable[[], np.ndarray]]
+Which = Literal["trained", "ema"]
+"""Of a trained stage: the last parameters, or their moving average."""
+TASK_MAPS = "task_maps.npy"
+"""The map of the tasks in the workdir of an imported run; see `models.prompts`."""
+
+
+def read_experiment(workdir: str | Path) -> Experiment:
+    """The configuration of the run in `workdir`, with the map of the tasks that lies there if one does.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it cannot be used.
+    """
+    mapping = read_config(workdir)
+    network, own = mapping.get("model", {}).get("network", {}), Path(workdir) / TASK_MAPS
+    # Found beside the configuration, so that the run can be moved.
+    if network.get("task_maps") and own.is_file():
+        network["task_maps"] = str(own)
+    return from_mapping(Experiment, mapping, f"{Path(workdir) / 'config.json'}")
+
+
+def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
+    return Path(workdir) / "checkpoints" / stage
+
+
+def starting_values(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
+    """Initial values, with the published priors in their place where the experiment names some.
+
+    Published weights are converted on first use (`convert.importing.priors_directory`). In a distributed
+    run every process must call this.
+
+    Args:
+        place: puts each array where it belongs, one at a time.
+
+    Raises:
+        ConfigError: the priors cannot be used; says why.
+    """
+    given: Params = {}
+    if (directory := _priors(experiment, model)) is not None:
+        try:
+            given = {path: place(path, value) for path, value in directory.values()}
+        except ValueError as error:
+            raise ConfigError(f"config.priors: {error}") from error
+    return parameters.initial_values(model, experiment.seed, place, given)
+
+
+def starting_readers(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
+    """`starting_values` one by one: for every path, what makes its initial value, and for those that the priors
+    hold, what reads theirs. For one process."""
+    initial: Readers = {
+        path: partial(parameters.initial_value, path, variable, experiment.seed)
+        for path, variable in parameters.declared(model).items()
+    }
+    directory = _priors(experiment, model)
+    return initial, {} if directory is None else {path: partial(directory.read, path) for path in directory.shapes}
+
+
+def _priors(experiment: Experiment, model: nnx.Module) -> PriorsDirectory | None:
+    if not experiment.priors:
+        return None
+    if not isinstance(model, MPerceiver):
+        raise ConfigError(f"config.priors: {experiment.title} has no priors")
+    try:
+        return _fitting(priors_directory(experiment.priors, model), model)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"config.priors: {error}") from error
+
+
+def _fitting(directory: PriorsDirectory, model: MPerceiver) -> PriorsDirectory:
+    """The directory, if it holds a model of this kind with all that training needs."""
+    declared = {path: tuple(v.get_value().shape) for path, v in parameters.declared(model).items()}
+    wrong = [
+        f"{path} {shape} (expected: {declared.get(path, 'nothing of that name')})"
+        for path, shape in directory.shapes.items()
+        if declared.get(path) != shape
+    ]
+    if wrong:
+        raise ValueError(f"{directory.path}: priors of another model: {listed(wrong, 5)}")
+    if problems := lacking(model, directory.shapes):
+        raise ValueError(f"{directory.path}: " + "; ".join(problems))
+    return directory
+
+
+def trained_values(
+    workdir: str | Path, stage: str, step: int | None = None, averaged: bool = True
+) -> dict[str, np.ndarray] | None:
+    """What a stage trained, as of its last checkpoint (or that of `step`): the average where there is one.
+
+    Helpers that are no part of the model (a discriminator) are left out. None without a checkpoint.
+
+    Args:
+        averaged: false takes the last parameters themselves.
+    """
+    folder = checkpoint_folder(workdir, stage)
+    if not folder.is_dir():
+        return None
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            return None
+        name = "ema" if averaged and checkpoints.metadata(step).get("ema") else "trainable"
+        values = checkpoints.restore_params_only(step, name)
+    return {path: value for path, value in values.items() if not path.startswith("discriminator.")}
+
+
+def last_metadata(workdir: str | Path, stage: str) -> dict[str, Any]:
+    """What the last complete checkpoint of a stage says besides its arrays; empty without one."""
+    folder = epath.Path(checkpoint_folder(workdir, stage))
+    steps = directory.complete_steps(folder)
+    record = directory.read_record(folder, steps[-1]) if steps else None
+    return record["metadata"] if record else {}

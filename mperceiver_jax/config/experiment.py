@@ -1,0 +1,302 @@
+"""An experiment's configuration: mappings at the edge, frozen dataclasses inside.
+
+Config files (`configs/*.py`) return an `ml_collections.ConfigDict` built by
+`to_mapping`; `from_mapping` turns it into the dataclasses below. Every error names the
+field by its full dotted path.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_pipelines.pipeline import PipelineConfig
+from data_pipelines.tasks import TASK_SETS, TASKS, Task, with_new_tasks
+from mperceiver_jax.config.schema import ConfigError
+from mperceiver_jax.config.schema import from_mapping as from_mapping
+from mperceiver_jax.config.schema import to_mapping as to_mapping
+from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel
+from mperceiver_jax.optim.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of a curriculum.
+
+    Attributes:
+        tasks: names of the tasks trained on; usually those of the phase before and one more.
+        steps: updates.
+        period: of the optimizer's schedule, where the phase has another than the stage; 0 for the stage's.
+    """
+
+    tasks: tuple[str, ...]
+    steps: int
+    period: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps")
+        _at_least(self, 0, "period")
+        if not self.tasks:
+            raise ValueError("tasks: a phase needs at least one")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training.
+
+    Attributes:
+        steps: updates; 0 leaves the stage out.
+        batch_size: examples per update over all devices.
+        crop: side of the square crops; 0 takes the data's own.
+        accumulation: micro-batches per update.
+        ema_decay: moving average of the trained parameters, used for everything after training; 0 is off.
+        optimizer: see `OptimizerConfig`.
+        tasks: names of the tasks that are trained on; empty for all of the data's.
+        trains: regular expression of parameter paths; of what the stage can train, only those are; empty for all.
+        curriculum: sequential learning: phases that take the place of the stage, each from where the one before
+            ended, with a fresh optimizer and schedule; `steps` is then their sum, or 0 to leave the stage out.
+    """
+
+    steps: int
+    batch_size: int = 8
+    crop: int = 0
+    accumulation: int = 1
+    ema_decay: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tasks: tuple[str, ...] = ()
+    trains: str = ""
+    curriculum: tuple[PhaseConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "steps", "crop")
+        total = sum(phase.steps for phase in self.curriculum)
+        if self.curriculum and self.steps not in (0, total):
+            raise ValueError(f"steps: the phases of the curriculum make {total} updates, not {self.steps}")
+        _at_least(self, 1, "batch_size", "accumulation")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}")
+        try:
+            re.compile(self.trains)
+        except re.error as error:
+            raise ValueError(f"trains: {self.trains!r} is no regular expression ({error})") from error
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: at least 0 and below 1, not {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The choices among losses that the specification leaves open.
+
+    Attributes:
+        predictor: `focal` or `cross_entropy`.
+        focal_gamma: exponent of the focal loss.
+        train_tower: the predictor stage also trains the image tower (where none is published at that size).
+        train_cm_inv: the dual-branch stage trains the CM inversion.
+        kl_weight: weight of the autoencoder's KL term, per latent element.
+        lpips_weight, lpips_net: perceptual term of the DRM stage; left out, and said so, without its weights.
+        gan_weight: factor on the adaptive weight of the DRM's adversarial term; 0 leaves it out.
+        gan_start: DRM step at which the adversarial term starts.
+        drm_latents: `perturbed_gt`, or `sampled` by the finished dual branch and stored in the workdir.
+        drm_perturbation: largest standard deviation of the noise of `perturbed_gt`.
+        drm_examples: training examples to sample latents for (`sampled`).
+        regression: `l1`; `charbonnier_fft`: Charbonnier + `fft_weight` times the spectrum's; `smooth_l1`.
+        fft_weight: see `regression`.
+        told: what a restorer by regression that must be told what is wrong hears while it trains: the true task
+            (`label`, as releases are trained), or what its classifier says, mistakes included (`classifier`; where
+            there is none, the true task). A network that never heard a mistake makes a gross one of each.
+        double_softmax: the classifier beside a restorer by regression learns from its probabilities as if they
+            were logits, as MiOIR's release has it.
+        penalty_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
+    """
+
+    predictor: Literal["focal", "cross_entropy"] = "focal"
+    focal_gamma: float = 2.0
+    train_tower: bool = False
+    train_cm_inv: bool = True
+    kl_weight: float = 1e-6
+    lpips_weight: float = 0.1
+    lpips_net: Literal["vgg", "alex"] = "vgg"
+    gan_weight: float = 0.0
+    gan_start: int = 0
+    drm_latents: Literal["perturbed_gt", "sampled"] = "perturbed_gt"
+    drm_perturbation: float = 0.2
+    drm_examples: int = 0
+    regression: Literal["l1", "charbonnier_fft", "smooth_l1"] = "l1"
+    told: Literal["label", "classifier"] = "label"
+    double_softmax: bool = False
+    fft_weight: float = 0.01
+    penalty_weight: float = 0.002
+
+    def __post_init__(self) -> None:
+        if self.drm_latents == "sampled" and self.drm_examples < 1:
+            raise ValueError("drm_examples: a positive number is needed with drm_latents='sampled'")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How restored latents are sampled.
+
+    Attributes:
+        name: `ddim` (the correct schedule), `reference` (the release's), or `dpmpp_2m` (DPM-Solver++ of second
+            order, for 10 to 25 steps).
+        steps: calls of the denoiser.
+        eta: noise drawn within `ddim` and `reference`, 0 (none) to 1 (as ancestral sampling).
+    """
+
+    name: Literal["ddim", "reference", "dpmpp_2m"] = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps: between 1 and 1000, not {self.steps}")
+        if self.name == "dpmpp_2m" and self.eta:
+            raise ValueError(f"eta: the sampler 'dpmpp_2m' draws no noise and needs eta 0, not {self.eta}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save: every `every` updates and at a stage's end; the newest `keep` stay, and the `keep_best` best."""
+
+    every: int = 1000
+    keep: int = 3
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every", "keep")
+        _at_least(self, 0, "keep_best")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation.
+
+    Attributes:
+        every: also evaluate every so many updates within a stage; 0 only at its end.
+        per_task: held-out pictures for each task.
+        batch_size: pictures at a time.
+        samples: rows of the before/after sheets per task.
+    """
+
+    every: int = 0
+    per_task: int = 8
+    batch_size: int = 8
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "every", "samples")
+        _at_least(self, 1, "per_task", "batch_size")
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """Pictures to restore are padded by reflection to at least `minimum` pixels a side."""
+
+    minimum: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "minimum")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run is determined by, apart from the machine it runs on.
+
+    Attributes:
+        variant: name of the variant, for messages and the workdir.
+        model: MPerceiver's, or that of a restorer by regression.
+        note: what the first line says about how the variant was chosen.
+        priors: published weights to start from (see README); required unless `from_scratch`.
+        from_scratch: the variant trains its own priors.
+        source: workdir of the finished run that this one adapts to a new task (`training.adaptation`), if it does.
+        cache: directory for what the frozen towers make of `cached_examples` fixed crops of the dual-branch
+            stage, which then trains on those alone and runs without VAE and CLIP; "" encodes fresh crops
+            at every step.
+        compute_dtype: `float32` or `bfloat16`; trained parameters stay float32, frozen ones are stored in this dtype.
+        stages: by name, in the order they run.
+        on_nonfinite: `stop` at the first non-finite loss, or `skip` up to `max_skipped` such steps per stage.
+        log_every: updates between two log lines.
+    """
+
+    variant: str
+    model: MPerceiverConfig | RegressionConfig
+    data: PipelineConfig
+    stages: Mapping[str, StageConfig]
+    losses: LossConfig
+    sampler: SamplerConfig
+    checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
+    restore: RestoreConfig
+    mesh: MeshConfig
+    note: str = ""
+    priors: str = ""
+    from_scratch: bool = False
+    source: str = ""
+    cache: str = ""
+    cached_examples: int = 4096
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 23
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "seed", "max_skipped")
+        _at_least(self, 1, "log_every", "cached_examples")
+        if not self.from_scratch and not self.priors:
+            raise ValueError(
+                f"priors: the variant {self.variant!r} starts from published weights; give them with "
+                "--config.priors=PATH (README, 'Published weights'), or take the variant that needs none: "
+                "--config=configs/allinone.py:small"
+            )
+
+    @property
+    def mperceiver(self) -> MPerceiverConfig:
+        """The model's configuration, for what only MPerceiver has."""
+        if not isinstance(self.model, MPerceiverConfig):
+            raise ConfigError(f"config.model: this is for MPerceiver only, the model is {self.model.title}")
+        return self.model
+
+    @property
+    def title(self) -> str:
+        """The model's name, for people."""
+        return self.model.title if isinstance(self.model, RegressionConfig) else "MPerceiver"
+
+    @property
+    def remark(self) -> str:
+        """What whoever trains the model, or reads of it, should know; empty where there is nothing."""
+        return self.model.remark if isinstance(self.model, RegressionConfig) else ""
+
+    @property
+    def form(self) -> dict[str, str]:
+        """What a checkpoint remembers of the model's form."""
+        if isinstance(self.model, RegressionConfig):
+            return {"family": self.model.family}
+        return {"modulator_form": self.model.unet.modulator_form}
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the model's labels stand for.
+
+        Raises:
+            ConfigError: a regression model names tasks that no task set has in this order.
+        """
+        if isinstance(self.model, MPerceiverConfig):
+            return with_new_tasks(TASKS, self.data.new_tasks, self.data.degradations)
+        for tasks in TASK_SETS.values():
+            if tuple(task.name for task in tasks) == self.model.tasks:
+                return tasks
+        known = "; ".join(f"{name}: {', '.join(task.name for task in tasks)}" for name, tasks in TASK_SETS.items())
+        raise ConfigError(f"config.model.tasks: {', '.join(self.model.tasks)}; whole task sets are {known}")
+
+    def build(self) -> MPerceiver | RegressionModel:
+        """The model, built abstractly."""
+        return MPerceiver(self.model) if isinstance(self.model, MPerceiverConfig) else RegressionModel(self.model)
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: at least {least}, not {getattr(config, name)}")

@@ -1,0 +1,216 @@
+"""From published weights to a directory of priors: found, checked as a whole, then converted one by one."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from mperceiver_jax.checkpoints.pretrained import FORMAT, PriorsDirectory, check_vacant, is_priors, write_priors
+from mperceiver_jax.config.experiment import to_mapping
+from mperceiver_jax.convert.detect import find_parts, left_over, recognise
+from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
+from mperceiver_jax.convert.formats.torch_files import open_tensors
+from mperceiver_jax.convert.state_dicts import Found
+from mperceiver_jax.distributed.runtime import on_every_process, on_first_process
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.mperceiver.parts import PARTS, lacking, listed, part_of
+from mperceiver_jax.progress import progress_bar
+
+DTYPES: dict[str, Any] = {
+    "stored": None,
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""What values can be converted to; `stored` keeps each tensor's own (float64 becomes float32)."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one weight file gives to a model.
+
+    Attributes:
+        file: where it is.
+        layout: what the file is, in words.
+        found: {our path: its tensors}, without what an earlier file gave.
+        unused: keys of what no part of the model takes.
+    """
+
+    file: WeightFile
+    layout: str
+    found: dict[str, Found]
+    unused: list[str]
+
+    @property
+    def parts(self) -> list[str]:
+        """Titles of the parts it gives, in the order of `PARTS`."""
+        given = {part_of(path) for path in self.found}
+        return [part.title for part in PARTS if part in given]
+
+
+def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contribution]:
+    """Looks into sources: what each file holds, all names and shapes checked, no value read.
+
+    A parameter that several files have is taken from the first.
+
+    Raises:
+        FileNotFoundError, ValueError: see `weight_files`, `open_tensors` and `find_parts`.
+    """
+    result: list[Contribution] = []
+    taken: set[str] = set()
+    for source in sources:
+        for file in weight_files(source):
+            tensors = open_tensors(file.path)
+            found = find_parts(model, tensors, file.name)
+            own = {path: tensor for path, tensor in found.items() if path not in taken}
+            taken |= own.keys()
+            unused = left_over(tensors, found)
+            result.append(Contribution(file, recognise(tensors, file.name).title, own, unused))
+    return result
+
+
+def import_priors(
+    sources: Sequence[str],
+    output: str | Path,
+    model: MPerceiver,
+    dtype: str = "stored",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Converts published weights into a directory of priors that holds all that training needs.
+
+    Args:
+        sources: paths or hub repositories, see `weight_files`; together a full model.
+        output: the directory to write.
+        model: built abstractly; says which parameters there are, and their shapes.
+        dtype: one of `DTYPES`.
+        say: told what is found.
+
+    Raises:
+        FileExistsError: `output` is there already.
+        FileNotFoundError, ValueError: the sources cannot be used; names files and keys. Nothing is written.
+    """
+    check_vacant(output)
+    given = contributions(model, sources)
+    for contribution in given:
+        say(f"{contribution.file.name}: {contribution.layout}, {', '.join(contribution.parts) or 'nothing new'}")
+        if contribution.unused:
+            say(f"  left aside: {listed(contribution.unused, 5)}")
+    found = {path: tensors for contribution in given for path, tensors in contribution.found.items()}
+    if problems := lacking(model, found):
+        raise ValueError(f"{', '.join(sources)}: " + "; ".join(problems))
+    hashes = _hashes(given)
+    records = [
+        {
+            "name": contribution.file.name,
+            "layout": contribution.layout,
+            "parts": contribution.parts,
+            "sha256": {file.name: hashes[file] for file in contribution.file.files},
+            "licence": sorted({part_of(path).licence for path in contribution.found}),
+        }
+        for contribution in given
+    ]
+    order = [path for path in parameters.declared(model) if path in found]
+    with progress_bar("importing", len(order)) as bar:
+
+        def values() -> Iterator[tuple[str, np.ndarray]]:
+            for path in order:
+                yield path, converted(found[path], DTYPES[dtype])
+                bar.update(1)
+
+        write_priors(output, values(), records)
+    return Path(output)
+
+
+def converted(found: Found, dtype: np.dtype | None) -> np.ndarray:
+    """A parameter's value, contiguous, in another dtype or its own.
+
+    Raises:
+        ValueError: values of another type than weights have, not finite, or too large for the dtype; names file
+            and key.
+    """
+    return np.asarray(found.read(dtype), order="C")
+
+
+def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:
+    """The directory that `config.priors` means; published weights are converted on first use.
+
+    Args:
+        priors: a directory of priors, or sources of `import_priors` separated by commas. Their
+            conversion is kept in `$XDG_CACHE_HOME/mperceiver_jax/priors` (`~/.cache` by default), by
+            the path, size and date of local weight files or the name of a repository. In a distributed run
+            process 0 converts, and all processes must call this; of several runs that share the
+            cache one converts, and the others wait.
+
+    Raises:
+        FileNotFoundError, ValueError: see `import_priors` and `PriorsDirectory`; in every process.
+    """
+    if is_priors(priors):
+        return on_every_process(lambda: PriorsDirectory(priors))
+    whole = [priors] if Path(priors).expanduser().exists() else priors.split(",")
+    sources = [source.strip() for source in whole if source.strip()]
+    directory = on_every_process(lambda: _cache() / _identity(sources, model))
+    on_first_process(lambda: _convert_once(sources, directory, model))
+    return on_every_process(lambda: _opened(directory))
+
+
+def _convert_once(sources: Sequence[str], directory: Path, model: MPerceiver) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(directory.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_priors(directory):
+            for left in directory.parent.glob(f"{directory.name}.*.partial"):  # Of a conversion that was killed.
+                shutil.rmtree(left, ignore_errors=True)
+            import_priors(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
+            print(f"importing: kept in {directory}", flush=True)
+
+
+def _opened(directory: Path) -> PriorsDirectory:
+    if not is_priors(directory):
+        raise FileNotFoundError(
+            f"process 0 has converted the priors, but {directory} is not to be seen from process "
+            f"{jax.process_index()}: let XDG_CACHE_HOME be a directory that all hosts share, or run `python -m "
+            "mperceiver_jax.convert import` beforehand and give its directory"
+        )
+    return PriorsDirectory(directory)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).expanduser().absolute() / "mperceiver_jax" / "priors"
+
+
+def _identity(sources: Sequence[str], model: MPerceiver) -> str:
+    """What tells these sources from others, without reading them."""
+    told: list[Any] = [FORMAT, to_mapping(model.config)]
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.exists():
+            files = {file.resolve() for found in weight_files(source) for file in (found.path, *found.files)}
+            told.append([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)])
+        else:
+            told.append(source)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _hashes(given: Sequence[Contribution]) -> dict[Path, str]:
+    files = [file for contribution in given for file in contribution.file.files]
+    hashes = {}
+    with progress_bar("hashing", sum(file.stat().st_size for file in files)) as bar:
+        for file in files:
+            digest = hashlib.sha256()
+            with open(file, "rb") as content:
+                while block := content.read(2**20):
+                    digest.update(block)
+                    bar.update(len(block))
+            hashes[file] = digest.hexdigest()
+    return hashes

@@ -1,0 +1,193 @@
+"""The results of an evaluation for programs and people: averages, CSV, JSON, and tables with peers beside ours."""
+
+import csv
+import importlib.metadata
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mperceiver_jax.evaluate.metrics.scorer import FACTS
+from mperceiver_jax.evaluate.protocols.protocol import Protocol
+from mperceiver_jax.evaluate.report import table, to_json
+from mperceiver_jax.image_files import write_atomically
+
+PACKAGES = ("mperceiver-jax", "jax", "numpy", "scipy", "pillow")
+INPUT = "degraded input"
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]],
+    of_sets: Mapping[str, Mapping[str, float]],
+    protocol: Protocol,
+    *,
+    title: str,
+    identity: Mapping[str, Any],
+    pictures: str,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Averages and everything a reader needs to know what they mean.
+
+    A set's value is the mean of its pictures' values; an average is the unweighted mean of its sets'
+    values, and is given only when all of them were measured.
+
+    Args:
+        rows: from `runner.evaluate`.
+        of_sets: from there.
+        identity: what was evaluated.
+        pictures: hash of the list of pictures.
+        warnings: what makes figures incomparable with published ones.
+    """
+    sets: dict[str, dict[str, Any]] = {}
+    for one in protocol.sets:
+        of_set = [row for row in rows if row["set"] == one.name]
+        if of_set:
+            means = {
+                side: {m: float(np.mean([row[prefix + m] for row in of_set])) for m in FACTS if prefix + m in of_set[0]}
+                for side, prefix in (("output", ""), ("input", "input_"))
+            }
+            means["output"] |= of_sets.get(one.name, {})
+            sets[one.name] = {"images": len(of_set), "task": one.task, **means}
+    averages: dict[str, dict[str, Any]] = {}
+    for name, members in protocol.averages.items():
+        if all(member in sets for member in members):
+            averages[name] = {
+                side: {m: float(np.mean([sets[member][side][m] for member in members])) for m in sets[members[0]][side]}
+                for side in ("output", "input")
+                if all(sets[member][side].keys() == sets[members[0]][side].keys() for member in members)
+            }
+    measured = next(iter(sets.values()))["output"]
+    return {
+        "title": title,
+        "protocol": {
+            "name": protocol.name,
+            "title": protocol.title,
+            "scoring": protocol.ruler.in_words(),
+            "noise_seed": protocol.noise_seed,
+            "traps": list(protocol.traps),
+        },
+        "evaluated": dict(identity),
+        "pictures": {"count": len(rows), "list": pictures},
+        "warnings": list(warnings),
+        "metrics": {name: FACTS[name].definition for name in FACTS if name in measured},
+        "sets": sets,
+        "averages": averages,
+        "published": [
+            {"name": peer.name, "source": peer.source, "figures": {k: dict(v) for k, v in peer.figures.items()}}
+            for peer in protocol.peers
+        ],
+        "sources": dict(protocol.sources or {}),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def write_tables(
+    folder: Path, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], protocol: Protocol, beside: Sequence
+) -> None:
+    """`images.csv`, `report.json` and `report.md`, each complete or not at all."""
+    write_atomically(folder / "images.csv", to_csv(rows).encode())
+    write_atomically(folder / "report.json", to_json(results).encode())
+    write_atomically(folder / "report.md", to_markdown(results, protocol, beside).encode())
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per picture, numbers with all their digits."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_beside(folder: str | Path, protocol: Protocol, pictures: str) -> dict[str, Any]:
+    """The results of an earlier evaluation, to be shown in the same tables.
+
+    Args:
+        pictures: hash of the list of pictures that this one is of.
+
+    Raises:
+        FileNotFoundError: there is no report in that folder.
+        ValueError: it was made under another protocol or of other pictures.
+    """
+    path = Path(folder) / "report.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; --beside takes the --output of an earlier evaluation")
+    try:
+        other = json.loads(path.read_text())
+        name, scoring, of = other["protocol"]["name"], other["protocol"]["scoring"], other["pictures"]["list"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no report of an evaluation ({error})") from None
+    if (name, scoring) != (protocol.name, protocol.ruler.in_words()):
+        raise ValueError(f"{path} was made under another protocol, {name}")
+    if of != pictures:
+        raise ValueError(f"{path} is of other pictures, or of other sizes (list {of})")
+    return other
+
+
+def to_markdown(results: Mapping[str, Any], protocol: Protocol, beside: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Tables with our figures first and published ones below, then what they mean."""
+    parts = [f"# {results['title']}: {protocol.title}"]
+    if results["warnings"]:
+        parts.append("**Not comparable with published figures as it stands:**")
+        parts.append("\n".join(f"- {warning}" for warning in results["warnings"]))
+    for metric in results["metrics"]:
+        parts += [f"## {FACTS[metric].heading}", _metric_table(metric, results, protocol, beside)]
+    shown = {peer["source"] for peer in results["published"]}
+    if shown:
+        sources = [f"{key}: {text}" for key, text in results["sources"].items()]
+        parts.append("Published figures are quoted, not measured here. Sources: " + "; ".join(sources) + ".")
+    facts = [f"- Scoring: {results['protocol']['scoring']}."]
+    facts += [f"- {FACTS[m].heading}: {definition}." for m, definition in results["metrics"].items()]
+    if any(one.noise is not None for one in protocol.sets):
+        facts.append(f"- Noise: seed {protocol.noise_seed}, one stream, names sorted.")
+    facts.append(
+        f"- {results['pictures']['count']} pictures, list {results['pictures']['list']}: "
+        + ", ".join(f"{name} {one['images']}" for name, one in results["sets"].items())
+        + "."
+    )
+    facts += [f"- {key}: {value}" for key, value in results["evaluated"].items()]
+    made_with = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts += ["## What was measured", "\n".join([*facts, f"- Made with {made_with}."])]
+    parts += ["## Traps", "\n".join(f"- {trap}" for trap in protocol.traps)]
+    return "\n\n".join(parts) + "\n"
+
+
+def value_text(value: float | None, metric: str, most: int = 9) -> str:
+    """A figure with the metric's decimals, at most so many; '–' where there is none."""
+    if value is None or math.isnan(value):
+        return "–"
+    return "inf" if math.isinf(value) else f"{value:.{min(FACTS[metric].decimals, most)}f}"
+
+
+def _metric_table(
+    metric: str, results: Mapping[str, Any], protocol: Protocol, beside: Sequence[Mapping[str, Any]]
+) -> str:
+    columns = [c for c in protocol.columns if c in results["sets"] or c in results["averages"]]
+    rows = [(f"**{results['title']}**", "measured here", _of(results, "output", metric))]
+    rows += [(other["title"], "measured here", _of(other, "output", metric)) for other in beside]
+    if degraded := _of(results, "input", metric):
+        rows.append((INPUT, "measured here", degraded))
+    peers = [(p["name"], p["source"], p["figures"].get(metric, {})) for p in results["published"]]
+    last = columns[-1]
+    # Best average first; those without one last.
+    sign = -1 if FACTS[metric].more_is_better else 1
+    peers.sort(key=lambda peer: sign * peer[2][last] if last in peer[2] else math.inf)
+    peers = [peer for peer in peers if any(column in peer[2] for column in columns)]
+    # Papers print SSIM with three decimals.
+    body = [
+        [name, *(value_text(figures.get(c), metric, most) for c in columns), source]
+        for most, group in ((9, rows), (3, peers))
+        for name, source, figures in group
+    ]
+    return table(["system", *columns, "source"], body)
+
+
+def _of(results: Mapping[str, Any], side: str, metric: str) -> dict[str, float]:
+    both = {**results["sets"], **results["averages"]}
+    found = {name: values.get(side, {}).get(metric) for name, values in both.items()}
+    return {name: value for name, value in found.items() if value is not None}

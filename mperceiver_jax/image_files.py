@@ -1,0 +1,191 @@
+"""Picture files in and out: what a file holds besides its colours, and how to write it back alike.
+
+Decoding itself is `data_pipelines.images`. Writing is PNG, lossless, with 8 or 16 bits.
+"""
+
+import io
+import os
+import struct
+import uuid
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.files import naming
+from data_pipelines.images import as_float, decode_with_alpha
+
+Rounding = Literal["round", "truncate"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the models take it, and what is needed to write it back alike.
+
+    Args:
+        pixels: float32 (height, width, 3) RGB in [0, 1], upright (EXIF orientation applied).
+        alpha: float32 (height, width) in [0, 1], or None. Colours are not multiplied by it.
+        bits: per channel in the file, 8 or 16.
+        grey: the file has a single colour channel; `pixels` holds it three times.
+        icc: the colour profile that the numbers refer to, or None.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    bits: int = 8
+    grey: bool = False
+    icc: bytes | None = None
+
+
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """Reads JPEG, PNG (8 or 16 bits), TIFF, WebP, BMP and the other formats Pillow knows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, truncated, no picture, animated, or of a kind without a fixed range
+            (floating point); names it.
+    """
+    path = Path(path)
+    colours, alpha = decode_with_alpha(path)
+    with Image.open(path) as file:
+        # Pillow opens grey with alpha of 16 bits as RGBA; only the layout of the samples tells.
+        layouts = [str(tile.args) for tile in file.tile]  # type: ignore[attr-defined]
+        grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith("I") or layouts == ["LA;16B"]
+        # A profile for inks or Lab says nothing about the RGB values made from them.
+        keeps_profile = grey or file.mode in ("RGB", "RGBA", "RGBX", "P", "PA")
+        icc = file.info.get("icc_profile") if keeps_profile else None
+    return Picture(
+        pixels=as_float(colours),
+        alpha=None if alpha is None else as_float(alpha),
+        bits=8 * colours.dtype.itemsize,
+        grey=grey,
+        icc=icc or None,
+    )
+
+
+def write_picture(path: str | os.PathLike[str], picture: Picture, rounding: Rounding = "round") -> None:
+    """Writes a PNG with the picture's bit depth, alpha, greyness and colour profile, atomically.
+
+    A grey picture is written from the luma (ITU-R BT.601 weights) of its pixels.
+
+    Raises:
+        ValueError: the name does not end in .png, shapes that do not fit, or pixels that are not finite.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: pictures are written as PNG; give a name that ends in .png")
+    if picture.pixels.ndim != 3 or picture.pixels.shape[2] != 3 or 0 in picture.pixels.shape:
+        raise ValueError(f"{path}: pixels must be (height, width, 3), got {picture.pixels.shape}")
+    channels = picture.pixels
+    if picture.grey:
+        channels = channels @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    if picture.alpha is not None:
+        if picture.alpha.shape != channels.shape[:2]:
+            raise ValueError(f"{path}: alpha is {picture.alpha.shape}, the pixels are {channels.shape[:2]}")
+        channels = np.concatenate([channels, picture.alpha[..., None]], -1)
+    try:
+        levels = quantise(channels, picture.bits, rounding)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    write_atomically(path, encode_png(levels, picture.icc))
+
+
+def quantise(values: np.ndarray, bits: int = 8, rounding: Rounding = "round") -> np.ndarray:
+    """[0, 1] to uint8 or uint16, clipped.
+
+    Args:
+        rounding: `round` is half to even; `truncate` is what the public release does, which
+            darkens by half a level on average.
+
+    Raises:
+        ValueError: another bit depth or rounding, or values that are not finite.
+    """
+    if bits not in (8, 16):
+        raise ValueError(f"bits must be 8 or 16, got {bits}")
+    if rounding not in ("round", "truncate"):
+        raise ValueError(f"rounding must be 'round' or 'truncate', got {rounding!r}")
+    if not np.isfinite(values).all():
+        raise ValueError("pixels are not finite")
+    scaled = np.clip(np.asarray(values, np.float32), 0, 1) * np.float32(2**bits - 1)
+    return (np.rint(scaled) if rounding == "round" else scaled).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def encode_png(levels: np.ndarray, icc: bytes | None = None) -> bytes:
+    """uint8 or uint16 (height, width, 1 to 4 channels: grey, grey + alpha, RGB, RGBA) as a PNG file.
+
+    Pillow cannot write 16-bit colour, so those files are put together here.
+    """
+    if levels.dtype == np.uint8:
+        stream = io.BytesIO()
+        mode = ("L", "LA", "RGB", "RGBA")[levels.shape[2] - 1]
+        image = Image.fromarray(levels[..., 0] if mode == "L" else levels)
+        assert image.mode == mode
+        image.save(stream, "PNG", icc_profile=icc)
+        return stream.getvalue()
+    height, width, channels = levels.shape
+    colour_type = (0, 4, 2, 6)[channels - 1]
+    header = struct.pack(">2I5B", width, height, 16, colour_type, 0, 0, 0)
+    profile = b"" if icc is None else _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
+    rows = levels.astype(">u2").view(np.uint8).reshape(height, -1)
+    data = _chunk(b"IDAT", zlib.compress(_paeth(rows, 2 * channels).tobytes(), 6))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + profile + data + _chunk(b"IEND", b"")
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a whole file or, when interrupted, none: under a temporary name beside it, then renamed.
+
+    Makes the folder if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with naming(path):
+            temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def pad_to(image: np.ndarray, multiple: int = 64, minimum: int = 512) -> np.ndarray:
+    """Extends (..., height, width, channels) at the bottom and right by reflection.
+
+    Both sides become at least `minimum` and multiples of `multiple`. The edge pixel is not
+    repeated; reflections go back and forth where the picture is smaller than its padding,
+    and a side of one pixel is repeated. `crop_to` undoes it.
+    """
+
+    def missing(side: int) -> int:
+        return -(-max(side, minimum) // multiple) * multiple - side
+
+    height, width = image.shape[-3:-1]
+    widths = [(0, 0)] * (image.ndim - 3) + [(0, missing(height)), (0, missing(width)), (0, 0)]
+    return np.pad(image, widths, mode="reflect")
+
+
+def crop_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The top left part of (..., height, width, channels)."""
+    return image[..., :height, :width, :]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _paeth(rows: np.ndarray, distance: int) -> np.ndarray:
+    """Rows of bytes after PNG's filter 4, each with the filter's number in front.
+
+    `distance` is the number of bytes of a pixel.
+    """
+    values = rows.astype(np.int16)
+    padded = np.pad(values, ((1, 0), (distance, 0)))
+    left, above, corner = padded[1:, :-distance], padded[:-1, distance:], padded[:-1, :-distance]
+    estimate = left + above - corner
+    to_left, to_above, to_corner = (np.abs(estimate - near) for near in (left, above, corner))
+    nearest_of_two = np.where(to_above <= to_corner, above, corner)
+    closest = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest_of_two)
+    filtered = ((values - closest) % 256).astype(np.uint8)
+    return np.concatenate([np.full((len(rows), 1), 4, np.uint8), filtered], 1)

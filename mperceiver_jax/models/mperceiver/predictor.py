@@ -1,0 +1,49 @@
+"""The degradation predictor: which of the known degradations does a picture have?
+
+A small head on the frozen CLIP image tower. Source: the release.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mperceiver_jax.models.layers import Linear
+from mperceiver_jax.models.mperceiver.clip import VisionConfig, VisionTower
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """The image tower, the head's hidden width and the number of degradations."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    hidden: int = 512
+    classes: int = 9
+
+    @classmethod
+    def release(cls) -> "PredictorConfig":
+        """The release's: 529,417 parameters on top of the tower."""
+        return cls()
+
+    @classmethod
+    def small(cls) -> "PredictorConfig":
+        return cls(vision=VisionConfig.small(), hidden=64)
+
+
+class DegradationPredictor(nnx.Module):
+    """Image tower, linear, ReLU, linear."""
+
+    def __init__(self, config: PredictorConfig):
+        self.model = VisionTower(config.vision)
+        self.fc1 = Linear(config.vision.embed_width, config.hidden)
+        self.fc2 = Linear(config.hidden, config.classes)
+
+    def __call__(self, images: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b e"], Float[Array, "b classes"]]:
+        """(embedding of the tower, logits of the degradations) of CLIP-normalised pictures."""
+        e = self.model(images)
+        return e, self.head(e)
+
+    def head(self, e: Float[Array, "b e"]) -> Float[Array, "b classes"]:
+        """Logits of the degradations from the tower's embedding."""
+        return self.fc2(jax.nn.relu(self.fc1(e)))

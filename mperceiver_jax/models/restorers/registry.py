@@ -1,0 +1,309 @@
+"""Networks that map a degraded picture straight to the restored one, under one way of calling them.
+
+Each family wants something else besides the picture: nothing, the weights of its classes, or words.
+`FAMILIES` is the only place that knows. Training, evaluation and restoring call a `RegressionModel`,
+which is told the tasks of the pictures, or asks its own small classifier.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.restorers.am_promptir import AMPromptIR, AMPromptIRConfig
+from mperceiver_jax.models.restorers.condition_weights import weights_of_labels, weights_of_logits
+from mperceiver_jax.models.restorers.mioir import prompting
+from mperceiver_jax.models.restorers.mioir.prompted_restormer import (
+    PromptedPromptIR,
+    PromptedPromptIRConfig,
+    PromptedRestormer,
+    PromptedRestormerConfig,
+)
+from mperceiver_jax.models.restorers.mioir.prompting import Classifier
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNet, SRResNetConfig
+from mperceiver_jax.models.restorers.mioir.swinir import SwinIR, SwinIRConfig
+from mperceiver_jax.models.restorers.mioir.uformer import Uformer, UformerConfig
+from mperceiver_jax.models.restorers.nafnet import NAFNet, NAFNetConfig
+from mperceiver_jax.models.restorers.pip import PIP, PIPConfig
+from mperceiver_jax.models.restorers.promptir import PromptIR, PromptIRConfig
+from mperceiver_jax.models.restorers.restormer import Restormer, RestormerConfig
+from mperceiver_jax.models.restorers.text_prompts import (
+    CAPTIONS,
+    RELEASE_CLASSES,
+    rows_of_ids,
+    stand_in_vectors,
+)
+
+ToldBy = Literal["label", "classifier"]
+Weights = Float[Array, "b classes"]
+Call = Callable[["RegressionModel", Array, Weights | None, Array | None], Array]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the networks of a family are built and called.
+
+    Attributes:
+        title: for people.
+        config, network: the classes of its sizes and of itself.
+        call: (model, pictures, weights of the tasks or None, key of stochastic depth or None) -> pictures.
+        told: whether a network of these sizes must be told what is wrong with a picture.
+        classes: how many classes such a network tells apart; None for any number.
+        multiple: sides are padded to multiples of this; by reflection is better than what the network does.
+        last: regular expression of the parameters of the layer that is added to the picture.
+    """
+
+    title: str
+    config: type
+    network: Callable[[Any], nnx.Module]
+    call: Call
+    told: Callable[[Any], bool] = lambda sizes: False
+    classes: Callable[[Any], int | None] = lambda sizes: None
+    multiple: Callable[[Any], int] = lambda network: 1
+    last: str = r"(.*\.)?output\.weight"
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """A restorer by regression.
+
+    Attributes:
+        family: one of `FAMILIES`.
+        network: sizes of the network, the family's own dataclass.
+        tasks: names of the tasks in the order of their labels.
+        told_by: for networks that must be told what is wrong: `label`, by whoever calls (an oracle), or
+            `classifier`, a small network that is trained beside (blind).
+        words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
+            text embeddings, as `python -m mperceiver_jax.convert words` writes it; empty for fixed random ones.
+        identity_start: the layer that is added to the picture starts at zero, so that an untrained network gives
+            pictures back as they are: our own choice for short trainings. Releases start at random.
+    """
+
+    family: str
+    network: Any
+    tasks: tuple[str, ...]
+    told_by: ToldBy = "classifier"
+    words: str = ""
+    identity_start: bool = False
+
+    def __post_init__(self) -> None:
+        family = _family(self.family)
+        if not isinstance(self.network, family.config):
+            raise ValueError(f"network: sizes of {self.family} are a {family.config.__name__}, not {self.network!r}")
+        if not self.tasks:
+            raise ValueError("tasks: name at least one")
+        classes = family.classes(self.network)
+        if family.told(self.network) and classes not in (None, len(self.tasks)):
+            raise ValueError(f"tasks: the network tells {classes} classes apart, but {len(self.tasks)} tasks are named")
+        speechless = [task for task in self.tasks if task not in CAPTIONS]
+        if isinstance(self.network, AMPromptIRConfig) and speechless:
+            raise ValueError(
+                f"tasks: AM-PromptIR has no words for {', '.join(speechless)} (degradation_names.CAPTIONS)"
+            )
+        if self.words and not isinstance(self.network, AMPromptIRConfig):
+            raise ValueError(f"words: only AM-PromptIR reads words, {self.family} does not")
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the network must be told what is wrong with a picture."""
+        return _family(self.family).told(self.network)
+
+    @property
+    def remark(self) -> str:
+        """What whoever trains this, or reads of it, should know; empty where there is nothing."""
+        sizes = self.network
+        if self.words or not isinstance(sizes, AMPromptIRConfig) or sizes.text_path == "release":
+            return ""
+        return (
+            "The words are fixed random vectors that only tell tasks apart, no CLIP embeddings; `python -m "
+            "mperceiver_jax.convert words` makes these, --config.model.words=FILE.npy takes them."
+        )
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return _family(self.family).title
+
+    @classmethod
+    def field_types(cls, mapping: Mapping[str, Any]) -> dict[str, type]:
+        """Types of fields that hang on others, for reading configurations. ValueError for an unknown family."""
+        return {"network": _family(str(mapping.get("family"))).config}
+
+
+class RegressionModel(nnx.Module):
+    """A network, and where it must be told what is wrong and nobody does, a classifier.
+
+    Attributes:
+        multiple: sides of pictures are best padded to multiples of this.
+    """
+
+    def __init__(self, config: RegressionConfig):
+        family = _family(config.family)
+        self.network = family.network(config.network)
+        if config.identity_start:
+            last = [path for path in parameters.declared(self.network) if re.fullmatch(family.last, path)]
+            if not last:
+                raise ValueError(f"identity_start: {config.title} adds no layer to the picture")
+            parameters.start_at_zero(self.network, last)
+        if config.is_told and config.told_by == "classifier":
+            self.classifier = Classifier(len(config.tasks))
+        self.config = config
+        self.multiple = family.multiple(self.network)
+
+    def __call__(
+        self, lq: Float[Array, "b h w 3"], weights: Weights | None = None, *, key: Array | None = None
+    ) -> Float[Array, "b h w 3"]:
+        """Restored pictures, nominally in [0, 1]; not clipped.
+
+        Args:
+            lq: degraded pictures in [0, 1].
+            weights: of the tasks, see `conditions`; networks that are told nothing take no notice.
+            key: for stochastic depth while training.
+
+        Raises:
+            ValueError: the network must be told what is wrong, and `weights` is None.
+        """
+        if self.config.is_told and weights is None:
+            raise ValueError(
+                f"{self.config.title} must be told what is wrong with a picture: give weights of the tasks"
+            )
+        return _family(self.config.family).call(self, lq, weights, key)
+
+    def logits(self, lq: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"] | None:
+        """What the classifier takes to be wrong with the pictures; None where there is no classifier."""
+        return self.classifier(lq) if hasattr(self, "classifier") else None
+
+    def weights(
+        self, logits: Float[Array, "b tasks"] | None, labels: Int[Array, "b"] | None
+    ) -> Float[Array, "b tasks"] | None:
+        """What the network is told: the classifier's most probable task, or the labels where it has none."""
+        if logits is not None:
+            return weights_of_logits(logits, hard=True)
+        return None if labels is None else weights_of_labels(labels, len(self.config.tasks))
+
+    def restore(
+        self, lq: Float[Array, "b h w 3"], labels: Int[Array, "b"] | None = None
+    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b tasks"] | None]:
+        """(restored pictures, the classifier's logits or None). `labels` are for networks without a classifier."""
+        logits = self.logits(lq)
+        return self(lq, self.weights(logits, labels)), logits
+
+    def penalty(self) -> Float[Array, ""] | float:
+        """The family's regulariser of its own parameters; 0 where it has none."""
+        return self.network.angle_penalty() if isinstance(self.network, PIP) else 0.0
+
+
+@lru_cache
+def word_vectors(path: str, tasks: tuple[str, ...], width: int) -> Float[np.ndarray, "tasks width"]:
+    """Text embeddings of tasks: from a `.npy` file, or fixed random ones that only tell tasks apart.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it holds something else.
+    """
+    if not path:
+        return stand_in_vectors(tasks, width)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of text embeddings (.npy, {len(tasks)} x {width})")
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: no .npy file of text embeddings ({error})") from error
+    if vectors.shape != (len(tasks), width) or not np.issubdtype(vectors.dtype, np.floating):
+        found, expected = f"{vectors.dtype} {vectors.shape}", f"floats ({len(tasks)}, {width})"
+        raise ValueError(f"{path}: {found} found, {expected} expected: an embedding per task")
+    return vectors.astype(np.float32)
+
+
+def _reads_words(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    assert weights is not None
+    config = model.config
+    if config.network.text_path == "clip":
+        vectors = word_vectors(config.words, config.tasks, config.network.text_width)
+        return model.network(lq, weights @ jnp.asarray(vectors))
+    # Token ids are taken for numbers there: a mean of two would be a third word.
+    return model.network(lq, jnp.asarray(_release_words(config.tasks))[weights.argmax(-1)])
+
+
+@lru_cache
+def _release_words(tasks: tuple[str, ...]) -> np.ndarray:
+    """Token ids of the release's class names; of our captions where the release has no such class."""
+    named = {"dehaze": "dehazy", "denoise": "denoise_25"}
+    words = [named.get(task, task) for task in tasks]
+    ids = {word: RELEASE_CLASSES[word] if word in RELEASE_CLASSES else CAPTIONS[word][1] for word in words}
+    return rows_of_ids([ids[word] for word in words])
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ValueError(f"family: {name!r} given, one of {', '.join(FAMILIES)} expected")
+    return FAMILIES[name]
+
+
+def _blind(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    return model.network(lq)
+
+
+def _of_classes(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    return model.network(lq, weights)
+
+
+def _with_key(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+    return model.network(lq, weights, key=key)
+
+
+_LAST = r"output\.weight|prompt_shiftout\..*"
+_padded = lambda network: network.config.pad_to
+
+
+def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module], last: str) -> Family:
+    return Family(
+        f"MiOIR ({backbone})",
+        config,
+        network,
+        _with_key,
+        told=lambda sizes: sizes.prompts == "explicit",
+        classes=lambda sizes: len(prompting.TASKS),
+        multiple=lambda network: network.multiple,
+        last=last,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "restormer": Family("Restormer", RestormerConfig, Restormer, _blind, multiple=_padded),
+    "nafnet": Family(
+        "NAFNet",
+        NAFNetConfig,
+        NAFNet,
+        _blind,
+        multiple=lambda network: 2 ** len(network.config.encoder),
+        last=r"ending\..*",
+    ),
+    "promptir": Family("PromptIR", PromptIRConfig, PromptIR, _blind, multiple=_padded),
+    "am_promptir": Family(
+        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _reads_words, told=lambda sizes: True, multiple=_padded
+    ),
+    "pip": Family(
+        "PIP",
+        PIPConfig,
+        PIP,
+        _of_classes,
+        told=lambda sizes: True,
+        classes=lambda sizes: sizes.classes,
+        multiple=lambda network: getattr(network.config.backbone, "pad_to", 2 ** len(network.config.widths)),
+        last=r"backbone\.(output\.weight|ending\..*)",
+    ),
+    "mioir_srresnet": _mioir("SRResNet", SRResNetConfig, SRResNet, r"(conv_last|prompt_shiftout)\..*"),
+    "mioir_swinir": _mioir("SwinIR", SwinIRConfig, SwinIR, "(?!)"),
+    "mioir_restormer": _mioir("Restormer", PromptedRestormerConfig, PromptedRestormer, _LAST),
+    "mioir_uformer": _mioir("Uformer", UformerConfig, Uformer, r"output_proj\..*"),
+    "mioir_promptir": _mioir("PromptIR", PromptedPromptIRConfig, PromptedPromptIR, _LAST),
+}
+"""Name in configurations -> how to build and call it."""

@@ -1,0 +1,110 @@
+"""Which pictures a call of the restore command means, and where each result goes."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipelines.images import SUFFIXES
+
+
+class Job(NamedTuple):
+    """One picture to restore.
+
+    Attributes:
+        source: the picture.
+        target: the restored picture, a PNG.
+        sheet: degraded and restored beside each other, or None.
+    """
+
+    source: Path
+    target: Path
+    sheet: Path | None
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [path for path in (self.target, self.sheet) if path is not None]
+
+
+def plan(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    recursive: bool = False,
+    side_by_side: bool = False,
+    overwrite: bool = False,
+) -> list[Job]:
+    """Pairs every picture with its output, `<stem>.png` in the output folder.
+
+    Of a folder, files with the suffix of a picture are taken, hidden ones left out; `recursive` also takes
+    those of its subfolders and keeps these in the output. A file that is named twice is restored once.
+    Nothing is written here.
+
+    Raises:
+        FileNotFoundError: an input does not exist.
+        ValueError: a folder without pictures; the output is a file, an input folder or (`recursive`) inside
+            one; two pictures would get the same name; an output is an input, or exists and `overwrite`
+            was not given. Names what is in the way.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"the output {output} is a file; name a folder")
+    found: dict[Path, tuple[Path, Path]] = {}
+    for given in map(Path, inputs):
+        for source, place in _pictures(given, output, recursive):
+            found.setdefault(source.resolve(), (source, output / place))
+    jobs = [
+        Job(
+            source,
+            place.with_name(f"{place.stem}.png"),
+            place.with_name(f"{place.stem}_side_by_side.png") if side_by_side else None,
+        )
+        for source, place in found.values()
+    ]
+    _refuse_collisions(jobs)
+    if own := [path for job in jobs for path in job.outputs if path.resolve() in found]:
+        raise ValueError(f"{_some(own)} would be overwritten, but is an input; name another --output")
+    if not overwrite and (there := [path for job in jobs for path in job.outputs if path.exists()]):
+        raise ValueError(f"{_some(there)} exists already; name another --output, or give --overwrite")
+    return jobs
+
+
+def _pictures(given: Path, output: Path, recursive: bool) -> list[tuple[Path, Path]]:
+    """(picture, its path below the output folder) for an input."""
+    if not given.exists():
+        raise FileNotFoundError(f"there is no {given}")
+    if not given.is_dir():
+        return [(given, Path(given.name))]
+    folder, target = given.resolve(), output.resolve()
+    if target == folder or (recursive and folder in target.parents):
+        raise ValueError(f"the output {output} is (in) the input folder {given}; name one outside")
+    files = [
+        path
+        for path in sorted(given.rglob("*") if recursive else given.iterdir())
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    if not files:
+        deeper = "" if recursive else "; subfolders are searched with --recursive"
+        raise ValueError(f"no pictures in {given} (files ending in {', '.join(SUFFIXES)}){deeper}")
+    return [(path, path.relative_to(given)) for path in files]
+
+
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    sources: dict[Path, list[Path]] = {}
+    for job in jobs:
+        for path in job.outputs:
+            sources.setdefault(path, []).append(job.source)
+    clashes = [f"{_list(names)} -> {path}" for path, names in sources.items() if len(names) > 1]
+    if clashes:
+        raise ValueError(
+            "several pictures would be written under one name; rename them or restore them in separate calls:"
+            "\n  " + "\n  ".join(clashes[:10])
+        )
+
+
+def _some(paths: Sequence[Path]) -> str:
+    """The first of the paths, and how many more there are."""
+    return f"{paths[0]} (and {len(paths) - 1} more)" if len(paths) > 1 else str(paths[0])
+
+
+def _list(paths: Iterable[Path]) -> str:
+    return ", ".join(map(str, paths))

@@ -1,0 +1,121 @@
+"""Configurations: to mappings and back without loss, and errors that name the field."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from tests.support.tiny_experiment import get_config, tiny_run
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("variant", ["small", "sd21"])
+def test_real_configs_survive_mappings_and_json(variant):
+    config = load(CONFIGS / "allinone.py").get_config(variant)
+    config.priors = "weights.safetensors"
+    experiment = from_mapping(Experiment, config.to_dict())
+    assert experiment.variant == variant
+    assert isinstance(experiment.model.unet.channel_mult, tuple)
+    assert isinstance(experiment.data.photo_scales, tuple)
+    mapping = to_mapping(experiment)
+    assert from_mapping(Experiment, mapping) == experiment
+    assert from_mapping(Experiment, json.loads(json.dumps(mapping))) == experiment
+    assert from_mapping(Experiment, ConfigDict(mapping).to_dict()) == experiment
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_file_builds(path):
+    config = load(path).get_config()
+    if "source" not in config:  # One that has it changes a finished run's: see training/test_adaptation.py.
+        config.priors = config.priors or "weights.safetensors"
+        from_mapping(Experiment, config.to_dict())
+    assert f"--config=configs/{path.name}" in load(path).__doc__
+
+
+def test_without_a_variant_a_cpu_host_takes_small_and_says_so(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    config = load(CONFIGS / "allinone.py").get_config()
+    assert (config.variant, config.note) == ("small", "no accelerator here")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    module = load(CONFIGS / "allinone.py")
+    monkeypatch.setattr(module, "accelerator", lambda: True)
+    config = module.get_config()
+    assert (config.variant, config.note) == ("sd21", "an accelerator is present")
+    with pytest.raises(ValueError, match="variants small and sd21, not 'huge'"):
+        module.get_config("huge")
+
+
+def test_published_weights_are_required_and_both_ways_out_named():
+    config = load(CONFIGS / "allinone.py").get_config("sd21")
+    with pytest.raises(ConfigError, match=r"^config\.priors: .*--config\.priors=PATH.*allinone\.py:small"):
+        from_mapping(Experiment, config.to_dict())
+
+
+WRONG = {
+    "seeds": (1, r"config\.seeds: no such field; config has variant, model"),
+    "stages.vae.step": (1, r"config\.stages\.vae\.step: no such field"),
+    "data.weights.fog": (True, r"config\.data\.weights\.fog: float is expected, not True"),
+    "seed": ("1", r"config\.seed: int is expected, not '1'"),
+    "stages.drm.steps": (2.5, r"config\.stages\.drm\.steps: int is expected, not 2\.5"),
+    "stages.vae.optimizer": (3, r"config\.stages\.vae\.optimizer: a group of fields is expected, not 3"),
+    "model.unet.channel_mult": (
+        (1, "2"),
+        r"config\.model\.unet\.channel_mult\[1\]: int is expected, not '2'",
+    ),
+    "data.photo_scales": ((1.0,), r"config\.data\.photo_scales: 2 values are expected, not 1"),
+    "data.pairs": ([], r"config\.data\.pairs: a group of fields is expected, not \[\]"),
+    "on_nonfinite": ("ignore", r"config\.on_nonfinite: one of \('stop', 'skip'\), not 'ignore'"),
+    "losses.drm_examples": (0, r"config\.losses\.drm_examples: a positive number is needed"),
+    "stages.vae.steps": (-1, r"config\.stages\.vae\.steps: at least 0, not -1"),
+    "stages.vae.accumulation": (3, r"config\.stages\.vae\.batch_size: 8 does not divide by accumulation 3"),
+    "stages.vae.ema_decay": (1.0, r"config\.stages\.vae\.ema_decay: at least 0 and below 1"),
+    "stages.vae.optimizer.schedule": ("linear", r"config\.stages\.vae\.optimizer\.schedule: 'constant', 'cosine'"),
+    "checkpoint.every": (0, r"config\.checkpoint\.every: at least 1, not 0"),
+    "evaluation.per_task": (0, r"config\.evaluation\.per_task: at least 1, not 0"),
+    "log_every": (0, r"config\.log_every: at least 1, not 0"),
+    "data.crop": (64, r"config\.data\.crop 64 is larger than image_size 16"),
+    "data.clip_view": ("half", r"config\.data\.clip_view must be 'full' or 'crop'"),
+    "model.unet.groups": (3, r"config\.model\.unet: UNetConfig: width 16 does not divide into 3 groups"),
+    "model.unet.context_width": (
+        8,
+        r"config\.model\.unet\.context_width and text\.width must be equal, not 8 and 16",
+    ),
+    "model.unet.head_width": (0, r"config\.model\.unet: .*zero"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_errors_name_the_field(field):
+    value, message = WRONG[field]
+    mapping = get_config().to_dict()
+    *groups, name = field.split(".")
+    holder = mapping
+    for group in groups:
+        holder = holder[group]
+    holder[name] = value
+    with pytest.raises(ConfigError, match="^" + message):
+        from_mapping(Experiment, mapping)
+
+
+def test_missing_fields_are_named_and_whole_numbers_are_numbers():
+    mapping = get_config().to_dict()
+    del mapping["stages"]["prior"]["steps"]
+    with pytest.raises(ConfigError, match=r"^config\.stages\.prior\.steps: missing"):
+        from_mapping(Experiment, mapping)
+    rate = tiny_run({"stages.vae.optimizer.learning_rate": 1.0}).stages["vae"].optimizer.learning_rate
+    assert rate == 1.0 and isinstance(rate, float)
+    mapping = get_config().to_dict()
+    mapping["stages"]["vae"]["optimizer"]["learning_rate"] = 1
+    rate = from_mapping(Experiment, mapping).stages["vae"].optimizer.learning_rate
+    assert rate == 1.0 and isinstance(rate, float)

@@ -1,0 +1,73 @@
+"""A whole run of a restorer by regression in small; also a config file, as `tests/tiny_run.py` is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mperceiver_jax.checkpoints.fingerprint import fingerprint
+from mperceiver_jax.checkpoints.initial_params import checkpoint_folder
+from mperceiver_jax.checkpoints.manager import Checkpoints
+from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.recipes import regression_recipe
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+
+STEPS = 4
+SIDE = 16
+
+
+def tiny_regression_mapping(prompts: str = "plain") -> dict[str, Any]:
+    """SRResNet of one block: the network that compiles fastest. An average is kept."""
+    optimizer = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 1, "period": 0}
+    stage = {"steps": STEPS, "batch_size": 8, "crop": SIDE, "ema_decay": 0.5, "optimizer": optimizer}
+    mapping = regression_recipe(
+        "tiny_regression",
+        "mioir_srresnet",
+        SRResNetConfig(width=4, blocks=1, prompts=prompts),
+        stage,
+        task_set="mioir",
+        trained=("denoise", "lowlight"),
+        model={"identity_start": False},
+        small=True,
+    )
+    mapping["data"] |= {"image_size": SIDE, "photo_scales": (1.0, 1.0), "threads": 0}
+    mapping["evaluation"] |= {"per_task": 2, "batch_size": 4}
+    return mapping | {"checkpoint": {"every": 2, "keep": 2, "keep_best": 1}, "log_every": 1, "seed": 5}
+
+
+def get_config(prompts: str = "explicit") -> ConfigDict:
+    return ConfigDict(tiny_regression_mapping(prompts))
+
+
+def tiny_regression(changes: Mapping[str, Any] | None = None, prompts: str = "plain") -> Experiment:
+    """The experiment, with fields changed by their dotted names."""
+    mapping = ConfigDict(tiny_regression_mapping(prompts))
+    mapping.update_from_flattened_dict(dict(changes or {}))
+    return from_mapping(Experiment, mapping.to_dict())
+
+
+def experiment_of(family: str, network: Any, task_set: str, trained: tuple[str, ...] = (), **model: Any) -> Experiment:
+    """An experiment with another network, trained for all tasks of the set or some."""
+    stage = tiny_regression_mapping()["stages"]["regression"]
+    model = {"identity_start": False} | model
+    recipe = regression_recipe(
+        "test", family, network, stage, task_set=task_set, trained=trained, model=model, small=True
+    )
+    return from_mapping(Experiment, recipe)
+
+
+def finished(
+    workdir: Path, experiment: Experiment, averaged: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Writes the workdir of a finished run with random parameters: (the last ones, their average)."""
+    claim_workdir(workdir, to_mapping(experiment))
+    last = parameters.initial_values(experiment.build(), 1, lambda path, value: value)
+    average = {path: value * np.float32(0.9) for path, value in last.items()}
+    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": averaged}
+    with Checkpoints(checkpoint_folder(workdir, "regression"), asynchronous=False) as checkpoints:
+        checkpoints.save(STEPS, {"trainable": last, "ema": average if averaged else {}}, None, metadata)
+    return last, average
