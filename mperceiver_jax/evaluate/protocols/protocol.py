@@ -1,4 +1,4 @@
-"""Protocols: which test sets, how they are scored, what others published. Data, in `protocol_data/*.toml`."""
+"""Protocols: which test sets, how they are scored, what others published. Data, in `data/*.toml`."""
 
 import math
 import tomllib
@@ -91,7 +91,7 @@ def load_protocol(name: str) -> Protocol:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown name, or a file that is not as `protocol_data/*.toml`; names what is wrong.
+        ValueError: an unknown name, or a file that is not as `data/*.toml`; names what is wrong.
     """
     if name.endswith(".toml"):
         path = Path(name)
