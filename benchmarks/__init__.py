@@ -1,7 +1,7 @@
 """How fast, and compared to what: as ratios within one run.
 
     python -m benchmarks.train_step     a training step of the dual branch, and its UNet beside PyTorch's
-    python -m benchmarks.sample         restoring pictures, with several samplers
+    python -m benchmarks.sample         restoring images, with several samplers
     python -m benchmarks.encode         the frozen towers: VAE encoder and decoder, CLIP
     python -m benchmarks.unet           the UNet alone beside diffusers' in PyTorch
 

@@ -8,13 +8,13 @@ from typing import Any
 from benchmarks.systems import System
 from benchmarks.timing import Candidate, measure
 from mperceiver_jax.config.experiment import Experiment, StageConfig
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.models.perceptual import lpips
 from mperceiver_jax.training.run import run_experiment
 
 
 def trained(experiment: Experiment, seconds: float) -> dict[str, Any]:
-    """Trains for about `seconds` from nothing: what was learned, on the held-out pictures of the experiment.
+    """Trains for about `seconds` from nothing: what was learned, on the held-out images of the experiment.
 
     Only the updates are counted in, and the sampling of latents; reading data beside them, compiling and
     evaluation come on top.
@@ -31,7 +31,7 @@ def trained(experiment: Experiment, seconds: float) -> dict[str, Any]:
         experiment = replace(experiment, losses=replace(experiment.losses, lpips_weight=0.0))
     short = scaled(experiment, seconds / seconds_of(experiment))
     with tempfile.TemporaryDirectory() as folder:
-        records = run_experiment(short, Path(folder) / "run", HeldOut)
+        records = run_experiment(short, Path(folder) / "run", HeldoutEvaluator)
     if not records:
         raise ValueError("stopped")
     last = records[-1]

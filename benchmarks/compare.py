@@ -1,14 +1,14 @@
 """One table of several systems: their size, arithmetic, speed and memory, and what they learn in an equal time.
 
-Every system is a configuration. Its model restores random pictures as `restore` would (MPerceiver with its
+Every system is a configuration. Its model restores random images as `restore` would (MPerceiver with its
 sampler, decoder and refinement) and makes the updates that `main` would, MPerceiver those of its dual branch.
 With --seconds each recipe, all its stages, is then trained for about that long from nothing, on the bundled
 photographs or what --photos names, with every number of updates scaled by one factor, and measured on held-out
-pictures. Times are of one device; reading data, compiling and evaluating come on top of the training's.
+images. Times are of one device; reading data, compiling and evaluating come on top of the training's.
 
 With --torch a restorer by regression also runs in PyTorch, eager, with the same weights. The networks of the
 releases are in no package: put the release on PYTHONPATH and name the class, or a function of your own that
-returns the module. It is called with pictures (b, 3, h, w), and where it must be told what is wrong: PIP with
+returns the module. It is called with images (b, 3, h, w), and where it must be told what is wrong: PIP with
 weights (b, classes), MiOIR's prompted networks with the guide (b, 1 or 3, h, w), AM-PromptIR with a list of names
 (variants `faithful`) or text embeddings (b, width). Both are told the truth, and trained by L1 and AdamW.
 """
@@ -135,10 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     result.add_argument("configs", nargs="*", default=DEFAULT, metavar="FILE:VARIANT", help="default: the five :small")
     result.add_argument("--size", type=int, default=96, metavar="PIXELS", help="side (default: %(default)s)")
-    result.add_argument("--batch", type=int, default=4, metavar="N", help="pictures at a time (default: %(default)s)")
+    result.add_argument("--batch", type=int, default=4, metavar="N", help="images at a time (default: %(default)s)")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds timed (default: %(default)s)")
     result.add_argument("--seconds", type=float, default=0, metavar="S", help="of training each; 0 trains none")
-    result.add_argument("--per-task", type=int, default=16, metavar="N", help="held-out pictures of each task")
+    result.add_argument("--per-task", type=int, default=16, metavar="N", help="held-out images of each task")
     result.add_argument("--photos", default="", metavar="DIR", help="clean photographs to train on")
     result.add_argument("--heldout-photos", default="", metavar="DIR", help="clean photographs to measure on")
     result.add_argument(
@@ -165,7 +165,7 @@ def _experiment(name: str, options: argparse.Namespace) -> Experiment:
     if not mapping.get("from_scratch") and options.seconds:
         raise ValueError(f"{name} starts from published weights: it is measured without --seconds only")
     experiment = from_mapping(Experiment, mapping | {"from_scratch": True})
-    data = replace(experiment.data, photos=options.photos, heldout_photos=options.heldout_photos)
+    data = replace(experiment.data, photos=options.photos, heldout_images=options.heldout_images)
     return replace(experiment, data=data, evaluation=replace(experiment.evaluation, per_task=options.per_task))
 
 

@@ -1,4 +1,4 @@
-"""The frozen towers: VAE encoder (one picture, or both of a pair in one batch), VAE decoder, CLIP."""
+"""The frozen towers: VAE encoder (one image, or both of a pair in one batch), VAE decoder, CLIP."""
 
 import sys
 from collections.abc import Sequence

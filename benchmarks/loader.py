@@ -1,4 +1,4 @@
-"""How fast training batches come from paired data, against only decoding the same pictures, in one run.
+"""How fast training batches come from paired data, against only decoding the same images, in one run.
 
     python -m benchmarks.loader                               1280x720 JPEG pairs made from the bundled photographs
     python -m benchmarks.loader --format=png --width=600 --height=400
@@ -29,21 +29,21 @@ from data_pipelines.datasets.pairing import find
 from data_pipelines.datasets.splits import Rule, Split
 from data_pipelines.datasets.tree import Tree
 from data_pipelines.pipeline import PipelineConfig, train_batches
-from data_pipelines.sources.folders import PhotoSource, bundled_photos
+from data_pipelines.sources.folders import ImageFolder, bundled_photos
 from data_pipelines.sources.spec import Source, open_source
 
 
 def made_pairs(folder: Path, count: int, width: int, height: int, kind: str) -> str:
     """Prepares `count` pairs of the size, made of the bundled photographs; returns the source's name."""
-    photos = PhotoSource(bundled_photos("train"))
+    photos = ImageFolder(bundled_photos("train"))
     for k in range(count):
         pixels = photos[k % len(photos)]["image"]
-        picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         for side, level in (("gt", 0), ("lq", 12)):
             noise = np.random.default_rng(k).normal(0, level, (height, width, 3)) if level else 0
             path = folder / "pairs" / side / f"{k}.{kind}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            noisy = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
+            noisy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(path, quality=92)  # PNG has no quality and does not mind
     tree = Tree(folder / "pairs")
     found = find(tree, Split("train", 0, (Rule("lq/{name}", "gt/{name}"),)))

@@ -28,10 +28,8 @@ def parser(name: str, description: str, examples: str) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--variant", choices=("small", "sd21"), default="small", help="sizes (default: %(default)s)")
-    result.add_argument(
-        "--size", type=int, default=0, metavar="PIXELS", help="side of the pictures (small 48, sd21 512)"
-    )
-    result.add_argument("--batch", type=int, default=0, metavar="N", help="pictures at a time (small 16, sd21 8)")
+    result.add_argument("--size", type=int, default=0, metavar="PIXELS", help="side of the images (small 48, sd21 512)")
+    result.add_argument("--batch", type=int, default=0, metavar="N", help="images at a time (small 16, sd21 8)")
     result.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation (small float32, sd21 bfloat16)"
     )

@@ -1,4 +1,4 @@
-"""Restoring pictures: conditions, every step of a sampler, decoding with the detail refinement."""
+"""Restoring images: conditions, every step of a sampler, decoding with the detail refinement."""
 
 import argparse
 import sys
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=lambda text: [sampler(one) for one in text.split(",")],
         default="ddim:50,dpmpp_2m:20",
         metavar="NAME:STEPS,...",
-        help="ddim or dpmpp_2m, each with its number of steps (default: %(default)s); pictures at a time: 1",
+        help="ddim or dpmpp_2m, each with its number of steps (default: %(default)s); images at a time: 1",
     )
     return report.run("sample", benchmark, arguments, options)
 

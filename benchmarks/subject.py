@@ -23,7 +23,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the size of its pictures and the dtype of its computation.
+    """A model, the size of its images and the dtype of its computation.
 
     Has the fields of `config.Experiment` that a stage's loss reads, so that it can be built where the
     packages of data and configuration are not installed.
@@ -107,8 +107,8 @@ def random_batch(subject: Subject, cached: bool = False) -> dict[str, jax.Array]
 
 
 def part_flop(config: MPerceiverConfig, size: int) -> dict[str, float]:
-    """FLOP of each part's forward pass for one picture of `size` pixels; `... per batch` is paid once for
-    all its pictures."""
+    """FLOP of each part's forward pass for one image of `size` pixels; `... per batch` is paid once for
+    all its images."""
     structure, declared = parameters.split(MPerceiver(config))
     side, channels = size // config.downscale, config.vae.latent_channels
     text, classes = config.text, config.predictor.classes
@@ -117,7 +117,7 @@ def part_flop(config: MPerceiverConfig, size: int) -> dict[str, float]:
         inputs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
         return flop(lambda values, *given: run(parameters.merge(structure, values), *given), declared, *inputs)
 
-    latent, picture, t = (1, side, side, channels), (1, size, size, 3), (1,)
+    latent, image, t = (1, side, side, channels), (1, size, size, 3), (1,)
     context = (1, text.context_length, text.width)
     maps = [(1, side >> i, side >> i, config.unet.feature_channels) for i in range(config.unet.levels)]
     view = config.predictor.vision.image_size
@@ -126,7 +126,7 @@ def part_flop(config: MPerceiverConfig, size: int) -> dict[str, float]:
     decode = counted(lambda m, z: m.decode(z), latent)
     taps = [(1, size >> i, size >> i, channels) for i, channels in enumerate(config.drm.channels)]
     refinement = counted(lambda m, p, *taps: [m.drm(i, tap, tap, p) for i, tap in enumerate(taps)], (1, classes), *taps)
-    encode = counted(lambda m, x: m.vae.encode(x).mean, picture)
+    encode = counted(lambda m, x: m.vae.encode(x).mean, image)
     adapter, prompts = per_example(
         lambda b: counted(lambda m, *x: m.ir_adapter(*x), (b, *latent[1:]), (b,), (b, classes))
     )

@@ -1,4 +1,4 @@
-"""A configuration as something to measure: its model with random weights, restoring pictures and being trained.
+"""A configuration as something to measure: its model with random weights, restoring images and being trained.
 
 MPerceiver and the restorers by regression are measured by the same few lines: `restore.programs` hides how
 they restore, `training.stages` what a stage trains.
@@ -62,21 +62,21 @@ class System:
                 self.values[path] = value + (0.1 * rng.standard_normal(value.shape, np.float32)).astype(value.dtype)
 
     def restoration(self, size: int, batch: int) -> Candidate:
-        """All that the device does to restore a batch of pictures.
+        """All that the device does to restore a batch of images.
 
         Raises:
-            ValueError: MPerceiver cannot take pictures of this size.
+            ValueError: MPerceiver cannot take images of this size.
         """
         program = self._program()
         if isinstance(self.model, MPerceiver) and size % self.model.config.multiple:
             raise ValueError(f"--size: MPerceiver needs a multiple of {self.model.config.multiple}, not {size}")
-        pictures = random_pictures(size, batch)
-        views = np.concatenate([program.view(picture, picture) for picture in pictures])
+        images = random_images(size, batch)
+        views = np.concatenate([program.view(image, image) for image in images])
 
         def restored(values: Any, lq: jax.Array, views: jax.Array, key: jax.Array) -> jax.Array:
             return program.restored(values, lq, program.seen(values, views), key)[0]
 
-        arguments = (self.values, jnp.asarray(pictures), jnp.asarray(views), jax.random.key(0))
+        arguments = (self.values, jnp.asarray(images), jnp.asarray(views), jax.random.key(0))
         return compiled(restored, *arguments, flop=flop(restored, *arguments), images=batch)
 
     def training_step(self, name: str) -> Candidate:
@@ -108,11 +108,11 @@ class System:
         if isinstance(model, MPerceiver):
             return Diffusion(model, sampler_of(experiment.sampler), experiment.compute_dtype, refine=True)
         # Which task a network is told does not change what it computes.
-        label = 0 if model.config.is_told and model.config.told_by == "label" else None
+        label = 0 if model.config.is_conditional and model.config.condition_source == "label" else None
         return Regression(model, experiment.compute_dtype, label)
 
     def _batch(self, name: str) -> dict[str, jax.Array]:
-        """Random pictures in the shapes of a stage's batch."""
+        """Random images in the shapes of a stage's batch."""
         rng, tasks = np.random.default_rng(0), len(self.experiment.tasks)
         batch = abstract_batch(self.experiment, name, self.experiment.stages[name].batch_size)
         return {
@@ -123,6 +123,6 @@ class System:
         }
 
 
-def random_pictures(size: int, batch: int) -> np.ndarray:
+def random_images(size: int, batch: int) -> np.ndarray:
     """(batch, size, size, 3) float32 in [0, 1)."""
     return np.random.default_rng(0).random((batch, size, size, 3), np.float32)

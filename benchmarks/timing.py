@@ -21,7 +21,7 @@ class Candidate:
     Attributes:
         run: does it once and returns when it is done (JAX arrays may be returned unfinished).
         flop: its arithmetic.
-        images: pictures it handles.
+        images: images it handles.
         memory: bytes its program needs at once (arguments, results and intermediates), where known.
     """
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.systems import System, random_pictures, sized
+from benchmarks.systems import System, random_images, sized
 from benchmarks.timing import Candidate, compiled, measure
 from benchmarks.torch_device import device_like_ours, wait
 from mperceiver_jax.config.experiment import Experiment
@@ -103,7 +103,7 @@ def beside(origin: Origin, experiment: Experiment, size: int, batch: int, repeat
         raise ValueError(f"--size: {origin} needs a multiple of {model.multiple}, not {size}")
     network = origin.build()
     _load(origin, network, state_dict(model, system.values, NETWORK), experiment.title)
-    lq, structure = random_pictures(size, batch), parameters.split(model)[0]
+    lq, structure = random_images(size, batch), parameters.split(model)[0]
     labels = np.arange(batch) % len(model.config.tasks)
     weights, kind = weights_of_labels(jnp.asarray(labels), len(model.config.tasks)), experiment.compute_dtype
 
@@ -118,7 +118,7 @@ def beside(origin: Origin, experiment: Experiment, size: int, batch: int, repeat
     expected = np.asarray(ours["forward"].run().astype(jnp.float32))
     found = theirs.output()
     if found.shape != expected.shape:
-        raise ValueError(f"{origin}: gives pictures of shape {found.shape}, ours {expected.shape} (b, h, w, c)")
+        raise ValueError(f"{origin}: gives images of shape {found.shape}, ours {expected.shape} (b, h, w, c)")
     off = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not off < TOLERANCE[kind]:
         raise ValueError(f"{origin}: its outputs and ours, of the same weights, differ by {off:.2g} of the largest")
@@ -137,14 +137,14 @@ def _alone(experiment: Experiment, config: RegressionConfig, size: int, batch: i
     stage = replace(stage, ema_decay=0.0, optimizer=OptimizerConfig(**same))
     return replace(
         experiment,
-        model=replace(config, told_by="label"),
-        losses=replace(experiment.losses, regression="l1", penalty_weight=0.0),
+        model=replace(config, condition_source="label"),
+        losses=replace(experiment.losses, regression="l1", regularizer_weight=0.0),
         stages={"regression": stage},
     )
 
 
 def _told(model: RegressionModel, lq: np.ndarray, labels: np.ndarray) -> list[Any]:
-    """What a network is given after the pictures, as its release does it."""
+    """What a network is given after the images, as its release does it."""
     network, config = model.network, model.config
     weights = weights_of_labels(jnp.asarray(labels), len(config.tasks))
     if isinstance(network, Prompted) and network.kind != "plain":
@@ -178,12 +178,12 @@ def _load(origin: Origin, network: torch.nn.Module, state: dict[str, np.ndarray]
     network.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=True)
 
 
-def _planes(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.moveaxis(pictures, -1, 1).copy())
+def _planes(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy())
 
 
 class _Theirs:
-    """The PyTorch network at work. Modules may return a tuple; its first item is the picture."""
+    """The PyTorch network at work. Modules may return a tuple; its first item is the image."""
 
     def __init__(self, network: torch.nn.Module, told: list[Any], lq: np.ndarray, device: str, dtype: str):
         # Two, for neither may switch between the ways while it is timed: one restores, one is trained.
@@ -214,7 +214,7 @@ class _Theirs:
 
     def _forward(self) -> torch.Tensor:
         with torch.no_grad(), self._cast():
-            return self._picture(self._network(*self._inputs))
+            return self._image(self._network(*self._inputs))
 
     def _timed_forward(self) -> None:
         self._forward()
@@ -223,10 +223,10 @@ class _Theirs:
     def _update(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
         with self._cast():
-            out = self._picture(self._trained(*self._inputs))
+            out = self._image(self._trained(*self._inputs))
         (out.float() - self._gt).abs().mean().backward()
         optimizer.step()
         wait()
 
-    def _picture(self, out: Any) -> torch.Tensor:
+    def _image(self, out: Any) -> torch.Tensor:
         return out[0] if isinstance(out, (tuple, list)) else out

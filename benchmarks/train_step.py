@@ -1,7 +1,7 @@
 """A training step of the dual branch: everything it does, its parts, and its UNet beside PyTorch's.
 
 The step is the one that training runs: frozen towers, both branches, the UNet, gradients of what is
-trained, and AdamW. Weights and pictures are random.
+trained, and AdamW. Weights and images are random.
 """
 
 import sys

@@ -65,8 +65,8 @@ def candidates(
         return found, [f"no comparison with PyTorch: {' and '.join(missing)} not installed"]
     from benchmarks import torch_device, torch_peer, torch_unet
 
-    if remark := torch_device.unusable():
-        return found, [remark]
+    if warning := torch_device.unusable():
+        return found, [warning]
     theirs = torch_unet.TorchUNet(module, config, values, (latent, t, context), chosen.compute_dtype)
     ours = np.asarray(found["jax unet forward"].run().astype(jnp.float32))
     off = np.abs(theirs.output() - ours).max() / np.abs(ours).max()

@@ -57,7 +57,7 @@ def small() -> dict:
             "batch_size": 16,
             "crop": 64,
             "image_size": 96,
-            "photo_scales": (1.0, 4.0),
+            "image_scales": (1.0, 4.0),
             "clip_size": model.predictor.vision.image_size,
             "flips": "horizontal",
             "threads": 1,
@@ -67,7 +67,7 @@ def small() -> dict:
             "weights": {},
             "pairs": {},
             "photos": "",
-            "heldout_photos": "",
+            "heldout_images": "",
         },
         "stages": {
             "vae": stage | {"steps": 700, "crop": 64, "optimizer": muon | {"learning_rate": 2e-3}},
@@ -88,10 +88,10 @@ def small() -> dict:
             "gan_weight": 0.0,
             "gan_start": 0,
             "drm_latents": "sampled",
-            "drm_perturbation": 0.2,
+            "drm_noise_std": 0.2,
             "drm_examples": 2304,
         },
-        # One step from pure noise gives the mean of what the picture may have been, the best estimate in PSNR. More
+        # One step from pure noise gives the mean of what the image may have been, the best estimate in PSNR. More
         # steps give detail, which a prior this small mostly gets wrong (3 dB less before the refinement).
         "sampler": {"name": "dpmpp_2m", "steps": 1, "eta": 0.0},
         "checkpoint": {"every": 200, "keep": 2, "keep_best": 1},
@@ -130,7 +130,7 @@ def sd21() -> dict:
             "batch_size": 144,
             "crop": 512,
             "image_size": 512,
-            "photo_scales": (1.0, 1.0),
+            "image_scales": (1.0, 1.0),
             "clip_size": model.predictor.vision.image_size,
             "clip_view": "full",
             "flips": "none",
@@ -141,7 +141,7 @@ def sd21() -> dict:
             "weights": {},
             "pairs": {},
             "photos": "",
-            "heldout_photos": "",
+            "heldout_images": "",
         },
         "stages": {
             "predictor": {
@@ -180,7 +180,7 @@ def sd21() -> dict:
             "gan_weight": 0.0,
             "gan_start": 500,
             "drm_latents": "perturbed_gt",
-            "drm_perturbation": 0.2,
+            "drm_noise_std": 0.2,
             "drm_examples": 0,
         },
         "sampler": {"name": "ddim", "steps": 50, "eta": 0.0},

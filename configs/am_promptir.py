@@ -1,4 +1,4 @@
-"""AM-PromptIR: a U-shape of convolutional attention that is told in words what is wrong with a picture.
+"""AM-PromptIR: a U-shape of convolutional attention that is told in words what is wrong with an image.
 
     python -m mperceiver_jax.main --config=configs/am_promptir.py:small
         Noise, rain and haze at a size that trains in a few minutes on two CPU cores, on the bundled photographs.
@@ -8,8 +8,8 @@
         As published: Charbonnier and 0.01 of the spectrum's distance, batches of 18 crops of 128, 120 epochs of a
         schedule of 150. The words are CLIP embeddings of the degradations' names where --config.model.words=FILE.npy
         gives them (`python -m mperceiver_jax.convert words` writes that file), else fixed vectors that only tell tasks
-        apart, which is said at the start and in the report. Which words a picture gets is for a small classifier to
-        say, trained beside; --config.model.told_by=label takes the truth.
+        apart, which is said at the start and in the report. Which words an image gets is for a small classifier to
+        say, trained beside; --config.model.condition_source=label takes the truth.
 
     5task           with motion blur and low light
     3task,faithful  what the release computes: token ids taken for numbers, the true class given, a schedule one
@@ -75,7 +75,7 @@ def full(setting: str, faithful: bool) -> dict:
         AMPromptIRConfig.release() if faithful else AMPromptIRConfig.full(),
         stage,
         trained=SETTINGS[setting],
-        model={"told_by": "label"} if faithful else {},
+        model={"condition_source": "label"} if faithful else {},
         losses=LOSSES,
-        data={"mixing": "proportional", "flips": "dihedral_moved" if faithful else "dihedral"},
+        data={"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
     )

@@ -3,7 +3,7 @@
     python -m mperceiver_jax.main --config=configs/fewshot.py:small --config.source=runs/small
         JPEG artefacts, from 5 % of the pairs that the bundled photographs make: a few minutes on two CPU cores.
         The result is a run like any other, in runs/small_jpeg; its report compares the restoration of held-out
-        pictures before (zero-shot) and after (few-shot), for the new task and for the old ones.
+        images before (zero-shot) and after (few-shot), for the new task and for the old ones.
 
     --config.new_task.name=sr4 --config.new_task.degradation=mioir_sr4        four times super-resolution
     --config.new_task.name=holes --config.new_task.degradation=holes          inpainting without a mask

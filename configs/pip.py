@@ -7,9 +7,9 @@ python -m mperceiver_jax.main --config=configs/pip.py:5task --config.data.photos
     As published, on Restormer: smooth L1 and the angles between classes, batches of 48 crops of 128, 120 epochs, a
     rate for each epoch. The published shares of the tasks: photos=DIR*9 (noise of three strengths, three times each),
     derain=...*120, dehaze=..., deblur_motion=...*5, lowlight=...*20.
-    Which class a picture is of is for a small classifier to say, trained beside;
-    --config.model.told_by=label takes the truth, as the paper does. A finished run can also hear the degradation
-    predictor of MPerceiver: `restore` and `evaluate` with --predictor=RUN.
+    Which class an image is of is for a small classifier to say, trained beside;
+    --config.model.condition_source=label takes the true class, as the paper does. A finished run can also use the
+    degradation predictor of MPerceiver: `restore` and `evaluate` with --predictor=RUN.
 
 3task           noise, rain and haze
 nafnet          five tasks, on NAFNet
@@ -24,7 +24,7 @@ from mperceiver_jax.models.restorers.pip import PIPConfig
 
 EXAMPLES = {"3task": 142_431, "5task": 162_646}  # per epoch
 BATCH = 48
-LOSSES = {"regression": "smooth_l1", "penalty_weight": 0.002}
+LOSSES = {"regression": "smooth_l1", "regularizer_weight": 0.002}
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -71,7 +71,7 @@ def full(name: str, faithful: bool) -> dict:
         PIPConfig.nafnet() if name == "nafnet" else PIPConfig.release(),
         stage,
         trained=SETTINGS[setting],
-        model={"told_by": "label"} if faithful else {},
+        model={"condition_source": "label"} if faithful else {},
         losses=LOSSES,
-        data={"mixing": "proportional", "flips": "dihedral_moved" if faithful else "dihedral"},
+        data={"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
     )

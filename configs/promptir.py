@@ -6,8 +6,8 @@
     python -m mperceiver_jax.main --config=configs/promptir.py:3task \\
         --config.data.pairs.derain='rain100l:train*120' --config.data.pairs.dehaze=DIR --config.data.photos='DIR*9'
         As published: 35 M parameters, L1, batches of 32 crops of 128, 120 epochs (of 142,431 examples) of a
-        schedule of 150. For accelerators. The tasks share batches by the number of their pictures, repeats included:
-        clean pictures count nine times, for noise of three strengths, three times each.
+        schedule of 150. For accelerators. The tasks share batches by the number of their images, repeats included:
+        clean images count nine times, for noise of three strengths, three times each.
 
     5task           with motion blur and low light
     3task,faithful  with the slips of the release: the schedule is a table by epoch and one epoch late (two epochs
@@ -63,5 +63,5 @@ def full(setting: str, faithful: bool) -> dict:
         PromptIRConfig.full(),
         stage,
         trained=SETTINGS[setting],
-        data={"mixing": "proportional", "flips": "dihedral_moved" if faithful else "dihedral"},
+        data={"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
     )

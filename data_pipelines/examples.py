@@ -36,10 +36,10 @@ class MakeExample(grain.transforms.RandomMap):
             lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
         lq_crop, gt_crop = transforms.random_crop((lq, gt), config.crop, rng)
         seen = lq_crop if config.clip_view == "crop" else lq
-        if seen.dtype != np.uint8:  # bytes are seen as they are: a large picture is not turned to floats for it
+        if seen.dtype != np.uint8:  # bytes are seen as they are: a large image is not turned to floats for it
             seen = as_float(seen)
         return {
-            # Copies, so that the whole pictures' memory is free for the next ones.
+            # Copies, so that the whole images' memory is free for the next ones.
             "lq": np.ascontiguousarray(lq_crop),
             "gt": np.ascontiguousarray(gt_crop),
             **({"lq_clip": transforms.clip_view(seen, config.clip_size)} if config.clip_size else {}),
@@ -48,15 +48,15 @@ class MakeExample(grain.transforms.RandomMap):
 
 
 def as_batch(examples: Sequence[Example]) -> Batch:
-    """Examples as one; pictures become floats on their way into the batch, in one pass over the memory."""
+    """Examples as one; images become floats on their way into the batch, in one pass over the memory."""
     batch: Batch = {}
     for name, first in sorted(examples[0].items()):
         values = [example[name] for example in examples]
         if name not in ("lq", "gt"):
             batch[name] = np.stack(values)
             continue
-        pictures = batch[name] = np.empty((len(values), *first.shape), np.float32)
-        for place, pixels in zip(pictures, values, strict=True):
+        images = batch[name] = np.empty((len(values), *first.shape), np.float32)
+        for place, pixels in zip(images, values, strict=True):
             if pixels.dtype == np.float32:
                 place[...] = pixels
             else:
@@ -68,7 +68,7 @@ def random_cut(photo: np.ndarray, config: PipelineConfig, rng: np.random.Generat
     """A random square of the photograph reduced to image_size; the whole photograph where that is 0."""
     if not config.image_size:
         return photo
-    side = _cut_side(photo, config, rng.uniform(*config.photo_scales))
+    side = _cut_side(photo, config, rng.uniform(*config.image_scales))
     # Cut first, then scale: only the pixels that are used are touched.
     (cut,) = transforms.random_crop((photo,), side, rng)
     return transforms.resize(cut, config.image_size, config.image_size)
@@ -77,7 +77,7 @@ def random_cut(photo: np.ndarray, config: PipelineConfig, rng: np.random.Generat
 def centre_cut(photo: np.ndarray, config: PipelineConfig) -> np.ndarray:
     """The middle of the photograph at the mean of the training scales, as float32."""
     size = config.image_size or config.crop
-    scale = sum(config.photo_scales) / 2 if config.image_size else 1.0
+    scale = sum(config.image_scales) / 2 if config.image_size else 1.0
     (cut,) = transforms.centre_crop((photo,), _cut_side(photo, config, scale))
     return np.ascontiguousarray(as_float(transforms.resize(cut, size, size)))
 

@@ -1,4 +1,4 @@
-"""Reading pictures: any common file to RGB pixels and alpha, with the depth it was stored in."""
+"""Reading images: any common file to RGB pixels and alpha, with the depth it was stored in."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 
-def decode_picture(source: str | Path | bytes) -> np.ndarray:
-    """The colours of a picture file, given by its path or by its bytes.
+def decode_image(source: str | Path | bytes) -> np.ndarray:
+    """The colours of an image file, given by its path or by its bytes.
 
     Greyscale becomes three equal channels, palettes become their colours, alpha is dropped (not blended),
     16-bit PNG and TIFF keep their 16 bits, and the EXIF orientation is applied.
@@ -26,38 +26,38 @@ def decode_picture(source: str | Path | bytes) -> np.ndarray:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is empty, truncated, no picture, animated, or of a kind without a fixed range
+      ValueError: the file is empty, truncated, no image, animated, or of a kind without a fixed range
         (floating point).
     """
     return decode_with_alpha(source)[0]
 
 
 def decode_with_alpha(source: str | Path | bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `decode_picture` returns, and the opacity of every pixel.
+    """What `decode_image` returns, and the opacity of every pixel.
 
     Returns:
       (colours, alpha): alpha has the dtype of the colours and shape (height, width); None where the file has
       no transparency of any kind.
     """
-    with _reading(source) as picture:
-        channels = _channels(picture, source)
+    with _reading(source) as image:
+        channels = _channels(image, source)
     alpha = np.ascontiguousarray(channels[..., 3]) if channels.shape[-1] == 4 else None
     return np.ascontiguousarray(channels[..., :3]), alpha
 
 
 def checked_size(source: str | Path | bytes) -> tuple[int, int]:
-    """(height, width) of what `decode_picture` returns, and its errors: the picture is decoded for them.
+    """(height, width) of what `decode_image` returns, and its errors: the image is decoded for them.
 
-    Common pictures are not made an array of, which leaves other threads their time.
+    Common images are not made an array of, which leaves other threads their time.
     """
-    with _reading(source) as picture:
-        one_frame = getattr(picture, "n_frames", 1) == 1
-        if picture.format not in ("JPEG", "PNG", "BMP") or picture.mode not in ("RGB", "L", "P") or not one_frame:
-            height, width = _channels(picture, source).shape[:2]
+    with _reading(source) as image:
+        one_frame = getattr(image, "n_frames", 1) == 1
+        if image.format not in ("JPEG", "PNG", "BMP") or image.mode not in ("RGB", "L", "P") or not one_frame:
+            height, width = _channels(image, source).shape[:2]
             return height, width
-        picture.load()
-        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+        image.load()
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def as_float(pixels: np.ndarray) -> np.ndarray:
@@ -69,24 +69,24 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """A picture file as float32 (height, width, 3) RGB in [0, 1]; errors as in `decode_picture`."""
-    return as_float(decode_picture(path))
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as float32 (height, width, 3) RGB in [0, 1]; errors as in `decode_image`."""
+    return as_float(decode_image(path))
 
 
 @contextlib.contextmanager
 def _reading(source: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
-    """The opened picture; whatever goes wrong becomes one of two errors that name it."""
+    """The opened image; whatever goes wrong becomes one of two errors that name it."""
     try:
-        with _opened(source) as picture:
-            yield picture
+        with _opened(source) as image:
+            yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"no picture at {source!s}") from None
+        raise FileNotFoundError(f"no image at {source!s}") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         if isinstance(error, UnidentifiedImageError):
             error = ValueError("it is in no format that Pillow knows")
         name = "" if isinstance(source, bytes) else f" {source}"
-        raise ValueError(f"cannot read the picture{name}: {error}; replace it or take it out") from error
+        raise ValueError(f"cannot read the image{name}: {error}; replace it or take it out") from error
 
 
 def _opened(source: str | Path | bytes) -> ImageFile.ImageFile:
@@ -97,48 +97,48 @@ def _opened(source: str | Path | bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data))
 
 
-def _channels(picture: Image.Image, source: str | Path | bytes) -> np.ndarray:
+def _channels(image: Image.Image, source: str | Path | bytes) -> np.ndarray:
     """uint8 or uint16 (height, width, 3 or 4): RGB and, where the file has one, alpha."""
-    if picture.mode == "F":
-        raise ValueError("floating-point pictures have no fixed range; convert it to 8 or 16 bits")
+    if image.mode == "F":
+        raise ValueError("floating-point images have no fixed range; convert it to 8 or 16 bits")
     # MPO is what phones and stereo cameras write: a JPEG followed by a preview or a second view.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise ValueError(f"it has {picture.n_frames} frames")  # type: ignore[attr-defined]
-    layout = _layout(picture)
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise ValueError(f"it has {image.n_frames} frames")  # type: ignore[attr-defined]
+    layout = _layout(image)
     # TIFF turns itself upright while loading and PNG may state its orientation behind the pixels.
-    picture.load()
-    orientation = picture.getexif().get(0x0112, 1)
-    if ";16" in layout and not picture.mode.startswith("I"):
-        channels = _colour_of_16_bits(picture, source, layout)
-    elif picture.mode.startswith("I"):
+    image.load()
+    orientation = image.getexif().get(0x0112, 1)
+    if ";16" in layout and not image.mode.startswith("I"):
+        channels = _colour_of_16_bits(image, source, layout)
+    elif image.mode.startswith("I"):
         # Greyscale of 16 bits; Pillow has held it as I;16 or, in some formats, as 32-bit integers.
-        grey = np.asarray(picture)
+        grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit pictures have no fixed range; convert it to 8 or 16 bits")
+            raise ValueError("32-bit images have no fixed range; convert it to 8 or 16 bits")
         channels = np.repeat(grey.astype(np.uint16)[..., None], 3, axis=2)
     else:
-        if picture.format == "TIFF" and max(picture.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
+        if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
             raise ValueError("a TIFF of more than 8 bits in separate planes; store it interleaved or as PNG")
         # To RGBA, Pillow leaves colours alone; a palette goes through its colours.
-        mode = "RGBA" if picture.has_transparency_data else "RGB"
+        mode = "RGBA" if image.has_transparency_data else "RGB"
         # `convert` copies even where there is nothing to convert.
-        channels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
-    if channels.dtype == np.uint16 and "transparency" in picture.info:
+        channels = np.asarray(image if image.mode == mode else image.convert(mode))
+    if channels.dtype == np.uint16 and "transparency" in image.info:
         # The one colour that stands for "nothing here".
-        clear = (channels[..., :3] == picture.info["transparency"]).all(-1, keepdims=True)
+        clear = (channels[..., :3] == image.info["transparency"]).all(-1, keepdims=True)
         channels = np.concatenate([channels, np.where(clear, 0, 65535).astype(np.uint16)], -1)
     return channels if orientation == 1 else _upright(channels, orientation)
 
 
-def _layout(picture: Image.Image) -> str:
+def _layout(image: Image.Image) -> str:
     """How samples lie in the file, in Pillow's terms: 'RGB', 'RGB;16B' (big-endian), 'LA;16B' ..."""
-    if not picture.tile:  # type: ignore[attr-defined]
+    if not image.tile:  # type: ignore[attr-defined]
         return ""
-    arguments = picture.tile[0].args  # type: ignore[attr-defined]
+    arguments = image.tile[0].args  # type: ignore[attr-defined]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _colour_of_16_bits(picture: Image.Image, source: str | Path | bytes, layout: str) -> np.ndarray:
+def _colour_of_16_bits(image: Image.Image, source: str | Path | bytes, layout: str) -> np.ndarray:
     """All 16 bits of the colours (and alpha) of a PNG or TIFF.
 
     Pillow has no 16-bit colour mode: it decodes big-endian samples and keeps the high byte. Reading the same
@@ -158,7 +158,7 @@ def _colour_of_16_bits(picture: Image.Image, source: str | Path | bytes, layout:
             tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
             for tile in low.tile
         ]
-        return np.asarray(picture).astype(np.uint16) << 8 | np.asarray(low)
+        return np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

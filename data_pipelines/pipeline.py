@@ -1,11 +1,11 @@
-"""From pictures to batches: shuffle and repeat each source, degrade, crop, mix by task, batch, prefetch.
+"""From images to batches: shuffle and repeat each source, degrade, crop, mix by task, batch, prefetch.
 
     for batch in train_batches(PipelineConfig(batch_size=16, crop=128, image_size=128)):
         ...
 
 A batch is a dict of contiguous numpy arrays, `local` being this host's part of the batch:
   lq, gt   float32 (local, crop, crop, 3), RGB in [0, 1]: degraded and clean
-  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded picture; left out
+  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded image; left out
            where clip_size is 0
   task     int32 (local,): the label of `tasks.TASKS`
 
@@ -30,8 +30,8 @@ from data_pipelines.degradations.protocols import protocol_named
 from data_pipelines.examples import Batch, Example, MakeExample, as_batch, centre_cut, degrade
 from data_pipelines.images import as_float
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
-from data_pipelines.sources.few_shot import PartOfSource, few_pairs
-from data_pipelines.sources.folders import PairedFolders, PhotoSource, bundled_photos
+from data_pipelines.sources.few_shot import Subset, few_pairs
+from data_pipelines.sources.folders import ImageFolder, PairedFolders, bundled_photos
 from data_pipelines.sources.spec import Source, open_source
 from data_pipelines.tasks import TASKS, Task, with_new_tasks
 
@@ -45,38 +45,38 @@ class PipelineConfig:
       crop: side of the square training crop, pixels.
       image_size: side of the square cut from a clean photograph before it is degraded; the CLIP view shows
         all of it. 0 degrades the whole photograph, which is slow and what paired data do.
-      photo_scales: (least, most) factor by which the cut is larger than image_size before it is reduced to
+      image_scales: (least, most) factor by which the cut is larger than image_size before it is reduced to
         it, drawn uniformly; above 1 lets small models see whole scenes. The cut never exceeds the photograph.
       clip_size: side of the CLIP view; 0 makes none, for models that look at nothing but the crop.
-      clip_view: 'full' shows CLIP the whole degraded picture, 'crop' the training crop.
-      flips: 'none', 'horizontal', 'dihedral' or 'dihedral_moved', see `transforms.flip`.
+      clip_view: 'full' shows CLIP the whole degraded image, 'crop' the training crop.
+      flips: 'none', 'horizontal', 'dihedral' or 'dihedral_nonidentity', see `transforms.flip`.
       weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
       seed: of everything random, at least 0.
       threads: decoding threads of a process; 0 prepares batches when they are asked for.
       prefetch: batches kept ready by the threads.
       workers: processes besides this one; 0 uses threads only (better below about four cores).
-      mixing: how tasks share the batches, one of `mixture.MIXINGS`: by `weights`, or by how many pictures
+      mixing: how tasks share the batches, one of `mixture.MIXINGS`: by `weights`, or by how many images
         (times repeats) their sources have.
       temperature: of mixing='temperature'.
       pairs: task name -> {'lq': folder, 'gt': folder, 'pairing': rule (default 'stem')} or a name as in
         `open_source` (prepared data, TFDS; repeats and sums of them), also as {'source': name}; such a task
-        reads its pairs instead of degrading photographs. Clean pictures from a source are degraded as the
+        reads its pairs instead of degrading photographs. Clean images from a source are degraded as the
         task does.
       degradations: task name -> name of a published degradation (`degradations.protocols`) that takes the
         place of the task's own.
       new_tasks: names of tasks beyond those known, whose labels follow theirs in this order; each needs an
         entry in `degradations` or `pairs`.
-      percents: task name -> percent of its pairs that train, chosen once and for all (`few_pairs`); such a
+      train_percent: task name -> percent of its pairs that train, chosen once and for all (`few_pairs`); such a
         task degrades fixed cuts of photographs once instead of others every time.
       photos: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
-      heldout_photos: folder of clean photographs kept from training; '' takes the bundled ones.
-      cache_megabytes: decoded pictures kept in memory, for each source and worker.
+      heldout_images: folder of clean photographs kept from training; '' takes the bundled ones.
+      cache_megabytes: decoded images kept in memory, for each source and worker.
     """
 
     batch_size: int = 16
     crop: int = 256
     image_size: int = 0
-    photo_scales: tuple[float, float] = (1.0, 1.0)
+    image_scales: tuple[float, float] = (1.0, 1.0)
     clip_size: int = 224
     clip_view: str = "full"
     flips: str = "horizontal"
@@ -90,9 +90,9 @@ class PipelineConfig:
     pairs: Mapping[str, Mapping[str, str] | str] = dataclasses.field(default_factory=dict)
     degradations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     new_tasks: tuple[str, ...] = ()
-    percents: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    train_percent: Mapping[str, float] = dataclasses.field(default_factory=dict)
     photos: str = ""
-    heldout_photos: str = ""
+    heldout_images: str = ""
     cache_megabytes: float = 300.0
 
     def __post_init__(self) -> None:
@@ -104,8 +104,8 @@ class PipelineConfig:
                 raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
         if self.image_size and self.crop > self.image_size:
             raise ValueError(f"crop {self.crop} is larger than image_size {self.image_size}")
-        if len(self.photo_scales) != 2 or not 1 <= self.photo_scales[0] <= self.photo_scales[1]:
-            raise ValueError(f"photo_scales must be 1 <= least <= most: {self.photo_scales}")
+        if len(self.image_scales) != 2 or not 1 <= self.image_scales[0] <= self.image_scales[1]:
+            raise ValueError(f"image_scales must be 1 <= least <= most: {self.image_scales}")
         if self.clip_view not in ("full", "crop"):
             raise ValueError(f"clip_view must be 'full' or 'crop', not {self.clip_view!r}")
         if self.flips not in transforms.FLIPS:
@@ -120,9 +120,9 @@ class PipelineConfig:
                 protocol_named(name)
             except ValueError as error:
                 raise ValueError(f"degradations[{task!r}]: {error}") from None
-        for task, percent in self.percents.items():
+        for task, percent in self.train_percent.items():
             if not 0 < percent <= 100:
-                raise ValueError(f"percents[{task!r}] must be above 0 and at most 100, not {percent}")
+                raise ValueError(f"train_percent[{task!r}] must be above 0 and at most 100, not {percent}")
         for task in self.new_tasks:
             if task not in self.degradations and task not in self.pairs:
                 raise ValueError(f"new_tasks: {task!r} needs an entry in degradations or in pairs")
@@ -139,8 +139,8 @@ def train_batches(
 
     Raises:
       FileNotFoundError: a data folder does not exist.
-      ValueError: an unknown task, unpaired pictures, a batch that the hosts cannot share evenly; while
-        iterating, a picture that cannot be read or a pair of different sizes.
+      ValueError: an unknown task, unpaired images, a batch that the hosts cannot share evenly; while
+        iterating, an image that cannot be read or a pair of different sizes.
     """
     weights = _task_weights(config, tasks)
     photos: Source | None = None  # one object for all tasks: its cache is shared
@@ -150,8 +150,8 @@ def train_batches(
         if task.name in config.pairs:
             source = _paired_source(config, task)
         else:
-            source = photos = photos or _photo_source(config)
-        if task.name in config.percents:
+            source = photos = photos or _image_folder(config)
+        if task.name in config.train_percent:
             source, _ = few_pairs(source, config, task)
         seed = int(np.random.SeedSequence([config.seed, task.label]).generate_state(1)[0])
         stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
@@ -164,9 +164,9 @@ def train_batches(
     return TrainBatches(mixed.batch(config.batch_size // process_count, batch_fn=as_batch), config)
 
 
-def training_pairs(config: PipelineConfig, task: Task) -> PartOfSource:
-    """The pairs that train a task of `config.percents`. Raises as `train_batches`."""
-    source = _paired_source(config, task) if task.name in config.pairs else _photo_source(config)
+def training_pairs(config: PipelineConfig, task: Task) -> Subset:
+    """The pairs that train a task of `config.train_percent`. Raises as `train_batches`."""
+    source = _paired_source(config, task) if task.name in config.pairs else _image_folder(config)
     return few_pairs(source, config, task)[0]
 
 
@@ -180,9 +180,9 @@ def _paired_source(config: PipelineConfig, task: Task) -> Source:
         return PairedFolders(**pair, cache_megabytes=config.cache_megabytes)
 
 
-def _photo_source(config: PipelineConfig) -> Source:
+def _image_folder(config: PipelineConfig) -> Source:
     if not config.photos:
-        return PhotoSource(bundled_photos("train"), config.cache_megabytes)
+        return ImageFolder(bundled_photos("train"), config.cache_megabytes)
     with _field("photos"):
         return open_source(config.photos, config.cache_megabytes)
 
@@ -261,20 +261,20 @@ class HeldoutExamples(Sequence[Example]):
     def __init__(self, config: PipelineConfig, per_task: int, seed: int = 0, tasks: Sequence[Task] = TASKS):
         self._config, self._seed = config, seed
         self._tasks = list(_task_weights(config, tasks))
-        with _field("heldout_photos"):
-            self._photos = PhotoSource(config.heldout_photos or bundled_photos("heldout"), config.cache_megabytes)
+        with _field("heldout_images"):
+            self._photos = ImageFolder(config.heldout_images or bundled_photos("heldout"), config.cache_megabytes)
         if not 1 <= per_task <= len(self._photos):
-            raise ValueError(f"per_task must be 1 to {len(self._photos)} (held-out pictures), not {per_task}")
+            raise ValueError(f"per_task must be 1 to {len(self._photos)} (held-out images), not {per_task}")
         self._chosen = _spread([path.stem for path in self._photos.files.paths])[:per_task]
         self._unused_pairs = {
             task.name: few_pairs(_paired_source(config, task), config, task)[1]
             for task in self._tasks
-            if task.name in config.percents and task.name in config.pairs
+            if task.name in config.train_percent and task.name in config.pairs
         }
         for name, pairs in self._unused_pairs.items():
             if len(pairs) < per_task:
                 raise ValueError(
-                    f"percents[{name!r}] leaves {len(pairs)} pairs that do not train; per_task asks for {per_task}"
+                    f"train_percent[{name!r}] leaves {len(pairs)} pairs that do not train; per_task asks for {per_task}"
                 )
 
     def __len__(self) -> int:
@@ -309,7 +309,7 @@ def heldout_examples(
     They are synthesised, also for tasks that train on pairs: published test sets belong to an evaluation
     protocol. Only a task that trains on a percentage of its pairs shows its others here.
 
-    Raises FileNotFoundError for a missing folder, ValueError for more examples than there are pictures.
+    Raises FileNotFoundError for a missing folder, ValueError for more examples than there are images.
     """
     return HeldoutExamples(config, per_task, seed, tasks)
 
@@ -322,7 +322,7 @@ def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, f
         "weights": config.weights,
         "pairs": config.pairs,
         "degradations": config.degradations,
-        "percents": config.percents,
+        "train_percent": config.train_percent,
     }
     for field, given in named.items():
         unknown = sorted(set(given) - set(by_name))
@@ -336,7 +336,7 @@ def _task_weights(config: PipelineConfig, tasks: Sequence[Task]) -> dict[Task, f
 
 
 def _spread(stems: Sequence[str]) -> list[int]:
-    """Order of the pictures that visits every photograph once before any a second time
+    """Order of the images that visits every photograph once before any a second time
     (`<photograph>_<k>`)."""
     seen: dict[str, int] = {}
     turns = []

@@ -9,7 +9,7 @@
     python -m data_pipelines.prepare verify /data/prepared/gopro            read back, compare all hashes
     python -m data_pipelines.prepare plan promptir                          what a mixture amounts to
 
-Pictures that are missing, extra, misnamed, unreadable or of another size than their partner are told by name
+Images that are missing, extra, misnamed, unreadable or of another size than their partner are told by name
 and left out; with --strict they refuse the whole. The source is never written. The output appears complete or
 not at all, and a run that was interrupted is taken up again by the same command (with --format=tfds: begun anew).
 """
@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from data_pipelines.datasets import mixture_plan
 from data_pipelines.datasets.file_lists import read_list
 from data_pipelines.datasets.layouts import LAYOUTS, Layout, layout_named
-from data_pipelines.datasets.pack import SHARD_MEGABYTES, Refused, check_pictures, free_space_problem, prepare
+from data_pipelines.datasets.pack import SHARD_MEGABYTES, Refused, check_images, free_space_problem, prepare
 from data_pipelines.datasets.pairing import find
 from data_pipelines.datasets.patterns import compiled, shown
 from data_pipelines.datasets.shards import check_shards
@@ -114,7 +114,7 @@ def _run(command: str, options: argparse.Namespace) -> None:
         raise ValueError(f"{options.source} holds no {layout.name} ({looked}); see 'prepare list {layout.name}'")
     workers = options.workers or os.cpu_count() or 1
     if command == "check":
-        found = check_pictures(found, tree, workers)
+        found = check_images(found, tree, workers)
     text, counted = report(found, shown_of_each)
     print(text, flush=True)
     refusing = _refusing(found, options.split or ())
@@ -174,7 +174,7 @@ def _chosen(options: argparse.Namespace) -> Layout:
     layout = layout_named(options.name)
     if layout.name == "pairs":
         if not options.task:
-            raise ValueError("pairs: say what the degraded pictures suffer from with --task=NAME")
+            raise ValueError("pairs: say what the degraded images suffer from with --task=NAME")
         rule = own_rule(options.lq, options.gt, options.pairing)
         layout = dataclasses.replace(layout, splits=(Split("train", 0, (rule,)),))
     if options.split:
@@ -188,7 +188,7 @@ def _chosen(options: argparse.Namespace) -> Layout:
 
 
 def own_rule(lq: str, gt: str, pairing: str) -> Rule:
-    """The user's own two folders; folders below them are part of a picture's name. ValueError for a bad `pairing`."""
+    """The user's own two folders; folders below them are part of an image's name. ValueError for a bad `pairing`."""
     if pairing == "stem":
         return Rule(f"./{lq}/{{name:.+}}", f"./{gt}/{{name:.+}}")
     if pairing == "prefix":
@@ -217,7 +217,7 @@ def _details(layout: Layout) -> str:
     lines += [f"  {layout.home}"] if layout.home else []
     for split in layout.splits:
         confirmed = "" if split.confirmed else " (commonly quoted, not confirmed)"
-        clean = f" of {split.clean} clean pictures" if split.clean else ""
+        clean = f" of {split.clean} clean images" if split.clean else ""
         lines.append(f"  {split.name}: {split.count or 'any number of'} pairs{clean}{confirmed}")
         lines += [f"    by the list {split.listed}"] if split.listed else []
         rules = (" -> ".join(shown(p) for p in (rule.lq, rule.gt) if p) for rule in split.rules)
@@ -244,11 +244,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="any fault refuses the whole")
     parser.add_argument("--split", action="append", help="only this split; may be given several times")
     parser.add_argument("--subset", action="store_true", help="the tree holds a part of the set on purpose")
-    parser.add_argument("--list", help="text file of names: only these pictures")
+    parser.add_argument("--list", help="text file of names: only these images")
     parser.add_argument("--workers", type=int, default=0, help="threads; 0: one for each core")
     parser.add_argument("--all-names", action="store_true", help="list every fault, not the first of each kind")
     parser.add_argument("--task", default="", help="task to record instead of the set's own")
-    parser.add_argument("--lq", default="lq", help="pairs: folder of degraded pictures in the source")
+    parser.add_argument("--lq", default="lq", help="pairs: folder of degraded images in the source")
     parser.add_argument("--gt", default="gt", help="pairs: folder of clean ones")
     parser.add_argument("--pairing", default="stem", help="pairs: stem, prefix, or PATTERN=>PATTERN")
     return parser

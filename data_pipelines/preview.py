@@ -1,4 +1,4 @@
-"""A picture test sheet of the nine degradations: one row for each photograph, one column for each task.
+"""An image test sheet of the nine degradations: one row for each photograph, one column for each task.
 
 Usage: python -m data_pipelines.preview --output=sheet.png
 """
@@ -23,7 +23,7 @@ TITLE_HEIGHT = 22
 
 
 def photographs_in(directory: Path) -> list[Path]:
-    """The picture files of a folder by name. Raises FileNotFoundError where there is none."""
+    """The image files of a folder by name. Raises FileNotFoundError where there is none."""
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no folder; name one that holds photographs (--photos=DIR)")
     found = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -33,21 +33,21 @@ def photographs_in(directory: Path) -> list[Path]:
 
 
 def square_photograph(path: Path, size: int) -> np.ndarray:
-    """The central square of a picture at `size` pixels: float32 (size, size, 3) in [0, 1].
+    """The central square of an image at `size` pixels: float32 (size, size, 3) in [0, 1].
 
-    Raises ValueError naming the file where it cannot be read as a picture.
+    Raises ValueError naming the file where it cannot be read as an image.
     """
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(square, np.float32) / np.float32(255)
 
 
 def psnr(degraded: np.ndarray, clean: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures in [0, 1]; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of two images in [0, 1]; infinite where they are equal."""
     error = float(np.mean((degraded - clean) ** 2, dtype=np.float64))
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
@@ -58,7 +58,7 @@ def sheet(photographs: Sequence[np.ndarray], seed: int) -> Image.Image:
 
     Args:
       photographs: float32 (size, size, 3) in [0, 1], all of one size.
-      seed: of the degradations; each cell has a generator of its own, so that a picture does not depend on
+      seed: of the degradations; each cell has a generator of its own, so that an image does not depend on
         the
         rows and columns around it.
     """
@@ -69,10 +69,10 @@ def sheet(photographs: Sequence[np.ndarray], seed: int) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(9, min(14, size // 12)))
 
-    def place(row: int, column: int, picture: np.ndarray, title: str) -> None:
+    def place(row: int, column: int, image: np.ndarray, title: str) -> None:
         left, top = GAP + column * (size + GAP), GAP + row * (cell_height + GAP)
         draw.text((left + 2, top + 2), title, fill="black", font=font)
-        canvas.paste(Image.fromarray(np.rint(picture * 255).astype(np.uint8)), (left, top + TITLE_HEIGHT))
+        canvas.paste(Image.fromarray(np.rint(image * 255).astype(np.uint8)), (left, top + TITLE_HEIGHT))
 
     for row, clean in enumerate(photographs):
         place(row, 0, clean, "clean")
@@ -82,17 +82,17 @@ def sheet(photographs: Sequence[np.ndarray], seed: int) -> Image.Image:
     return canvas
 
 
-def save(picture: Image.Image, output: Path) -> None:
+def save(image: Image.Image, output: Path) -> None:
     """Writes under a temporary name in the same folder, then renames: `output` is whole or untouched.
 
-    Raises ValueError for a suffix that names no picture format.
+    Raises ValueError for a suffix that names no image format.
     """
     if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{output} has no suffix of a picture format; try {output.with_suffix('.png')}")
+        raise ValueError(f"{output} has no suffix of an image format; try {output.with_suffix('.png')}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.stem}-", dir=output.parent) as folder:
         temporary = Path(folder) / output.name
-        picture.save(temporary)
+        image.save(temporary)
         os.replace(temporary, output)
 
 
@@ -100,10 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see --help."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.preview",
-        description="Draw a test sheet: photographs down, the clean picture and the nine degradations "
+        description="Draw a test sheet: photographs down, the clean image and the nine degradations "
         "across, with the PSNR of each. Look at it after every change to data_pipelines/degradations.",
         epilog="Severities are drawn as in training, so try a few seeds. Flakes, streaks and drops grow with "
-        "the picture: --size=96 and --size=512 show the same weather.",
+        "the image: --size=96 and --size=512 show the same weather.",
     )
     parser.add_argument(
         "--output",
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="DIR",
         help="folder of photographs (default: the bundled ones held out from training)",
     )
-    parser.add_argument("--size", type=int, default=256, help="side of each picture in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="side of each image in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
     parser.add_argument(
         "--rows",
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save(sheet(photographs, options.seed), options.output)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    print(f"{options.output}: {len(photographs)} photographs x {1 + len(TASKS)} pictures")
+    print(f"{options.output}: {len(photographs)} photographs x {1 + len(TASKS)} images")
 
 
 if __name__ == "__main__":

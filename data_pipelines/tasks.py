@@ -1,4 +1,4 @@
-"""Restoration tasks: name, label, and how a degraded picture is made where no pairs exist.
+"""Restoration tasks: name, label, and how a degraded image is made where no pairs exist.
 
 `TASKS` are MPerceiver's nine; `TASK_SETS` has other systems' tasks in the order of their classes.
 """
@@ -21,7 +21,7 @@ class Task:
     Attributes:
       name: as written in configs, folders and reports.
       label: the predictor's class and the position in `TASKS`.
-      title: for people: what is wrong with the picture.
+      title: for people: what is wrong with the image.
       synthesise: (image float32 (height, width, 3) in [0, 1], rng) -> degraded image, same type, shape and
         range.
     """

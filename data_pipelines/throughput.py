@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, measures and prints one line."""
     parser = argparse.ArgumentParser("python -m data_pipelines.throughput", description=throughput.__doc__)
     parser.add_argument("--batches", type=int, default=20, help="batches to time")
-    defaults = PipelineConfig(crop=128, image_size=128, photo_scales=(1.0, 4.0))
+    defaults = PipelineConfig(crop=128, image_size=128, image_scales=(1.0, 4.0))
     for name in ("batch_size", "crop", "image_size", "clip_size", "threads", "prefetch", "workers", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     parser.add_argument("--photos", default="", help="folder of clean photographs (default: the bundled)")

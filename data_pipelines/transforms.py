@@ -10,11 +10,11 @@ CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-FLIPS = ("none", "horizontal", "dihedral", "dihedral_moved")
+FLIPS = ("none", "horizontal", "dihedral", "dihedral_nonidentity")
 
 
 def pad_to(image: np.ndarray, side: int) -> np.ndarray:
-    """Reflects the borders until both sides are at least `side`; the picture stays in the middle.
+    """Reflects the borders until both sides are at least `side`; the image stays in the middle.
 
     Args:
       image: (height, width, channels), any type, at least 1x1. A side of one pixel is repeated.
@@ -48,7 +48,7 @@ def flip(images: tuple[np.ndarray, ...], kind: str, rng: np.random.Generator) ->
 
     Args:
       kind: 'none'; 'horizontal' (mirrored with probability 1/2); 'dihedral' (one of the eight symmetries of
-        the square, so height and width may change places); 'dihedral_moved' (one of the seven that are not
+        the square, so height and width may change places); 'dihedral_nonidentity' (one of the seven that are not
         the identity, as PromptIR's release draws them).
     """
     if kind == "none":
@@ -57,7 +57,7 @@ def flip(images: tuple[np.ndarray, ...], kind: str, rng: np.random.Generator) ->
         return tuple(image[:, ::-1] for image in images) if rng.integers(2) else images
     if kind not in FLIPS:
         raise ValueError(f"flips must be one of {', '.join(FLIPS)}, not {kind!r}")
-    turns, mirror = divmod(int(rng.integers(1 if kind == "dihedral_moved" else 0, 8)), 2)
+    turns, mirror = divmod(int(rng.integers(1 if kind == "dihedral_nonidentity" else 0, 8)), 2)
     turned = tuple(np.rot90(image, turns) for image in images)
     return tuple(image[:, ::-1] for image in turned) if mirror else turned
 
@@ -72,8 +72,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     if image.dtype == np.uint8:
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        resized = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(resized.resize((width, height), Image.Resampling.BICUBIC))
     most = 65535 if image.dtype == np.uint16 else 1
     resized = _resize_float(image.astype(np.float32), height, width, most)
     return np.rint(resized).astype(np.uint16) if image.dtype == np.uint16 else resized
@@ -83,11 +83,11 @@ def clip_view(image: np.ndarray, size: int) -> np.ndarray:
     """The image as the CLIP image tower wants it.
 
     The whole image is resized straight to the square, its aspect not kept, so that nothing at the border is
-    lost; then normalised with CLIP's mean and deviation. A picture of 256 levels gets what Pillow makes of it
+    lost; then normalised with CLIP's mean and deviation. An image of 256 levels gets what Pillow makes of it
     as bytes, on which the published towers were trained; others keep their precision.
 
     Args:
-      image: float32 (height, width, 3) in [0, 1], or the same picture as uint8, which is faster.
+      image: float32 (height, width, 3) in [0, 1], or the same image as uint8, which is faster.
       size: side of the tower's input in pixels.
 
     Returns:
@@ -115,8 +115,8 @@ def _resize_float(image: np.ndarray, height: int, width: int, most: float) -> np
     for k in range(image.shape[2]):
         plane = image[..., k]
         for size in (between, (width, height)):
-            picture = Image.fromarray(np.ascontiguousarray(plane))  # mode 'F': no rounding on the way
-            plane = np.clip(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)), 0, most)
+            resized = Image.fromarray(np.ascontiguousarray(plane))  # mode 'F': no rounding on the way
+            plane = np.clip(np.asarray(resized.resize(size, Image.Resampling.BICUBIC)), 0, most)
         channels.append(plane)
     return np.stack(channels, axis=-1)
 

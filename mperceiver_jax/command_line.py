@@ -23,7 +23,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         sys.exit(f"error: {what}{one_line(error)}{hint}")
 
 
-def leave_reporting_to_us() -> None:
+def silence_library_logs() -> None:
     """Silences what libraries say of their own accord about failures that they raise besides.
 
     Orbax logs every file at the level INFO and every failure with several traces (--verbosity=0 brings

@@ -7,7 +7,7 @@ from mperceiver_jax.config.schema import ConfigError
 
 
 @contextmanager
-def retold(tell: Callable[[Exception], str]) -> Iterator[None]:
+def reraise(tell: Callable[[Exception], str]) -> Iterator[None]:
     """Gives an OSError or ValueError from within another message; a ConfigError says it all already.
 
     Args:

@@ -1,4 +1,4 @@
-"""Picture files in and out: what a file holds besides its colours, and how to write it back alike.
+"""Image files in and out: what a file holds besides its colours, and how to write it back alike.
 
 Decoding itself is `data_pipelines.images`. Writing is PNG, lossless, with 8 or 16 bits.
 """
@@ -22,8 +22,8 @@ Rounding = Literal["round", "truncate"]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as the models take it, and what is needed to write it back alike.
+class LoadedImage:
+    """An image as the models take it, and what is needed to write it back alike.
 
     Args:
         pixels: float32 (height, width, 3) RGB in [0, 1], upright (EXIF orientation applied).
@@ -40,12 +40,12 @@ class Picture:
     icc: bytes | None = None
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
+def read_image(path: str | os.PathLike[str]) -> LoadedImage:
     """Reads JPEG, PNG (8 or 16 bits), TIFF, WebP, BMP and the other formats Pillow knows.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, no picture, animated, or of a kind without a fixed range
+        ValueError: the file is empty, truncated, no image, animated, or of a kind without a fixed range
             (floating point); names it.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         # A profile for inks or Lab says nothing about the RGB values made from them.
         keeps_profile = grey or file.mode in ("RGB", "RGBA", "RGBX", "P", "PA")
         icc = file.info.get("icc_profile") if keeps_profile else None
-    return Picture(
+    return LoadedImage(
         pixels=as_float(colours),
         alpha=None if alpha is None else as_float(alpha),
         bits=8 * colours.dtype.itemsize,
@@ -66,31 +66,31 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     )
 
 
-def write_picture(path: str | os.PathLike[str], picture: Picture, rounding: Rounding = "round") -> None:
-    """Writes a PNG with the picture's bit depth, alpha, greyness and colour profile, atomically.
+def write_image(path: str | os.PathLike[str], image: LoadedImage, rounding: Rounding = "round") -> None:
+    """Writes a PNG with the image's bit depth, alpha, greyness and colour profile, atomically.
 
-    A grey picture is written from the luma (ITU-R BT.601 weights) of its pixels.
+    A grey image is written from the luma (ITU-R BT.601 weights) of its pixels.
 
     Raises:
         ValueError: the name does not end in .png, shapes that do not fit, or pixels that are not finite.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: pictures are written as PNG; give a name that ends in .png")
-    if picture.pixels.ndim != 3 or picture.pixels.shape[2] != 3 or 0 in picture.pixels.shape:
-        raise ValueError(f"{path}: pixels must be (height, width, 3), got {picture.pixels.shape}")
-    channels = picture.pixels
-    if picture.grey:
+        raise ValueError(f"{path}: images are written as PNG; give a name that ends in .png")
+    if image.pixels.ndim != 3 or image.pixels.shape[2] != 3 or 0 in image.pixels.shape:
+        raise ValueError(f"{path}: pixels must be (height, width, 3), got {image.pixels.shape}")
+    channels = image.pixels
+    if image.grey:
         channels = channels @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    if picture.alpha is not None:
-        if picture.alpha.shape != channels.shape[:2]:
-            raise ValueError(f"{path}: alpha is {picture.alpha.shape}, the pixels are {channels.shape[:2]}")
-        channels = np.concatenate([channels, picture.alpha[..., None]], -1)
+    if image.alpha is not None:
+        if image.alpha.shape != channels.shape[:2]:
+            raise ValueError(f"{path}: alpha is {image.alpha.shape}, the pixels are {channels.shape[:2]}")
+        channels = np.concatenate([channels, image.alpha[..., None]], -1)
     try:
-        levels = quantise(channels, picture.bits, rounding)
+        levels = quantise(channels, image.bits, rounding)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    write_atomically(path, encode_png(levels, picture.icc))
+    write_atomically(path, encode_png(levels, image.icc))
 
 
 def quantise(values: np.ndarray, bits: int = 8, rounding: Rounding = "round") -> np.ndarray:
@@ -154,7 +154,7 @@ def pad_to(image: np.ndarray, multiple: int = 64, minimum: int = 512) -> np.ndar
     """Extends (..., height, width, channels) at the bottom and right by reflection.
 
     Both sides become at least `minimum` and multiples of `multiple`. The edge pixel is not
-    repeated; reflections go back and forth where the picture is smaller than its padding,
+    repeated; reflections go back and forth where the image is smaller than its padding,
     and a side of one pixel is repeated. `crop_to` undoes it.
     """
 

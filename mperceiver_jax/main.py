@@ -2,7 +2,7 @@
 
     python -m mperceiver_jax.main --config=configs/allinone.py[:small|:sd21] [--workdir=DIR] [--config.X=Y ...]
 
-Runs the stages of the configuration in order, evaluates each on held-out photographs, and
+Runs the stages of the configuration in order, evaluates each on held-out images, and
 leaves report.json, report.md, samples/ and checkpoints in the workdir. The same command
 continues an interrupted run where it stopped. On several hosts, start it on each of them.
 
@@ -18,10 +18,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from mperceiver_jax.command_line import leave_reporting_to_us, one_line, parse_flags
+from mperceiver_jax.command_line import one_line, parse_flags, silence_library_logs
 from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.distributed.runtime import on_first_process, start_runtime
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.training.adaptation import adapted
 from mperceiver_jax.training.run import run_experiment
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         sys.exit(f"error: unexpected argument {arguments[1]!r}; see --help")
     if not (DEBUG.value or flags.FLAGS["verbosity"].present):
-        leave_reporting_to_us()
+        silence_library_logs()
     try:
         # Processes must join before anything asks for a device.
         start_runtime(CACHE.value)
@@ -52,10 +52,10 @@ def main(arguments: list[str]) -> None:
         if "source" in mapping:
             mapping = adapted(mapping, WORKDIR.value)
         experiment = from_mapping(Experiment, mapping)
-        if experiment.remark:
-            on_first_process(lambda: print(f"warning: {experiment.remark}", file=sys.stderr, flush=True))
+        if experiment.warning:
+            on_first_process(lambda: print(f"warning: {experiment.warning}", file=sys.stderr, flush=True))
         workdir = WORKDIR.value or f"runs/{experiment.variant}"
-        records = run_experiment(experiment, workdir, HeldOut)
+        records = run_experiment(experiment, workdir, HeldoutEvaluator)
         if records is None:
             on_first_process(lambda: print("Stopped as asked, and saved; the same command continues the run."))
             return

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from data_pipelines.stored.examples import write_example, write_note
+from data_pipelines.stored.examples import write_example, write_manifest
 from mperceiver_jax.checkpoints.workdir import claim_workdir
 from mperceiver_jax.config.experiment import ConfigError
-from mperceiver_jax.errors import retold
+from mperceiver_jax.errors import reraise
 from mperceiver_jax.evaluate.report import write_report
 from mperceiver_jax.training.run import _write_record
 from tests.support.full_disk import disk_of
 
 WRITERS = {
     "0000003.partial": lambda folder: write_example(folder, 3, {"latent": np.zeros(2)}),
-    "note.partial": lambda folder: write_note(folder, {"seed": 1}),
+    "note.partial": lambda folder: write_manifest(folder, {"seed": 1}),
     "config.json.partial": lambda folder: claim_workdir(folder, {"seed": 1}),
     "stages/vae.partial": lambda folder: _write_record(folder, "vae", {}),
     "report.json": lambda folder: write_report({}, folder),
@@ -28,9 +28,9 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, file):
 
 def test_an_error_keeps_its_kind_and_gets_another_message():
     tell = lambda error: f"vae: {error}"
-    with pytest.raises(OSError, match=r"^vae: there is no such file$"), retold(tell):
+    with pytest.raises(OSError, match=r"^vae: there is no such file$"), reraise(tell):
         raise FileNotFoundError("there is no such file")
-    with pytest.raises(ValueError, match=r"^vae: 'utf-8' codec can't decode byte"), retold(tell):
+    with pytest.raises(ValueError, match=r"^vae: 'utf-8' codec can't decode byte"), reraise(tell):
         b"\xff".decode()
-    with pytest.raises(ConfigError, match=r"^config\.seed: missing$"), retold(tell):
+    with pytest.raises(ConfigError, match=r"^config\.seed: missing$"), reraise(tell):
         raise ConfigError("config.seed: missing")

@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from mperceiver_jax.image_files import (
-    Picture,
+    LoadedImage,
     crop_to,
     encode_png,
     pad_to,
     quantise,
-    read_picture,
+    read_image,
     write_atomically,
-    write_picture,
+    write_image,
 )
 
 
@@ -57,11 +57,11 @@ def test_files_come_back_bit_for_bit(tmp_path, channels, dtype):
     before = levels(channels, dtype)
     source, target = tmp_path / "in.png", tmp_path / "deep" / "out.png"
     source.write_bytes(encode_png(before, icc=b"a profile"))
-    picture = read_picture(source)
-    assert picture.pixels.shape == (6, 5, 3) and picture.pixels.dtype == np.float32
-    assert (picture.bits, picture.grey, picture.icc) == (8 * dtype(0).itemsize, channels < 3, b"a profile")
-    assert (picture.alpha is not None) == (channels in (2, 4))
-    write_picture(target, picture)
+    image = read_image(source)
+    assert image.pixels.shape == (6, 5, 3) and image.pixels.dtype == np.float32
+    assert (image.bits, image.grey, image.icc) == (8 * dtype(0).itemsize, channels < 3, b"a profile")
+    assert (image.alpha is not None) == (channels in (2, 4))
+    write_image(target, image)
     assert target.read_bytes() == source.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["out.png"]
 
@@ -70,11 +70,11 @@ def test_files_come_back_bit_for_bit(tmp_path, channels, dtype):
 def test_16_bits_of_every_png_filter_are_read_whole(tmp_path, channels):
     before = levels(channels, np.uint16, (7, 6))
     (tmp_path / "x.png").write_bytes(filtered_png(before))
-    picture = read_picture(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png")
     colours = before[..., : 1 if channels < 3 else 3]
-    np.testing.assert_array_equal(quantise(picture.pixels, 16), np.broadcast_to(colours, (7, 6, 3)))
+    np.testing.assert_array_equal(quantise(image.pixels, 16), np.broadcast_to(colours, (7, 6, 3)))
     if channels in (2, 4):
-        np.testing.assert_array_equal(quantise(picture.alpha, 16), before[..., -1])
+        np.testing.assert_array_equal(quantise(image.alpha, 16), before[..., -1])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -83,7 +83,7 @@ def test_the_transparent_colour_of_16_bit_files_becomes_alpha(tmp_path, channels
     (tmp_path / "x.png").write_bytes(filtered_png(before, clear=before[2, 3]))
     expected = np.ones((6, 5))
     expected[2, 3] = 0
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png").alpha, expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png").alpha, expected)
 
 
 def test_16_bit_files_written_here_are_read_by_others(tmp_path):
@@ -103,21 +103,21 @@ def test_16_bit_tiff_is_read_whole(tmp_path, options):
     tifffile = pytest.importorskip("tifffile")
     pixels = levels(3, np.uint16)
     tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", **options)
-    picture = read_picture(tmp_path / "x.tif")
-    assert picture.bits == 16
-    np.testing.assert_array_equal(quantise(picture.pixels, 16), pixels)
+    image = read_image(tmp_path / "x.tif")
+    assert image.bits == 16
+    np.testing.assert_array_equal(quantise(image.pixels, 16), pixels)
     tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig=2)
     with pytest.raises(ValueError, match="separate planes"):
-        read_picture(tmp_path / "planes.tif")
+        read_image(tmp_path / "planes.tif")
 
 
 @pytest.mark.parametrize("name, options", [("x.bmp", {}), ("x.tif", {}), ("x.webp", {"lossless": True})])
 def test_other_lossless_formats(tmp_path, name, options):
     pixels = levels(3)
     Image.fromarray(pixels).save(tmp_path / name, **options)
-    picture = read_picture(tmp_path / name)
-    np.testing.assert_array_equal(quantise(picture.pixels), pixels)
-    assert picture.alpha is None and picture.bits == 8 and not picture.grey
+    image = read_image(tmp_path / name)
+    np.testing.assert_array_equal(quantise(image.pixels), pixels)
+    assert image.alpha is None and image.bits == 8 and not image.grey
 
 
 def test_palettes_become_colours_and_their_transparency_alpha(tmp_path):
@@ -125,16 +125,16 @@ def test_palettes_become_colours_and_their_transparency_alpha(tmp_path):
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "x.png", transparency=1)
-    picture = read_picture(tmp_path / "x.png")
-    np.testing.assert_array_equal(picture.pixels, [[[1, 0, 0], [0, 1, 0]]])
-    np.testing.assert_array_equal(picture.alpha, [[1, 0]])
+    image = read_image(tmp_path / "x.png")
+    np.testing.assert_array_equal(image.pixels, [[[1, 0, 0], [0, 1, 0]]])
+    np.testing.assert_array_equal(image.alpha, [[1, 0]])
 
 
-def test_ink_pictures_become_rgb_without_their_profile(tmp_path):
+def test_ink_images_become_rgb_without_their_profile(tmp_path):
     Image.new("CMYK", (8, 8), (0, 0, 0, 128)).save(tmp_path / "x.jpg", icc_profile=b"inks")
-    picture = read_picture(tmp_path / "x.jpg")
-    np.testing.assert_allclose(picture.pixels, 127 / 255, atol=0.02)
-    assert picture.icc is None and not picture.grey
+    image = read_image(tmp_path / "x.jpg")
+    np.testing.assert_allclose(image.pixels, 127 / 255, atol=0.02)
+    assert image.icc is None and not image.grey
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif", "x.webp"])
@@ -150,28 +150,28 @@ def test_orientation_is_applied_once(tmp_path, orientation, name):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / name, exif=exif, quality=95)
-    assert np.abs(read_picture(tmp_path / name).pixels - upright / 255).max() < 0.1
+    assert np.abs(read_image(tmp_path / name).pixels - upright / 255).max() < 0.1
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated"])
-def test_what_is_no_picture_is_refused_by_name(tmp_path, damage):
+def test_what_is_no_image_is_refused_by_name(tmp_path, damage):
     whole = encode_png(levels(3, shape=(64, 64)))
     path = tmp_path / "broken.png"
     path.write_bytes({"empty": b"", "text": b"hello", "truncated": whole[: len(whole) // 2]}[damage])
     with pytest.raises(ValueError, match=r"broken\.png"):
-        read_picture(path)
+        read_image(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
-        read_picture(tmp_path / "absent.png")
+        read_image(tmp_path / "absent.png")
 
 
 def test_animations_and_floats_are_refused(tmp_path):
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(ValueError, match="2 frames"):
-        read_picture(tmp_path / "x.gif")
+        read_image(tmp_path / "x.gif")
     Image.new("F", (2, 2)).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match="floating-point"):
-        read_picture(tmp_path / "x.tif")
+        read_image(tmp_path / "x.tif")
 
 
 def test_quantisation_rounds_half_to_even_and_truncation_darkens():
@@ -187,16 +187,16 @@ def test_quantisation_rounds_half_to_even_and_truncation_darkens():
         quantise(values, 12)
 
 
-def test_unfit_pictures_are_not_written(tmp_path):
+def test_unfit_images_are_not_written(tmp_path):
     pixels = np.zeros((2, 2, 3), np.float32)
-    for path, picture, message in [
-        ("x.jpg", Picture(pixels), r"x\.jpg.*\.png"),
-        ("x.png", Picture(pixels[..., :2]), "height, width, 3"),
-        ("x.png", Picture(pixels, alpha=np.zeros((3, 2))), "alpha"),
-        ("x.png", Picture(pixels * np.nan), r"x\.png.*finite"),
+    for path, image, message in [
+        ("x.jpg", LoadedImage(pixels), r"x\.jpg.*\.png"),
+        ("x.png", LoadedImage(pixels[..., :2]), "height, width, 3"),
+        ("x.png", LoadedImage(pixels, alpha=np.zeros((3, 2))), "alpha"),
+        ("x.png", LoadedImage(pixels * np.nan), r"x\.png.*finite"),
     ]:
         with pytest.raises(ValueError, match=message):
-            write_picture(tmp_path / path, picture)
+            write_image(tmp_path / path, image)
     assert not list(tmp_path.iterdir())
 
 
@@ -217,14 +217,14 @@ def test_padding_reflects_without_repeating_the_edge():
 
 
 @pytest.mark.parametrize("shape, expected", [((1, 1, 3), (512, 512, 3)), ((513, 1, 3), (576, 512, 3))])
-def test_padding_of_tiny_pictures(shape, expected):
+def test_padding_of_tiny_images(shape, expected):
     image = np.random.default_rng(0).random(shape)
     padded = pad_to(image)
     assert padded.shape == expected
     np.testing.assert_array_equal(padded[0], np.broadcast_to(image[0], padded[0].shape))
 
 
-def test_padding_leaves_fitting_pictures_and_batches_alone():
+def test_padding_leaves_fitting_images_and_batches_alone():
     batch = np.random.default_rng(0).random((2, 64, 128, 3))
     np.testing.assert_array_equal(pad_to(batch, 64, 64), batch)
     assert pad_to(batch[:, 1:], 64, 64).shape == batch.shape

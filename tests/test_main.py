@@ -50,7 +50,7 @@ def tiny(place: Path, workdir: Path, *more: str) -> list[str]:
         f"--workdir={workdir}",
         f"--compilation_cache={place / 'cache'}",
         f"--config.data.photos={place / 'train'}",
-        f"--config.data.heldout_photos={place / 'heldout'}",
+        f"--config.data.heldout_images={place / 'heldout'}",
         *more,
     )
 
@@ -181,7 +181,7 @@ MISTAKES = {
         ["--config.data.pairs.dehaze={'lq': 'nowhere', 'gt': 'x'}"],
         r"config\.data\.pairs\.dehaze: no data folder at nowhere\n",
     ),
-    "unpaired": (["UNPAIRED"], r"config\.data\.pairs\.dehaze: 1 pictures in .* have no partner .*lq/picture_2\.png"),
+    "unpaired": (["UNPAIRED"], r"config\.data\.pairs\.dehaze: 1 images in .* have no partner .*lq/image_2\.png"),
     "unknown variant": (
         ["--config=configs/allinone.py:big"],
         r"configs/allinone\.py has the variants small and sd21",
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(place, tmp_path, mistak
     if not arguments[0].startswith("--config="):
         photographs = [
             f"--config.data.photos={place / 'train'}",
-            f"--config.data.heldout_photos={place / 'heldout'}",
+            f"--config.data.heldout_images={place / 'heldout'}",
         ]
         arguments = [f"--config={ROOT / 'tests' / 'support' / 'tiny_experiment.py'}", *photographs, *arguments]
     result = run(command(f"--workdir={tmp_path / 'run'}", *arguments))

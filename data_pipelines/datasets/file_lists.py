@@ -1,4 +1,4 @@
-"""List files: which pictures of a tree the names in them mean."""
+"""List files: which images of a tree the names in them mean."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def read_list(path: str | os.PathLike[str]) -> list[str]:
 def members_of(
     listed: Sequence[str], degraded: Iterable[str], clean: Iterable[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """(the degraded pictures that a list names, in its order; names that mean no picture -> why).
+    """(the degraded images that a list names, in its order; names that mean no image -> why).
 
-    A list may hold the paths of the machine it was made on: names and pictures agree by their last folders, as
-    many as can agree for any name of the list. One number for all, because a picture that is not there must
+    A list may hold the paths of the machine it was made on: names and images agree by their last folders, as
+    many as can agree for any name of the list. One number for all, because an image that is not there must
     not be taken for one that is called like it in another folder.
     """
     wanted, partners = _by_ends(listed, degraded), _by_ends(listed, clean)
@@ -46,7 +46,7 @@ def members_of(
 
 
 def _by_ends(listed: Sequence[str], paths: Iterable[str]) -> Mapping[str, Sequence[str]]:
-    """Name -> the pictures it may mean; names that mean none are left out."""
+    """Name -> the images it may mean; names that mean none are left out."""
     ends: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for path in paths:
         parts = tuple(plain(without_suffix(path)).split("/"))

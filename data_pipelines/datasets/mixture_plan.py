@@ -1,10 +1,10 @@
-"""What a mixture of sources amounts to: how often each picture is seen in an epoch, who fills a batch.
+"""What a mixture of sources amounts to: how often each image is seen in an epoch, who fills a batch.
 
     python -m data_pipelines.prepare plan promptir --batch-size=32
     python -m data_pipelines.prepare plan denoise=/data/wed*9 derain=/data/rain100l:train*120 dehaze=72135
     python -m data_pipelines.prepare plan five-task --mixing=temperature --temperature=2
 
-A task's source is what `data.pairs.TASK.source` takes, or a number of pictures. An epoch is every picture
+A task's source is what `data.pairs.TASK.source` takes, or a number of images. An epoch is every image
 as often as it is repeated.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
 from data_pipelines.sources.spec import open_source, parse_source
 
-# Pictures x repeats as the papers' code has them. PromptIR: three noise lists (sigma 15, 25, 50), each x3.
+# Images x repeats as the papers' code has them. PromptIR: three noise lists (sigma 15, 25, 50), each x3.
 RECIPES: dict[str, dict[str, str]] = {
     "promptir": {"denoise": "5144*9", "derain": "200*120", "dehaze": "72135"},
     "am-promptir": {"denoise": "3126*9", "derain": "200*120", "dehaze": "29403"},
@@ -41,11 +41,11 @@ RECIPES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a task: pictures, and how often an epoch of the task repeats them."""
+    """One source of a task: images, and how often an epoch of the task repeats them."""
 
     task: str
     source: str
-    pictures: int
+    images: int
     repeat: int
 
 
@@ -53,12 +53,12 @@ def plan(parts: Sequence[Part], batch_size: int, mixing: str, temperature: float
     """A table of the mixture; ValueError as from `mixture_weights` and `TaskMixture`."""
     lengths: dict[str, int] = {}
     for part in parts:
-        lengths[part.task] = lengths.get(part.task, 0) + part.pictures * part.repeat
+        lengths[part.task] = lengths.get(part.task, 0) + part.images * part.repeat
     weights = mixture_weights(lengths, mixing, temperature, batch_size=batch_size)
     mixture = TaskMixture(list(weights.values()), batch_size)
     shares = dict(zip(weights, mixture.shares, strict=True))
     epoch = sum(lengths.values())
-    rows = [("task", "source", "pictures", "repeats", "of a batch", "share", "each seen per epoch")]
+    rows = [("task", "source", "images", "repeats", "of a batch", "share", "each seen per epoch")]
     for part in parts:
         share = float(shares[part.task])
         of_batch = share * batch_size
@@ -67,7 +67,7 @@ def plan(parts: Sequence[Part], batch_size: int, mixing: str, temperature: float
             (
                 part.task,
                 part.source,
-                str(part.pictures),
+                str(part.images),
                 f"x{part.repeat}",
                 f"{of_batch:.3g}",
                 f"{share:.1%}",
@@ -85,10 +85,10 @@ def parts_of(tasks: Mapping[str, str]) -> list[Part]:
     parts = []
     for task, text in tasks.items():
         for name, repeat in parse_source(text):
-            pictures = int(name) if name.isdecimal() else len(open_source(name))
-            if not pictures:
-                raise ValueError(f"{task}: {name} has no pictures")
-            parts.append(Part(task, "" if name.isdecimal() else name, pictures, repeat))
+            images = int(name) if name.isdecimal() else len(open_source(name))
+            if not images:
+                raise ValueError(f"{task}: {name} has no images")
+            parts.append(Part(task, "" if name.isdecimal() else name, images, repeat))
     return parts
 
 

@@ -45,10 +45,10 @@ class Refused(ValueError):
     """The tree has faults and --strict was given; the message lists them."""
 
 
-def check_pictures(found: Sequence[Found], tree: Tree, workers: int) -> list[Found]:
-    """Decodes every picture and writes nothing: pairs that cannot be used become faults."""
+def check_images(found: Sequence[Found], tree: Tree, workers: int) -> list[Found]:
+    """Decodes every image and writes nothing: pairs that cannot be used become faults."""
     checked = []
-    # Only the verdict leaves the thread, never the pictures.
+    # Only the verdict leaves the thread, never the images.
     verdict = lambda pair: outcome if isinstance(outcome := _read(pair, "", tree), tuple) else None
     with _bar("checking", sum(len(part.pairs) for part in found)) as bar:
         for part in found:
@@ -73,11 +73,11 @@ def prepare(
     """Writes the pairs of the splits found as shards with a manifest.
 
     Args:
-      strict: an unreadable picture or a pair of two sizes refuses the whole.
+      strict: an unreadable image or a pair of two sizes refuses the whole.
       workers: threads; 0: one for each core.
 
     Returns the manifest. Raises FileExistsError where the output is, Refused for faults with `strict`, ValueError
-    where no picture can be used.
+    where no image can be used.
     """
     target = Path(output)
     if target.exists():
@@ -97,10 +97,10 @@ def prepare(
             structural = [(fault.kind, fault.name, fault.what) for fault in part.faults if fault.kind != "count"]
             splits[part.split.name] = split_summary(shards, [*structural, *skipped])
     if strict and refused:
-        raise Refused("\n".join([f"--strict: {len(refused)} pictures cannot be used", *refused]))
+        raise Refused("\n".join([f"--strict: {len(refused)} images cannot be used", *refused]))
     if not any(split["records"] for split in splits.values()):
         shutil.rmtree(partial)
-        raise ValueError("\n".join(["none of the pictures can be used, nothing was written", *refused[:20]]))
+        raise ValueError("\n".join(["none of the images can be used, nothing was written", *refused[:20]]))
     manifest = {
         "format": FORMAT,
         "name": layout.name,
@@ -133,7 +133,7 @@ def tool_version() -> str:
 
 
 def free_space_problem(found: Sequence[Found], output: str | os.PathLike[str]) -> str | None:
-    """A sentence where the output's disk has less room than the pictures of the source take; None where not."""
+    """A sentence where the output's disk has less room than the images of the source take; None where not."""
     folder = Path(output).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -181,7 +181,7 @@ def _read(pair: Pair, task: str, tree: Tree) -> Record | tuple[str, str, str]:
 def _pairs_per_shard(pairs: Sequence[Pair], megabytes: float) -> int:
     """By the size of some pairs: the cut depends on the source only, so that a restart finds it again."""
     sample = pairs[:: max(1, len(pairs) // 64)]
-    total = sum(picture.size() for pair in sample for picture in (pair.lq, pair.gt) if picture)
+    total = sum(image.size() for pair in sample for image in (pair.lq, pair.gt) if image)
     return max(1, int(megabytes * 1e6 / max(1.0, total / len(sample))))
 
 

@@ -1,4 +1,4 @@
-"""Which degraded picture of a tree belongs to which clean one, and what does not fit."""
+"""Which degraded image of a tree belongs to which clean one, and what does not fit."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from data_pipelines.datasets.patterns import (
     shown,
     without_suffix,
 )
-from data_pipelines.datasets.records import Pair, Picture, blocks_in
+from data_pipelines.datasets.records import ImageRef, Pair, blocks_in
 from data_pipelines.datasets.splits import Fault, Found, Rule, Split
 from data_pipelines.datasets.tree import Tree
 
-_UNUSED = "no degraded picture belongs to this clean one"
+_UNUSED = "no degraded image belongs to this clean one"
 
 
 def find(tree: Tree, split: Split, *, subset: bool = False, listed: Sequence[str] | None = None) -> Found:
-    """The pairs of a split and everything that keeps a picture from being in one.
+    """The pairs of a split and everything that keeps an image from being in one.
 
     Args:
       subset: the tree is a part of the set on purpose; counts and completeness are not checked.
-      listed: only pictures whose path ends in one of these names; those not found are missing.
+      listed: only images whose path ends in one of these names; those not found are missing.
 
     Raises:
       ValueError: several copies of the split lie in the tree.
@@ -76,17 +76,17 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
     faults: list[Fault] = []
     primary = rule.lq or rule.gt
     skipped = re.compile(rule.skip) if rule.skip else None
-    pictures = [path for path in tree.pictures if not (skipped and skipped.search(path))]
-    within = [path for path in pictures if path.startswith(root)]
+    images = [path for path in tree.images if not (skipped and skipped.search(path))]
+    within = [path for path in images if path.startswith(root)]
     degraded = _matches(within, primary, root, faults)
     clean = _matches(within, rule.gt, root, faults) if rule.lq and rule.gt else {}
     known = {*degraded, *clean, *(fault.name for fault in faults)}
-    strays = _strays([path for path in pictures if path not in known], rule, root)
+    strays = _strays([path for path in images if path not in known], rule, root)
     faults += [fault for fault in strays if listed is None or fault.kind == "misnamed"]
     if listed is not None:
         members, unknown = members_of(listed, degraded, clean)
         degraded = {path: degraded[path] for path in members}
-        # Lists that name both pictures of a pair: a clean one that is not there is told by its degraded one.
+        # Lists that name both images of a pair: a clean one that is not there is told by its degraded one.
         partners = compiled(rule.gt) if clean else None
         own = compiled(primary)
         for name, what in unknown.items():
@@ -103,18 +103,18 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
         partner = dict.fromkeys(degraded, "")
     if split.expected and not subset and listed is None:
         extra, absent = _against_expected(degraded, split, rule, root)
-        # A degraded picture that is known to be missing is told once, not once more by its clean one.
+        # A degraded image that is known to be missing is told once, not once more by its clean one.
         told = {root + filled(rule.gt, fields) for fields in absent.values()} if rule.lq else set()
         faults = [f for f in faults if not (f.what == _UNUSED and without_suffix(f.name) in told)]
         faults += extra
         faults += [Fault("missing", name, "published, but not in the tree") for name in absent]
         unwanted = {fault.name for fault in extra}
         partner = {path: other for path, other in partner.items() if path not in unwanted}
-    picture = lambda path: Picture(tree.source / path) if path else None
+    image = lambda path: ImageRef(tree.source / path) if path else None
     pairs = []
     for path in sorted(partner):
         lq, gt = (path, partner[path]) if rule.lq else ("", path)
-        pairs.append(Pair(without_suffix(path[len(root) :]), picture(lq), picture(gt)))
+        pairs.append(Pair(without_suffix(path[len(root) :]), image(lq), image(gt)))
     return Found(split, tuple(pairs), tuple(faults))
 
 
@@ -144,7 +144,8 @@ def _apply_blocks(tree: Tree, split: Split, rule: Rule) -> Found:
     return Found(
         split,
         tuple(
-            Pair(f"{lq.stem}/{k:04d}", Picture(lq, k), Picture(gt, k) if gt is not None else None) for k in range(count)
+            Pair(f"{lq.stem}/{k:04d}", ImageRef(lq, k), ImageRef(gt, k) if gt is not None else None)
+            for k in range(count)
         ),
         (),
     )
@@ -155,7 +156,7 @@ def _root(tree: Tree, split: Split, rule: Rule) -> str | None:
     roots = []
     for pattern in (rule.lq, rule.gt):
         if pattern:
-            matches = (compiled(pattern).fullmatch(without_suffix(path)) for path in tree.pictures)
+            matches = (compiled(pattern).fullmatch(without_suffix(path)) for path in tree.images)
             roots.append({match["root_"] for match in matches if match})
     if not roots or not roots[0]:
         return None
@@ -185,7 +186,7 @@ def _matches(paths: Sequence[str], pattern: str, root: str, faults: list[Fault])
 
 
 def _strays(paths: Sequence[str], rule: Rule, root: str) -> list[Fault]:
-    """Pictures that lie among those of the split, or like those of the split, and are not of it."""
+    """Images that lie among those of the split, or like those of the split, and are not of it."""
     patterns = [pattern for pattern in (rule.lq, rule.gt) if pattern]
     folders = [folder_expression(pattern) for pattern in patterns]
     nested = [folder for pattern, folder in zip(patterns, folders, strict=True) if "/" in pattern.removeprefix("./")]
@@ -197,7 +198,7 @@ def _strays(paths: Sequence[str], rule: Rule, root: str) -> list[Fault]:
             what = f"its name is not of the form {shown(patterns[0]).rsplit('/', 1)[-1]}"
             faults.append(Fault("misnamed", path, what))
         elif inside and any(expression.fullmatch(above) for expression in nested for above in _above(folder)):
-            faults.append(Fault("extra", path, "lies in a folder below the pictures of the split"))
+            faults.append(Fault("extra", path, "lies in a folder below the images of the split"))
         elif any(compiled(pattern).fullmatch(without_suffix(path)) for pattern in patterns):
             faults.append(Fault("extra", path, f"of another copy of the split than the one in '{root or '.'}'"))
     return faults
@@ -222,7 +223,7 @@ def _by_fields(
             partner[path] = by_key[wanted]
             used.add(wanted)
         else:
-            faults.append(Fault("missing", path, f"no clean picture {filled(gt, fields)}"))
+            faults.append(Fault("missing", path, f"no clean image {filled(gt, fields)}"))
     if unused:
         faults += [Fault("missing", path, _UNUSED) for wanted, path in by_key.items() if wanted not in used]
     return partner, faults
@@ -233,27 +234,25 @@ def _in_order(
 ) -> tuple[dict[str, str], list[Fault]]:
     """Pairs by order, where nothing is missing or the numbers of the names leave no doubt.
 
-    Equal counts alone prove nothing: a degraded and another clean picture may be missing.
+    Equal counts alone prove nothing: a degraded and another clean image may be missing.
     """
     if len(degraded) == len(clean) == published:
         return dict(zip(sorted(degraded), sorted(clean), strict=True)), []
     numbered = [{_number(path): path for path in paths} for paths in (degraded, clean)]
     numbers, others = (sorted(number for number in side if number is not None) for side in numbered)
-    # How far the pictures that follow and precede a degraded one are from it: what most agree on, if one distance.
+    # How far the images that follow and precede a degraded one are from it: what most agree on, if one distance.
     steps: Counter[int] = Counter()
     for number in numbers:
         place = bisect.bisect(others, number)
         steps.update(other - number for other in others[max(place - 1, 0) : place + 1])
     (step, agreeing), (_, doubt) = [*steps.most_common(2), (0, 0), (0, 0)][:2]
     if 2 * agreeing < len(numbers) or 2 * doubt > agreeing:
-        what = (
-            f"{len(degraded)} degraded and {len(clean)} clean pictures go by order only, and {published} are published"
-        )
+        what = f"{len(degraded)} degraded and {len(clean)} clean images go by order only, and {published} are published"
         faults = [Fault("missing", parent(min([*degraded, *clean])), f"{what}; nothing can be paired")]
         in_turn = sorted([*((n, 0) for n in numbers), *((n, 1) for n in others)])
         for (number, side), (after, next_side) in itertools.pairwise(in_turn):
             if side == next_side:
-                what = f"no {('clean', 'degraded')[side]} picture between this one and {numbered[side][after]}"
+                what = f"no {('clean', 'degraded')[side]} image between this one and {numbered[side][after]}"
                 faults.append(Fault("missing", numbered[side][number], what))
         return {}, faults
     partner = {
@@ -262,14 +261,14 @@ def _in_order(
     }  # fmt: skip
     used = {*partner.values()}
     faults = [
-        Fault("missing", path, f"no clean picture with the number of this one {step:+d}, as all others have")
+        Fault("missing", path, f"no clean image with the number of this one {step:+d}, as all others have")
         for path in degraded if path not in partner
     ]  # fmt: skip
     return partner, faults + [Fault("missing", path, _UNUSED) for path in clean if path not in used]
 
 
 def _number(path: str) -> int | None:
-    """The last number of a picture's name."""
+    """The last number of an image's name."""
     digits = re.findall(r"\d+", without_suffix(path).rpartition("/")[2])
     return int(digits[-1]) if digits else None
 
@@ -277,7 +276,7 @@ def _number(path: str) -> int | None:
 def _against_expected(
     degraded: Mapping[str, Mapping[str, str]], split: Split, rule: Rule, root: str
 ) -> tuple[list[Fault], dict[str, Mapping[str, str]]]:
-    """Pictures with values that were never published; name -> fields of published ones that are not there."""
+    """Images with values that were never published; name -> fields of published ones that are not there."""
     primary = rule.lq or rule.gt
     swept = list(split.expected)
     shared = [name for name in field_names(rule.gt) if name not in swept]

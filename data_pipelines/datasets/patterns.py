@@ -28,7 +28,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def folder_expression(pattern: str) -> re.Pattern[str]:
-    """Matches the folder (below the root) in which pictures of the pattern lie."""
+    """Matches the folder (below the root) in which images of the pattern lie."""
     # Slashes within braces are part of a field's expression.
     masked = _FIELD.sub(lambda match: "x" * len(match[0]), pattern)
     return re.compile(_expression(pattern[: len(parent(masked))], named=False), re.IGNORECASE)
@@ -54,7 +54,7 @@ def parent(path: str) -> str:
 
 
 def without_suffix(path: str) -> str:
-    """The path without the suffix of a picture; other suffixes stay (`0001_0.8` is a name)."""
+    """The path without the suffix of an image; other suffixes stay (`0001_0.8` is a name)."""
     stem, dot, suffix = path.rpartition(".")
     return stem if dot and f".{suffix}".lower() in SUFFIXES else path
 

@@ -1,4 +1,4 @@
-"""A picture as it lies on disk, a pair of them, and the record that keeps both with their original bytes."""
+"""An image as it lies on disk, a pair of them, and the record that keeps both with their original bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK_BYTES = 3 * 256**2  # SIDD's blocks, without compression
 
 
 class UnusablePair(ValueError):
-    """A pair that cannot be stored; `kind` is 'unreadable', 'size' or 'misnamed', `name` the picture's file."""
+    """A pair that cannot be stored; `kind` is 'unreadable', 'size' or 'misnamed', `name` the image's file."""
 
     def __init__(self, kind: str, name: str, what: str):
         super().__init__(f"{name}: {what}")
@@ -29,14 +29,14 @@ class UnusablePair(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file, or the picture number `block` of a MATLAB file that holds many."""
+class ImageRef:
+    """An image file, or the image number `block` of a MATLAB file that holds many."""
 
     path: Path
     block: int | None = None
 
     def read(self) -> bytes:
-        """The encoded picture: the file's own bytes. A MATLAB block, which has none, becomes a PNG (lossless)."""
+        """The encoded image: the file's own bytes. A MATLAB block, which has none, becomes a PNG (lossless)."""
         if self.block is None:
             return self.path.read_bytes()
         encoded = io.BytesIO()
@@ -63,11 +63,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """A degraded and a clean picture. Sets of clean pictures have no `lq`; secret test sets no `gt`."""
+    """A degraded and a clean image. Sets of clean images have no `lq`; secret test sets no `gt`."""
 
     id: str
-    lq: Picture | None
-    gt: Picture | None
+    lq: ImageRef | None
+    gt: ImageRef | None
 
     def fingerprint(self) -> str:
         return "|".join([self.id, *(p.fingerprint() if p else "" for p in (self.lq, self.gt))])
@@ -81,7 +81,7 @@ class Record:
       id: path in the source without suffix.
       task: of the data set, see `layouts`.
       height, width: pixels, as decoded (after EXIF orientation).
-      lq, gt: encoded pictures; None where the set has none.
+      lq, gt: encoded images; None where the set has none.
     """
 
     id: str
@@ -100,44 +100,44 @@ class Record:
         return cls(**fields)
 
     def digest(self) -> str:
-        """SHA-256 of the id and both pictures: the same wherever and however they are stored."""
+        """SHA-256 of the id and both images: the same wherever and however they are stored."""
         sums = [hashlib.sha256(p).hexdigest() if p is not None else "-" for p in (self.lq, self.gt)]
         return hashlib.sha256("\n".join([self.id, *sums]).encode()).hexdigest()
 
 
 def read_pair(pair: Pair, task: str) -> Record:
-    """Reads both pictures and decodes them once, to be sure that training can.
+    """Reads both images and decodes them once, to be sure that training can.
 
-    Raises UnusablePair for a picture that cannot be read or decoded, for two of different sizes, and for a name that
+    Raises UnusablePair for an image that cannot be read or decoded, for two of different sizes, and for a name that
     no record can hold.
     """
     try:
         pair.id.encode()
     except UnicodeEncodeError:
-        path = next(picture.path for picture in (pair.lq, pair.gt) if picture)
+        path = next(image.path for image in (pair.lq, pair.gt) if image)
         raise UnusablePair("misnamed", str(path), "its name is not UTF-8; rename it") from None
     encoded: dict[str, bytes] = {}
     size: tuple[int, int] | None = None
     for side in ("lq", "gt"):
-        picture: Picture | None = getattr(pair, side)
-        if picture is None:
+        image: ImageRef | None = getattr(pair, side)
+        if image is None:
             continue
         try:
-            encoded[side] = picture.read()
+            encoded[side] = image.read()
             found = checked_size(encoded[side])
         except (OSError, ValueError) as error:
-            what = str(error).removeprefix("cannot read the picture: ")
-            raise UnusablePair("unreadable", str(picture.path), what) from None
+            what = str(error).removeprefix("cannot read the image: ")
+            raise UnusablePair("unreadable", str(image.path), what) from None
         if size is not None and found != size:
-            what = f"{found[1]}x{found[0]}, but its degraded picture {pair.id} is {size[1]}x{size[0]}"
-            raise UnusablePair("size", str(picture.path), what)
+            what = f"{found[1]}x{found[0]}, but its degraded image {pair.id} is {size[1]}x{size[0]}"
+            raise UnusablePair("size", str(image.path), what)
         size = found
-    assert size is not None, "a pair has a picture at least"
+    assert size is not None, "a pair has an image at least"
     return Record(pair.id, task, size[0], size[1], encoded.get("lq"), encoded.get("gt"))
 
 
 def blocks_in(path: Path) -> int:
-    """How many pictures a MATLAB file holds; nothing is read but its table.
+    """How many images a MATLAB file holds; nothing is read but its table.
 
     Raises ValueError where it holds no uint8 array of (..., height, width, 3).
     """
@@ -152,7 +152,7 @@ def _array_in(path: Path) -> tuple[str, tuple[int, ...]]:
     for name, shape, kind in arrays:
         if kind == "uint8" and len(shape) >= 4 and shape[-1] == 3:
             return name, shape
-    raise ValueError(f"{path}: holds no uint8 pictures, only {arrays}")
+    raise ValueError(f"{path}: holds no uint8 images, only {arrays}")
 
 
 _LOADING = threading.Lock()
@@ -168,7 +168,7 @@ def _blocks(path: Path) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(path: Path) -> np.ndarray | str:
-    """(pictures, height, width, 3), or why not: a damaged file is not read again for each of its pictures."""
+    """(images, height, width, 3), or why not: a damaged file is not read again for each of its images."""
     name, shape = _array_in(path)
     try:
         array = scipy.io.loadmat(path, variable_names=[name])[name]

@@ -21,7 +21,7 @@ from etils import epath
 
 from data_pipelines.datasets.records import Record
 
-FORMAT = "prepared pictures 1"
+FORMAT = "prepared images 1"
 MANIFEST = "manifest.json"
 
 
@@ -33,7 +33,7 @@ class Shard:
       file: its name.
       records, bytes, sha256: of the file.
       digests: of the records in order (`Record.digest`), from which the split's own is made.
-      source: fingerprint of the pictures it was made from.
+      source: fingerprint of the images it was made from.
       skipped: what was left out: [kind, name, what].
     """
 

@@ -4,7 +4,7 @@ A rule is two patterns (`patterns`):
 
     'train/rainy_image/{id}_{k}' -> 'train/ground_truth/{id}'
 
-A degraded and a clean picture belong together when the fields of the clean pattern agree.
+A degraded and a clean image belong together when the fields of the clean pattern agree.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Rule:
     """One published way of laying out a split.
 
     Attributes:
-      lq: pattern of the degraded pictures; '' for a set of clean pictures only.
+      lq: pattern of the degraded images; '' for a set of clean images only.
       gt: pattern of the clean ones; '' where none are published. Its fields all occur in `lq`.
-      skip: regular expression; pictures, degraded or clean, whose path contains it do not belong to the split.
+      skip: regular expression; images, degraded or clean, whose path contains it do not belong to the split.
       in_order: names differ: the n-th of one folder belongs to the n-th of the other, or the one a fixed number on.
-      blocks: the patterns name MATLAB files (with their suffix) that hold many pictures each.
+      blocks: the patterns name MATLAB files (with their suffix) that hold many images each.
     """
 
     lq: str
@@ -41,10 +41,10 @@ class Split:
 
     Attributes:
       name: 'train', 'test' ...
-      count: how many pairs (or clean pictures) were published; 0 where that is the user's own matter.
+      count: how many pairs (or clean images) were published; 0 where that is the user's own matter.
       rules: how it may lie on disk; the first that finds a pair is taken.
-      clean: how many clean pictures they share; 0: as many as pairs, or not known.
-      expected: field -> all its values; every clean picture has a degraded one for each combination.
+      clean: how many clean images they share; 0: as many as pairs, or not known.
+      expected: field -> all its values; every clean image has a degraded one for each combination.
       confirmed: the count was confirmed from the publication; otherwise it is what is commonly quoted.
       listed: name of the file in the tree that lists the members of the split.
     """

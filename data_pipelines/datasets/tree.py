@@ -19,7 +19,7 @@ class Tree:
         self.source = Path(source)
         if not self.source.is_dir():
             raise FileNotFoundError(f"no folder at {source}; give the unpacked data set with --source=DIR")
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self.others: list[str] = []
         seen: set[str] = set()
         for folder, folders, files in os.walk(self.source, followlinks=True):
@@ -32,7 +32,7 @@ class Tree:
             below = Path(folder).relative_to(self.source)
             for name in sorted(files):
                 if not name.startswith("."):
-                    kept = self.pictures if name.lower().endswith(SUFFIXES) else self.others
+                    kept = self.images if name.lower().endswith(SUFFIXES) else self.others
                     kept.append((below / name).as_posix())
 
     def names_in(self, list_file: str) -> list[str] | None:

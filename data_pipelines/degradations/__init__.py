@@ -2,7 +2,7 @@
 
 Every function takes float32 (height, width, 3) in [0, 1] of any size, a `numpy.random.Generator`, and keyword
 parameters that fix the severity; a parameter left out is drawn from the range its docstring states. The
-input is never modified and the same generator state gives the same picture. Lengths are fractions of the
+input is never modified and the same generator state gives the same image. Lengths are fractions of the
 shorter side, so severity does not depend on resolution; noise is per pixel, as on a sensor.
 """
 

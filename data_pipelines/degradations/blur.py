@@ -51,7 +51,7 @@ def trajectory_kernel(path: np.ndarray) -> np.ndarray:
 
     Args: path, float (points, 2): x to the right and y downwards, in pixels.
     Returns float32 (odd, odd), sum 1, its centre of mass within rounding in the middle, so that the
-    blurred picture stays registered with the sharp one.
+    blurred image stays registered with the sharp one.
     """
     path = path - path.mean(axis=0)
     reach = int(np.ceil(np.abs(path).max())) if path.size else 0
@@ -102,7 +102,7 @@ def motion_blur(
 
     Random-trajectory kernels follow the idea of Boracchi and Foi, "Modeling the performance of image
     restoration from motion blur", 2012; averaging the light and not the gamma-encoded values follows Nah,
-    Kim and Lee (GoPro), 2017. One kernel for the whole picture: no moving objects, no camera roll.
+    Kim and Lee (GoPro), 2017. One kernel for the whole image: no moving objects, no camera roll.
 
     Args:
       image: float32 (height, width, 3) in [0, 1].
@@ -111,7 +111,7 @@ def motion_blur(
       angle: initial direction in degrees, 0 to the right, 90 upwards; default any.
       bend: how much a path turns, in radians (standard deviation of the final heading); 0 is a straight
         line at
-        constant speed; default 0 in one of three pictures, else uniform in 0.5..2.5.
+        constant speed; default 0 in one of three images, else uniform in 0.5..2.5.
       gamma: exponent between display values and light.
 
     Returns a new float32 image in [0, 1].
@@ -138,7 +138,7 @@ def defocus_blur(
     """A lens out of focus: every point becomes a disk, the image of the aperture.
 
     The circle of confusion of geometrical optics (Potmesil and Chakravarty, "A lens and aperture camera
-    model for synthetic image generation", 1981). One radius for the whole picture, unlike real sets
+    model for synthetic image generation", 1981). One radius for the whole image, unlike real sets
     (DPDD), where it follows depth.
 
     Args:

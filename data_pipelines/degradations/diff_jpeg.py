@@ -30,7 +30,7 @@ _DCT_2D = np.kron(_DCT, _DCT).astype(np.float32)
 
 
 def diff_jpeg(image: np.ndarray, quality: float) -> np.ndarray:
-    """The picture after quantisation in the DCT domain: float32 in [0, 1], not rounded to 8 bits.
+    """The image after quantisation in the DCT domain: float32 in [0, 1], not rounded to 8 bits.
 
     Zero padding to multiples of 16, 4:2:0 by means of 2x2, tables scaled by 50 / q below 50 and by
     (200 - 2 q) / 100 above, not rounded; coefficients rounded half to even; chroma doubled by repetition.

@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def check_image(image: np.ndarray) -> None:
-    """Accepts float32 (height, width, 3) in [0, 1]; a monochrome picture has three equal channels.
+    """Accepts float32 (height, width, 3) in [0, 1]; a monochrome image has three equal channels.
 
     Raises ValueError that says which of type, shape or range is wrong.
     """
@@ -21,7 +21,7 @@ def check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"expected an image of shape (height, width, 3), got {image.shape}; "
-            "repeat a monochrome picture over three channels"
+            "repeat a monochrome image over three channels"
         )
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):

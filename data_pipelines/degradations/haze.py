@@ -39,7 +39,7 @@ def add_haze(
     airlight: float | Sequence[float] | None = None,
     depth: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Hazy picture I T + A (1 - T) with T = exp(-density * depth).
+    """Hazy image I T + A (1 - T) with T = exp(-density * depth).
 
     The atmospheric scattering model: Koschmieder, "Theorie der horizontalen Sichtweite", 1924; the form
     and the practice of drawing A and beta at random are those of RESIDE (Li et al., "Benchmarking

@@ -1,4 +1,4 @@
-"""Holes: strokes and boxes of a picture are lost, as in inpainting from a mask that nobody hands over.
+"""Holes: strokes and boxes of an image are lost, as in inpainting from a mask that nobody hands over.
 
 Free-form masks of this kind are what inpainting networks train on; shares and sizes are our own choice.
 """
@@ -41,7 +41,7 @@ def hole_mask(height: int, width: int, rng: np.random.Generator, *, coverage: fl
 def cut_holes(
     image: np.ndarray, rng: np.random.Generator, *, coverage: float | None = None, grey: float = 0.5
 ) -> np.ndarray:
-    """The picture with holes filled by one grey.
+    """The image with holes filled by one grey.
 
     Args:
       coverage: least share of the pixels that is lost, 0 to 1; default drawn from `COVERAGE`.

@@ -1,6 +1,6 @@
 """Between display values and linear light, and the noise of counting photons.
 
-Optics and sensors work on light; pictures are stored gamma encoded. Blur and sensor noise are applied to the
+Optics and sensors work on light; images are stored gamma encoded. Blur and sensor noise are applied to the
 light and encoded back, as in a camera.
 """
 

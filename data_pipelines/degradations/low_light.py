@@ -20,9 +20,9 @@ def darken(
     curve: float | None = None,
     noise: float | None = None,
 ) -> np.ndarray:
-    """An underexposed picture, exposure * image ** curve, with photon noise.
+    """An underexposed image, exposure * image ** curve, with photon noise.
 
-    Retinex view of a picture as reflectance times illumination (Land and McCann, 1971), the scene of the
+    Retinex view of an image as reflectance times illumination (Land and McCann, 1971), the scene of the
     LOL set (Wei et al., "Deep Retinex decomposition for low-light enhancement", 2018). Linear scaling with
     a power law is the simulation of Lv, Li and Lu, "Attention guided low-light image enhancement with a
     large scale low-light simulation dataset", 2021; signal-dependent noise after Foi et al., 2008.
@@ -32,7 +32,7 @@ def darken(
       rng: source of every random choice.
       exposure: factor in 0..1; default uniform in 0.15..0.6.
       curve: exponent >= 1 that deepens the shadows; default uniform in 1.2..2.2.
-      noise: standard deviation of the noise where the dark picture is 1, >= 0, falling to a third of that in
+      noise: standard deviation of the noise where the dark image is 1, >= 0, falling to a third of that in
         black; default uniform in 0..0.02.
 
     Returns a new float32 image in [0, 1]. Without noise it is a monotone function of the input.

@@ -70,9 +70,9 @@ def cdd11(image: np.ndarray, rng: np.random.Generator, *, kind: str | None = Non
 def low_light(
     image: np.ndarray, rng: np.random.Generator, *, gamma: float | None = None, noise: float | None = None
 ) -> np.ndarray:
-    """The picture under less light: reflectance J / L stays, illumination L becomes L ** gamma, noise is added.
+    """The image under less light: reflectance J / L stays, illumination L becomes L ** gamma, noise is added.
 
-    `noise` is the deviation of the noise relative to the darkened picture's mean.
+    `noise` is the deviation of the noise relative to the darkened image's mean.
     """
     check_image(image)
     gamma = uniform(rng, DARKENING) if gamma is None else gamma

@@ -1,8 +1,8 @@
 """MiOIR's seven degradations, with the ranges it trains and tests in ('in') and those it only tests ('out').
 
-Once for each picture: to 8 bits, one task, to 8 bits again. Rain and haze are made on the 0..255 scale before
+Once for each image: to 8 bits, one task, to 8 bits again. Rain and haze are made on the 0..255 scale before
 the first rounding. Depth for haze was estimated by a network that is not named; ours is a supplied map or a
-synthetic one. The published pictures are cropped to multiples of 4 for rain, haze and x4; here other sizes are
+synthetic one. The published images are cropped to multiples of 4 for rain, haze and x4; here other sizes are
 padded by their last pixels for the computation, which is the same wherever the published code applies.
 """
 
@@ -79,7 +79,7 @@ def mioir_jpeg(
 def mioir_rain(
     image: np.ndarray, rng: np.random.Generator, *, distribution: str = "in", value: int | None = None
 ) -> np.ndarray:
-    """Streaks of filtered noise, the same in all channels, added to the picture."""
+    """Streaks of filtered noise, the same in all channels, added to the image."""
     image = _checked(image, distribution)
     value = int(rng.integers(*RAIN_VALUE[distribution])) if value is None else value
     padded, crop = _multiple_of_4(image)
@@ -135,7 +135,7 @@ def rain_layer(height: int, width: int, rng: np.random.Generator, *, value: int)
     kernel = rain_kernel(length, angle, int(rng.choice(RAIN_BLUR)))
     rain = filter_2d(noise, kernel)
     low, high = float(rain.min()), float(rain.max())
-    if high - low < 1e-6:  # a small picture may get no drop
+    if high - low < 1e-6:  # a small image may get no drop
         return np.zeros((height, width), np.uint8)
     return ((rain - low) * np.float32(255 / (high - low))).astype(np.uint8)
 

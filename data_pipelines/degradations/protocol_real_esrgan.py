@@ -1,7 +1,7 @@
 """Blind degradation in two stages, with the published settings of Real-ESRGAN (Wang et al., 2021, x4 net).
 
-Each stage: blur, resize, noise, JPEG; at the end a sinc filter and the last JPEG in either order. The picture
-is taken to 8 bits at the end. The clean picture is not sharpened here (the GAN variant of the recipe does so).
+Each stage: blur, resize, noise, JPEG; at the end a sinc filter and the last JPEG in either order. The image
+is taken to 8 bits at the end. The clean image is not sharpened here (the GAN variant of the recipe does so).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ STAGES = (
 
 
 def real_esrgan(image: np.ndarray, rng: np.random.Generator, *, scale: int = 4, same_size: bool = True) -> np.ndarray:
-    """A low-quality version of a picture.
+    """A low-quality version of an image.
 
     Args:
       image: float32 (height, width, 3) in [0, 1], at least 64 pixels a side.
@@ -81,7 +81,7 @@ def real_esrgan(image: np.ndarray, rng: np.random.Generator, *, scale: int = 4, 
 
 
 def _one_stage(image: np.ndarray, stage: Stage, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Blur, resize and noise. `size` is what a factor of one means: the picture's, or that over the scale."""
+    """Blur, resize and noise. `size` is what a factor of one means: the image's, or that over the scale."""
     if rng.random() < stage.blur:
         image = _filtered(image, random_kernel(rng, stage.sigma))
     kind = rng.choice(3, p=stage.resize)
@@ -99,7 +99,7 @@ def _one_stage(image: np.ndarray, stage: Stage, size: tuple[int, int], rng: np.r
 
 
 def _poisson_noise(image: np.ndarray, grey: bool, rng: np.random.Generator) -> np.ndarray:
-    """Noise of counting as many photons as the picture has levels (to the next power of two)."""
+    """Noise of counting as many photons as the image has levels (to the next power of two)."""
     image = clip_unit(image)
     if grey:
         image = (image @ _GREY)[..., None]

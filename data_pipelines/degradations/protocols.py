@@ -48,7 +48,7 @@ def protocol_named(name: str) -> Degradation:
 
 
 def degraded(name: str, image: np.ndarray, seed: int, index: int) -> np.ndarray:
-    """Picture number `index` of a degraded set: the same for the same name, seed and index, on any machine.
+    """Image number `index` of a degraded set: the same for the same name, seed and index, on any machine.
 
     Args: image, float32 (height, width, 3) in [0, 1]. Returns the same shape and range.
     """

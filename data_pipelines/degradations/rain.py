@@ -43,7 +43,7 @@ def add_rain(
     angle: float | None = None,
     brightness: float | None = None,
 ) -> np.ndarray:
-    """Rain streaks in three layers of distance, screened over the picture.
+    """Rain streaks in three layers of distance, screened over the image.
 
     A streak adds light of its own and hides a little of the background, in a linear relation: Garg and Nayar,
     "Vision and rain", 2007. Streaks as filtered noise are common practice for synthetic sets (Rain100L,
@@ -53,7 +53,7 @@ def add_rain(
     Args:
       image: float32 (height, width, 3) in [0, 1].
       rng: source of every random choice.
-      density: share of the picture that streaks would cover without overlap, in units of 10 %, >= 0;
+      density: share of the image that streaks would cover without overlap, in units of 10 %, >= 0;
         default uniform in 0.4..1.6.
       length: of the nearest streaks as a fraction of the shorter side; default uniform in 0.06..0.2.
       width: their width likewise; default uniform in 0.004..0.008 (never thinner than 1.2 pixels).

@@ -24,7 +24,7 @@ class Drops:
 
     Attributes:
       mask: opacity in [0, 1]; 0 where the glass is dry.
-      row, column: where the light of each wet pixel comes from, in pixels; they may lie outside the picture.
+      row, column: where the light of each wet pixel comes from, in pixels; they may lie outside the image.
       shade: brightness factor of the refracted light (dark rim, bright body).
     """
 
@@ -109,7 +109,7 @@ def add_raindrops(
 
 
 def refract(image: np.ndarray, drops: Drops) -> np.ndarray:
-    """The picture seen through `drops`: float32 (height, width, 3) in [0, 1]."""
+    """The image seen through `drops`: float32 (height, width, 3) in [0, 1]."""
     side = shorter_side(image)
     wet = drops.mask > 0
     # A drop squeezes a large view into few pixels: without this average it would sparkle.

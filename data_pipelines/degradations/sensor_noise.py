@@ -21,7 +21,7 @@ def mosaic_noise(noise: np.ndarray) -> np.ndarray:
     """Noise as it looks after bilinear demosaicing of an RGGB sensor: (height, width, 3) -> the same.
 
     Only the values on each channel's own sites are kept, and interpolated to the others; single grains become
-    blotches of two or three pixels, which is how real noise differs most from white noise. A picture of a
+    blotches of two or three pixels, which is how real noise differs most from white noise. An image of a
     single row or column has no mosaic and keeps its noise.
     """
     if min(noise.shape[:2]) < 2:
@@ -42,7 +42,7 @@ def mosaic_noise(noise: np.ndarray) -> np.ndarray:
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """The picture after a round through 8 bits and JPEG at `quality` (1 to 100): float32 in [0, 1]."""
+    """The image after a round through 8 bits and JPEG at `quality` (1 to 100): float32 in [0, 1]."""
     stored = io.BytesIO()
     Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(stored, "JPEG", quality=int(quality))
     return np.asarray(Image.open(stored), np.float32) / np.float32(255)

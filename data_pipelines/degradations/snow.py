@@ -42,7 +42,7 @@ def add_snow(
     Args:
       image: float32 (height, width, 3) in [0, 1].
       rng: source of every random choice.
-      density: share of the picture that flakes would cover without overlap, in units of 10 %, >= 0;
+      density: share of the image that flakes would cover without overlap, in units of 10 %, >= 0;
         default uniform in 0.5..1.6.
       flake: radius of the largest flakes as a fraction of the shorter side; default uniform in 0.012..0.03.
       motion: length of fall during the exposure in flake radii; default uniform in 0.5..3.

@@ -1,1 +1,1 @@
-"""A tensorflow_datasets builder for pairs of pictures, or clean ones, in any layout that `prepare` knows."""
+"""A tensorflow_datasets builder for pairs of images, or clean ones, in any layout that `prepare` knows."""

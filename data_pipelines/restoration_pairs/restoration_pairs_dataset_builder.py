@@ -20,7 +20,7 @@ class PairsConfig(tfds.core.BuilderConfig):
     Attributes:
       name: the user's name for the set, the CONFIG of 'restoration_pairs/CONFIG'.
       records: split -> makes the iterator over its records.
-      clean: the set has clean pictures only.
+      clean: the set has clean images only.
       home, licence: told in the data set's metadata.
     """
 
@@ -31,16 +31,16 @@ class PairsConfig(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Features: id, task, height, width, and lq and gt (or image, for clean sets) as encoded pictures.
+    """Features: id, task, height, width, and lq and gt (or image, for clean sets) as encoded images.
 
-    Pictures are handed on as bytes: nothing is encoded again, and no TensorFlow is needed.
+    Images are handed on as bytes: nothing is encoded again, and no TensorFlow is needed.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Original bytes, one record for each pair."}  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
-        pictures = ("image",) if self.builder_config.clean else ("lq", "gt")
+        images = ("image",) if self.builder_config.clean else ("lq", "gt")
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.builder_config.description or self.builder_config.name} (data_pipelines.prepare)",
@@ -52,7 +52,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "task": tfds.features.Text(),
                     "height": tfds.features.Scalar(np.int32),
                     "width": tfds.features.Scalar(np.int32),
-                    **{name: tfds.features.Image() for name in pictures},
+                    **{name: tfds.features.Image() for name in images},
                 }
             ),
             supervised_keys=None if self.builder_config.clean else ("lq", "gt"),

@@ -26,7 +26,7 @@ CUTS = 8
 _SEED = 20240617  # Not the experiment's: its stages draw from different seeds.
 
 
-class FixedPairs:
+class SyntheticPairs:
     """Pairs made from clean photographs; element: {'name', 'lq', 'gt'} with 8 bits. Pair k never changes."""
 
     def __init__(self, photos: Source, config: PipelineConfig, task: Task):
@@ -48,7 +48,7 @@ class FixedPairs:
         return np.rint(np.clip(both, 0, 1) * 255).astype(np.uint8)
 
 
-class PartOfSource:
+class Subset:
     """Some elements of a source, by their numbers."""
 
     def __init__(self, source: Source, numbers: np.ndarray):
@@ -61,13 +61,13 @@ class PartOfSource:
         return self._source[int(self.numbers[index])]
 
 
-def few_pairs(source: Source, config: PipelineConfig, task: Task) -> tuple[PartOfSource, PartOfSource]:
-    """(the pairs of `task` that train, at least one; the others). `config.percents` says how many.
+def few_pairs(source: Source, config: PipelineConfig, task: Task) -> tuple[Subset, Subset]:
+    """(the pairs of `task` that train, at least one; the others). `config.train_percent` says how many.
 
     Args:
       source: of pairs or of clean photographs.
     """
-    pairs = source if "lq" in source[0] else FixedPairs(source, config, task)
+    pairs = source if "lq" in source[0] else SyntheticPairs(source, config, task)
     order = np.random.default_rng([_SEED, task.label]).permutation(len(pairs))
-    chosen = max(1, round(len(pairs) * config.percents[task.name] / 100))
-    return PartOfSource(pairs, order[:chosen]), PartOfSource(pairs, order[chosen:])
+    chosen = max(1, round(len(pairs) * config.train_percent[task.name] / 100))
+    return Subset(pairs, order[:chosen]), Subset(pairs, order[chosen:])

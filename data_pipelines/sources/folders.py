@@ -1,7 +1,7 @@
 """Random-access sources for grain: folders of clean photographs and folders of degraded/clean pairs.
 
 A source is picklable and has `__len__` and `__getitem__`. Elements hold the pixels as stored (uint8 or
-uint16), so that a crop is taken before anything is converted; `pictures.as_float` gives [0, 1].
+uint16), so that a crop is taken before anything is converted; `images.as_float` gives [0, 1].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.images import SUFFIXES, decode_picture
+from data_pipelines.images import SUFFIXES, decode_image
 
 Folder = str | Path
 
@@ -39,7 +39,7 @@ class PixelCache:
         if kept is not None:
             return kept
         pixels = decode()
-        # Two threads may decode the same picture once; the bound is then passed by a picture at most.
+        # Two threads may decode the same image once; the bound is then passed by an image at most.
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
             pixels.flags.writeable = False
@@ -50,8 +50,8 @@ class PixelCache:
         return PixelCache, (self._megabytes,)
 
 
-class PictureFiles:
-    """Picture files by index, decoded on access.
+class ImageFiles:
+    """Image files by index, decoded on access.
 
     Args:
       paths: the files.
@@ -67,25 +67,25 @@ class PictureFiles:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Pixels, uint8 or uint16 (height, width, 3); read-only where they come from the cache."""
-        return self._cache.fetch(index, lambda: decode_picture(self.paths[index]))
+        return self._cache.fetch(index, lambda: decode_image(self.paths[index]))
 
 
-class PhotoSource:
+class ImageFolder:
     """Clean photographs of one or more folders; element: {'name': file stem, 'image': pixels}.
 
     Args:
       folders: a folder or several; files are sorted by name within each, other files are passed over.
-      cache_megabytes: see `PictureFiles`.
+      cache_megabytes: see `ImageFiles`.
 
     Raises:
       FileNotFoundError: a folder does not exist.
-      ValueError: a folder holds no picture.
+      ValueError: a folder holds no image.
     """
 
     def __init__(self, folders: Folder | Sequence[Folder], cache_megabytes: float = 0):
         if isinstance(folders, str | Path):
             folders = [folders]
-        self.files = PictureFiles([path for f in folders for path in picture_paths(f)], cache_megabytes)
+        self.files = ImageFiles([path for f in folders for path in image_paths(f)], cache_megabytes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -95,21 +95,21 @@ class PhotoSource:
 
 
 class PairedFolders:
-    """Degraded pictures and their clean versions; element: {'name': degraded stem, 'lq': pixels, 'gt':
+    """Degraded images and their clean versions; element: {'name': degraded stem, 'lq': pixels, 'gt':
     pixels}.
 
     Args:
-      lq: folder of degraded pictures.
-      gt: folder of clean pictures. Several degraded pictures may share one.
-      pairing: how the stem of a degraded picture leads to the stem of its clean one:
+      lq: folder of degraded images.
+      gt: folder of clean images. Several degraded images may share one.
+      pairing: how the stem of a degraded image leads to the stem of its clean one:
         'stem' the same stem (suffixes may differ);
         'prefix' the part before the first '_' (the RESIDE layout, `0001_0.8_0.2` -> `0001`);
         'PATTERN=>REPLACEMENT' a regular expression replaced in the stem (`^rain=>norain`).
-      cache_megabytes: see `PictureFiles`; for each of the two folders.
+      cache_megabytes: see `ImageFiles`; for each of the two folders.
 
     Raises:
       FileNotFoundError: a folder does not exist.
-      ValueError: no pictures, an unknown rule, two files of one stem, or files without a partner (lists
+      ValueError: no images, an unknown rule, two files of one stem, or files without a partner (lists
         them).
       On access: ValueError where the two sizes differ or a file cannot be read.
     """
@@ -123,11 +123,11 @@ class PairedFolders:
         if unpaired:
             more = f" and {len(unpaired) - 20} more" if len(unpaired) > 20 else ""
             raise ValueError(
-                f"{len(unpaired)} pictures in {lq} and {gt} have no partner under the pairing {pairing!r}: "
+                f"{len(unpaired)} images in {lq} and {gt} have no partner under the pairing {pairing!r}: "
                 f"{', '.join(unpaired[:20])}{more}; rename them, take them out or change the pairing"
             )
-        self.lq = PictureFiles(list(degraded.values()), cache_megabytes)
-        self.gt = PictureFiles(list(clean.values()), cache_megabytes)
+        self.lq = ImageFiles(list(degraded.values()), cache_megabytes)
+        self.gt = ImageFiles(list(clean.values()), cache_megabytes)
         position = {stem: k for k, stem in enumerate(clean)}
         self._gt_index = tuple(position[partner[stem]] for stem in degraded)
 
@@ -152,22 +152,22 @@ def bundled_photos(split: str) -> Path:
     return Path(__file__).parents[1] / "photos" / split
 
 
-def picture_paths(folder: Folder) -> list[Path]:
-    """The picture files directly in a folder, sorted by name.
+def image_paths(folder: Folder) -> list[Path]:
+    """The image files directly in a folder, sorted by name.
 
-    Raises FileNotFoundError where there is no such folder, ValueError where it holds no picture.
+    Raises FileNotFoundError where there is no such folder, ValueError where it holds no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no data folder at {folder}")
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
-        raise ValueError(f"no pictures in {folder} (looked for {', '.join(SUFFIXES)})")
+        raise ValueError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
     return paths
 
 
 def clean_stem(stem: str, pairing: str) -> str:
-    """The stem of the clean picture that belongs to a degraded one; rules as in `PairedFolders`."""
+    """The stem of the clean image that belongs to a degraded one; rules as in `PairedFolders`."""
     if pairing == "stem":
         return stem
     if pairing == "prefix":
@@ -183,7 +183,7 @@ def clean_stem(stem: str, pairing: str) -> str:
 
 def _by_stem(folder: Folder) -> Mapping[str, Path]:
     paths: dict[str, Path] = {}
-    for path in picture_paths(folder):
+    for path in image_paths(folder):
         if path.stem in paths:
             raise ValueError(f"{paths[path.stem]} and {path} have the same stem; keep one of them")
         paths[path.stem] = path

@@ -14,14 +14,14 @@ from etils import epath
 
 from data_pipelines.datasets.records import Record
 from data_pipelines.datasets.shards import read_manifest
-from data_pipelines.images import decode_picture
+from data_pipelines.images import decode_image
 from data_pipelines.sources.folders import PixelCache
 
 
-class PreparedPictures:
+class PreparedImages:
     """One split of prepared data.
 
-    Element: {'name': id, 'lq': pixels, 'gt': pixels}, or {'name', 'image'} for sets of clean pictures; pixels
+    Element: {'name': id, 'lq': pixels, 'gt': pixels}, or {'name', 'image'} for sets of clean images; pixels
     are uint8 or uint16 (height, width, 3). Any path of etils.epath will do; shards that are not on a local
     disk are copied to one the first time.
 
@@ -34,7 +34,7 @@ class PreparedPictures:
     Raises:
       FileNotFoundError: no prepared data there, or a shard is gone.
       ValueError: an unknown split, or a manifest that cannot be read. On access: a test set without clean
-        pictures.
+        images.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class PreparedPictures:
         return len(self._records)
 
     def record(self, index: int) -> Record:
-        """The stored record: id, task, size and the encoded pictures, byte for byte those of the source."""
+        """The stored record: id, task, size and the encoded images, byte for byte those of the source."""
         return Record.unpacked(self._records[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.record(index)
         gt = record.gt
         if gt is None:
-            raise ValueError(f"{record.id} has no clean picture: {self.split} of this set is for submission only")
-        clean = self._cache.fetch(("gt", index), lambda: decode_picture(gt))
+            raise ValueError(f"{record.id} has no clean image: {self.split} of this set is for submission only")
+        clean = self._cache.fetch(("gt", index), lambda: decode_image(gt))
         if record.lq is None:
             return {"name": record.id, "image": clean}
         lq = record.lq
-        return {"name": record.id, "lq": self._cache.fetch(("lq", index), lambda: decode_picture(lq)), "gt": clean}
+        return {"name": record.id, "lq": self._cache.fetch(("lq", index), lambda: decode_image(lq)), "gt": clean}
 
 
 def _on_disk(path: epath.Path, size: int, download_folder: str | os.PathLike[str] | None) -> str:

@@ -2,7 +2,7 @@
 
 /data/prepared/rain100l:train        prepared data, one split (none needed where there is only one)
 gs://bucket/prepared/gopro:train     the same over a network
-/data/photographs                    a folder of clean pictures
+/data/photographs                    a folder of clean images
 tfds:NAME/CONFIG:SPLIT               a prepared set of tensorflow_datasets (`tfds_sets`)
 A*3 + B                              two sources as one, the first three times in an epoch
 """
@@ -17,8 +17,8 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.datasets.shards import MANIFEST
-from data_pipelines.sources.folders import PhotoSource
-from data_pipelines.sources.shards import PreparedPictures
+from data_pipelines.sources.folders import ImageFolder
+from data_pipelines.sources.shards import PreparedImages
 
 
 class Source(Protocol):
@@ -29,7 +29,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class JoinedSources:
+class ConcatSources:
     """Several sources one behind the other, each as often as it is repeated.
 
     Args:
@@ -68,16 +68,16 @@ def open_source(text: str, cache_megabytes: float = 0) -> Source:
     Raises FileNotFoundError where there is nothing, ValueError where it cannot be used.
     """
     parts = [(_open_one(name, cache_megabytes), repeat) for name, repeat in parse_source(text)]
-    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else JoinedSources(parts)
+    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else ConcatSources(parts)
 
 
 def _open_one(name: str, cache_megabytes: float) -> Source:
     if name.startswith("tfds:"):
-        from data_pipelines.sources.tfds import TfdsPictures
+        from data_pipelines.sources.tfds import TfdsImages
 
-        return TfdsPictures.named(name, cache_megabytes)
+        return TfdsImages.named(name, cache_megabytes)
     split = re.fullmatch(r"(.+):(\w+)", name)
     for folder, part in ((name, ""), (split[1], split[2]) if split else (name, "")):
         if (epath.Path(folder) / MANIFEST).exists():
-            return PreparedPictures(folder, part, cache_megabytes)
-    return PhotoSource(name, cache_megabytes)
+            return PreparedImages(folder, part, cache_megabytes)
+    return ImageFolder(name, cache_megabytes)

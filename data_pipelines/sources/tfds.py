@@ -19,14 +19,14 @@ from data_pipelines.datasets.pack import Refused, read_records, refuse_within
 from data_pipelines.datasets.records import Record
 from data_pipelines.datasets.splits import Fault, Found
 from data_pipelines.datasets.tree import Tree
-from data_pipelines.images import decode_picture
+from data_pipelines.images import decode_image
 from data_pipelines.sources.folders import PixelCache
 
 _NAME = re.compile(r"tfds:(?P<name>.+?):(?P<split>[^:\[\]()]+(?:\[[^\]]*\])?)(?:\((?P<lq>\w+),(?P<gt>\w+)\))?")
 
 
-class TfdsPictures:
-    """A prepared TFDS set of pairs (features `lq` and `gt`) or clean pictures (feature `image`).
+class TfdsImages:
+    """A prepared TFDS set of pairs (features `lq` and `gt`) or clean images (feature `image`).
 
     Element: {'name', 'lq', 'gt'} or {'name', 'image'}; pixels uint8 or uint16 (height, width, 3), decoded from
     the stored bytes as everywhere else.
@@ -59,7 +59,7 @@ class TfdsPictures:
         wanted = [n for n in (lq, gt) if n in known] if lq in known else [n for n in ("image",) if n in known]
         if not wanted or (lq in known and gt not in known):
             raise ValueError(
-                f"tfds:{name} has the features {', '.join(sorted(known))}; pairs are {lq} and {gt}, clean pictures "
+                f"tfds:{name} has the features {', '.join(sorted(known))}; pairs are {lq} and {gt}, clean images "
                 "image. Name others as in tfds:NAME:SPLIT(rainy,clean)"
             )
         try:
@@ -70,7 +70,7 @@ class TfdsPictures:
         self._cache = PixelCache(cache_megabytes)
 
     @classmethod
-    def named(cls, text: str, cache_megabytes: float = 0) -> TfdsPictures:
+    def named(cls, text: str, cache_megabytes: float = 0) -> TfdsImages:
         """'tfds:NAME/CONFIG:SPLIT', with other features 'tfds:NAME:SPLIT(rainy,clean)'."""
         match = _NAME.fullmatch(text)
         if match is None:
@@ -86,13 +86,13 @@ class TfdsPictures:
         name = example.get("id", b"")
         name = name.decode() if isinstance(name, bytes) else str(name)
         decoded = {
-            side: self._cache.fetch((side, index), functools.partial(decode_picture, bytes(example[side])))
+            side: self._cache.fetch((side, index), functools.partial(decode_image, bytes(example[side])))
             for side in self._wanted
         }
         keys = ("lq", "gt") if len(decoded) == 2 else ("image",)
         pixels = dict(zip(keys, decoded.values(), strict=True))
         if len(pixels) == 2 and pixels["lq"].shape != pixels["gt"].shape:
-            raise ValueError(f"{name or index}: degraded and clean picture have different sizes")
+            raise ValueError(f"{name or index}: degraded and clean image have different sizes")
         return {"name": name or str(index), **pixels}
 
 
@@ -111,8 +111,8 @@ def build(
 
     A build that was interrupted begins anew; what it left is removed.
 
-    Returns (split -> records, pictures that could not be used). Raises Refused for those with `strict`,
-    FileExistsError where there is such a set, ValueError for a set whose clean pictures are not published and
+    Returns (split -> records, images that could not be used). Raises Refused for those with `strict`,
+    FileExistsError where there is such a set, ValueError for a set whose clean images are not published and
     for an output within the source.
     """
     tfds = _tfds()
@@ -122,7 +122,7 @@ def build(
     parts = [part for part in found if part.pairs]
     secret = [part.split.name for part in parts if part.pairs[0].gt is None]
     if secret:
-        raise ValueError(f"{layout.name}: {secret[0]} has no clean pictures; leave it out with --split")
+        raise ValueError(f"{layout.name}: {secret[0]} has no clean images; leave it out with --split")
     refused: list[Fault] = []
 
     def records(part: Found) -> Iterator[Record]:

@@ -1,7 +1,7 @@
 """Training examples kept on disk, one file each: what is too dear to make anew at every step.
 
 The detail refinement module trains on latents that a sampler has produced. They are made
-once, stored with their pictures, and read back like any other source.
+once, stored with their images, and read back like any other source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def example_path(folder: str | os.PathLike[str], index: int) -> Path:
 def write_example(folder: str | os.PathLike[str], index: int, example: Mapping[str, Any]) -> None:
     """Stores an example; its file appears complete or not at all.
 
-    Pictures (`lq`, `gt`, float in [0, 1]) are kept with 16 bits, everything else as it is.
+    Images (`lq`, `gt`, float in [0, 1]) are kept with 16 bits, everything else as it is.
     """
     path = example_path(folder, index)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def stored_batches(
     return TrainBatches(mixed.batch(config.batch_size // process_count), config)
 
 
-def write_note(folder: str | os.PathLike[str], note: Mapping[str, Any]) -> None:
+def write_manifest(folder: str | os.PathLike[str], note: Mapping[str, Any]) -> None:
     """Says how the examples of a folder were made (`note.json`), before the first is written."""
     path = Path(folder) / "note.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,14 +28,14 @@ Layout = Mapping[str, tuple[tuple[int, ...], str]]
 """Name -> (shape, name of the dtype) of the arrays of a record."""
 
 # Fields of `PipelineConfig` that leave the examples as they are.
-_FREE = ("threads", "prefetch", "workers", "cache_megabytes", "heldout_photos")
+_FREE = ("threads", "prefetch", "workers", "cache_megabytes", "heldout_images")
 
 
 def part_path(folder: str | os.PathLike[str], part: int, host: int) -> Path:
     return Path(folder) / f"part-{part:05d}-{host:03d}.array_record"
 
 
-def what_decides(config: PipelineConfig) -> dict[str, Any]:
+def data_fingerprint_fields(config: PipelineConfig) -> dict[str, Any]:
     """The settings on which the examples of a stream depend."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
 

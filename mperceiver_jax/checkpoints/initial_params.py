@@ -17,7 +17,7 @@ from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mappi
 from mperceiver_jax.convert.import_pretrained import priors_directory
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import lacking, listed
+from mperceiver_jax.models.mperceiver.parts import listed, missing_parts
 from mperceiver_jax.models.parameters import Params
 
 Place = Callable[[str, np.ndarray], Any]
@@ -46,7 +46,7 @@ def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
     return Path(workdir) / "checkpoints" / stage
 
 
-def starting_values(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
+def init_params(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
     """Initial values, with the published priors in their place where the experiment names some.
 
     Published weights are converted on first use (`convert.importing.priors_directory`). In a distributed
@@ -67,8 +67,8 @@ def starting_values(experiment: Experiment, model: nnx.Module, place: Place) -> 
     return parameters.initial_values(model, experiment.seed, place, given)
 
 
-def starting_readers(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
-    """`starting_values` one by one: for every path, what makes its initial value, and for those that the priors
+def lazy_init_params(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
+    """`init_params` one by one: for every path, what makes its initial value, and for those that the priors
     hold, what reads theirs. For one process."""
     initial: Readers = {
         path: partial(parameters.initial_value, path, variable, experiment.seed)
@@ -99,7 +99,7 @@ def _fitting(directory: PriorsDirectory, model: MPerceiver) -> PriorsDirectory:
     ]
     if wrong:
         raise ValueError(f"{directory.path}: priors of another model: {listed(wrong, 5)}")
-    if problems := lacking(model, directory.shapes):
+    if problems := missing_parts(model, directory.shapes):
         raise ValueError(f"{directory.path}: " + "; ".join(problems))
     return directory
 

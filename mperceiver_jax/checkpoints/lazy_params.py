@@ -13,18 +13,18 @@ import numpy as np
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.initial_params import Which
 from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors
-from mperceiver_jax.checkpoints.trained_run import TrainedStage, averages_used, trained_stages
+from mperceiver_jax.checkpoints.trained_run import TrainedStage, trained_stages, uses_ema
 from mperceiver_jax.config.experiment import ConfigError, Experiment
 from mperceiver_jax.convert.model_config import model_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import not_run
+from mperceiver_jax.models.mperceiver.parts import unused_by_model
 from mperceiver_jax.models.restorers.registry import RegressionModel
 
 Reader = Callable[[], np.ndarray]
 
 
-class OnDemand(Mapping[str, Any]):
+class LazyMapping(Mapping[str, Any]):
     """{path: array}, where every array is read anew each time and kept by nobody here."""
 
     def __init__(self, readers: Mapping[str, Callable[[], Any]]):
@@ -61,7 +61,7 @@ class Weights(NamedTuple):
     def given(self) -> Mapping[str, np.ndarray]:
         """The values without the placeholders."""
         paths = (path for path in self.values if path not in self.placeholders)
-        return OnDemand({path: partial(self.values.__getitem__, path) for path in paths})
+        return LazyMapping({path: partial(self.values.__getitem__, path) for path in paths})
 
 
 def open_weights(
@@ -109,7 +109,7 @@ def of_priors(directory: Path, model: MPerceiver) -> Weights:
             "are unknown or of another shape; say which model it is with --config=FILE:VARIANT"
         )
     readers = {path: partial(found.read, path) for path in found.shapes}
-    return Weights(model, OnDemand(readers), f"the priors {directory}", ())
+    return Weights(model, LazyMapping(readers), f"the priors {directory}", ())
 
 
 def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = None) -> Weights:
@@ -129,7 +129,7 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
     if priors is not None:
         experiment = replace(experiment, priors=str(priors))
     stages = trained_stages(workdir, experiment)
-    averaged = averages_used(workdir, stages, which)
+    averaged = uses_ema(workdir, stages, which)
     model = experiment.build()
     initial, published = _start(experiment, model)
     used, given = initial | published, set(published)
@@ -143,18 +143,18 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
             values = initial_params.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
         chosen |= _held(values)
         given |= values.keys()
-    idle = re.compile("|".join(not_run(model)) if isinstance(model, MPerceiver) else "(?!)")
+    idle = re.compile("|".join(unused_by_model(model)) if isinstance(model, MPerceiver) else "(?!)")
     placeholders = frozenset(path for path in initial.keys() - given if idle.match(path))
     notes = tuple(_told(stage, which) for stage in stages)
-    return Weights(model, OnDemand(chosen), f"the training run {workdir}", notes, averaged, placeholders)
+    return Weights(model, LazyMapping(chosen), f"the training run {workdir}", notes, averaged, placeholders)
 
 
 def _start(
     experiment: Experiment, model: MPerceiver | RegressionModel
 ) -> tuple[initial_params.Readers, initial_params.Readers]:
-    """What the run started from, see `starting_readers`."""
+    """What the run started from, see `lazy_init_params`."""
     try:
-        return initial_params.starting_readers(experiment, model)
+        return initial_params.lazy_init_params(experiment, model)
     except ConfigError as error:
         raise ConfigError(f"{error}; if the priors have moved, say where they are now: --priors=PATH") from error
 
@@ -163,10 +163,10 @@ def _held(values: Mapping[str, np.ndarray]) -> dict[str, Reader]:
     return {path: partial(np.asarray, value) for path, value in values.items()}
 
 
-def _frozen(used: Mapping[str, Reader], trained: Mapping[str, np.ndarray], dtype: str) -> OnDemand:
+def _frozen(used: Mapping[str, Reader], trained: Mapping[str, np.ndarray], dtype: str) -> LazyMapping:
     """What was beside a stage's own parameters, in the dtype in which the run held it."""
     as_held = lambda read: jnp.asarray(read(), jnp.dtype(dtype))
-    return OnDemand({path: partial(as_held, read) for path, read in used.items() if path not in trained})
+    return LazyMapping({path: partial(as_held, read) for path, read in used.items() if path not in trained})
 
 
 def _told(stage: TrainedStage, which: Which | None) -> str:

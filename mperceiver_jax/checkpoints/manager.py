@@ -5,7 +5,7 @@ state (`trainable`, `opt_state`, `ema`: written by all processes, each its own s
 and one JSON item, `record`: what the leaves are, the caller's metadata, and the state of
 every process's data iterator. Leaves are stored under their dotted paths, so that what
 reads a checkpoint needs neither the optimizer's classes nor the mesh it was written on,
-and `ema` alone can be read for restoring pictures.
+and `ema` alone can be read for restoring images.
 
 A checkpoint is written under a temporary name and renamed when every process is done.
 Directories without everything that belongs in them are never chosen.
@@ -35,7 +35,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read, or does not fit. The message says which and why."""
 
 
-class Restored(NamedTuple):
+class RestoredState(NamedTuple):
     """What `Checkpoints.restore` gives back.
 
     Attributes:
@@ -254,7 +254,7 @@ class Checkpoints:
             except ValueError as error:
                 raise CheckpointError(f"{where} {error}") from None
             note = note and f"{where} {note}"
-        return Restored(state, record["metadata"], note)
+        return RestoredState(state, record["metadata"], note)
 
     def restore_params_only(self, step: int, name: str) -> dict[str, np.ndarray]:
         """One entry of the state, whole, as {path: numpy array}: 'ema' or 'trainable' for using a model.

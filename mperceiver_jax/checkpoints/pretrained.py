@@ -3,7 +3,7 @@
 `record.json` says what is there and where it came from; the values are Orbax checkpoints
 `values/000`, `values/001`, ... of a few hundred megabytes each, since Orbax holds what it
 writes or reads twice: so neither takes more than a small part of the model's size.
-A directory is written elsewhere and renamed (`new_outputs`), hence complete where it exists.
+A directory is written elsewhere and renamed (`atomic_outputs`), hence complete where it exists.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mperceiver_jax.convert.outputs import new_outputs
+from mperceiver_jax.convert.outputs import atomic_outputs
 
 FORMAT = 1
 RECORD = "record.json"
@@ -73,7 +73,7 @@ class PriorsDirectory:
                 values = self._group(checkpointer, group)
                 for path in list(values):
                     yield path, values.pop(path)
-                _give_memory_back()
+                _malloc_trim()
 
     def read(self, path: str) -> np.ndarray:
         """One parameter in its stored dtype. Those stored beside it are kept until others are asked for, so
@@ -129,9 +129,9 @@ def write_priors(
         FileExistsError: the directory is there and not empty, or another process has filled it meanwhile.
     """
     directory = Path(directory).resolve()  # What a link stands for can be put in place; a link cannot.
-    check_vacant(directory)
+    require_empty(directory)
     stored: dict[str, list[Any]] = {}
-    with new_outputs(directory) as (partial,):
+    with atomic_outputs(directory) as (partial,):
         with _checkpointer() as checkpointer:
             for number, group in enumerate(_grouped(values)):
                 name = f"{number:03}"
@@ -143,7 +143,7 @@ def write_priors(
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def check_vacant(directory: str | Path) -> None:
+def require_empty(directory: str | Path) -> None:
     """Raises FileExistsError where there is something at that path other than an empty directory."""
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -173,7 +173,7 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _give_memory_back() -> None:
+def _malloc_trim() -> None:
     """glibc keeps what is freed between blocks in use; over a whole model that was half its size."""
     with contextlib.suppress(OSError, AttributeError):  # Other C libraries have no such function, and no need.
         ctypes.CDLL(None).malloc_trim(0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.initial_params import Which
-from mperceiver_jax.checkpoints.trained_run import averages_used, trained_stages
+from mperceiver_jax.checkpoints.trained_run import trained_stages, uses_ema
 from mperceiver_jax.config.experiment import ConfigError, Experiment
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
@@ -35,7 +35,7 @@ def read_trained_model(
 
     Args:
         model: built abstractly.
-        which: see `trained_stages.averages_used`.
+        which: see `trained_stages.uses_ema`.
 
     Raises:
         ValueError: a stage that restoring needs has no checkpoint; names all of them. No moving average.
@@ -43,10 +43,10 @@ def read_trained_model(
         CheckpointError: a checkpoint cannot be read, is of another model, or was trained on other priors.
     """
     stages = trained_stages(workdir, experiment)
-    averaged = averages_used(workdir, stages, which)
+    averaged = uses_ema(workdir, stages, which)
     dtype = jnp.dtype(experiment.compute_dtype)
     try:
-        params = initial_params.starting_values(experiment, model, lambda path, value: jnp.asarray(value, dtype))
+        params = initial_params.init_params(experiment, model, lambda path, value: jnp.asarray(value, dtype))
     except ConfigError as error:
         hint = "if the priors have moved, say where they are now: --priors=PATH"
         raise ConfigError(f"{error}; {hint}") from error

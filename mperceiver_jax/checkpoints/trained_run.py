@@ -98,7 +98,7 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
     return [_of_all(stage, phases[base(name)], planned) for name, stage in found.items() if lasting[base(name)] == name]
 
 
-def averages_used(workdir: str | Path, stages: Sequence[TrainedStage], which: Which | None) -> bool:
+def uses_ema(workdir: str | Path, stages: Sequence[TrainedStage], which: Which | None) -> bool:
     """Whether moving averages are among what these stages give.
 
     Args:

@@ -99,7 +99,7 @@ class LossConfig:
         gan_weight: factor on the adaptive weight of the DRM's adversarial term; 0 leaves it out.
         gan_start: DRM step at which the adversarial term starts.
         drm_latents: `perturbed_gt`, or `sampled` by the finished dual branch and stored in the workdir.
-        drm_perturbation: largest standard deviation of the noise of `perturbed_gt`.
+        drm_noise_std: largest standard deviation of the noise of `perturbed_gt`.
         drm_examples: training examples to sample latents for (`sampled`).
         regression: `l1`; `charbonnier_fft`: Charbonnier + `fft_weight` times the spectrum's; `smooth_l1`.
         fft_weight: see `regression`.
@@ -108,7 +108,7 @@ class LossConfig:
             there is none, the true task). A network that never heard a mistake makes a gross one of each.
         double_softmax: the classifier beside a restorer by regression learns from its probabilities as if they
             were logits, as MiOIR's release has it.
-        penalty_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
+        regularizer_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
     """
 
     predictor: Literal["focal", "cross_entropy"] = "focal"
@@ -121,13 +121,13 @@ class LossConfig:
     gan_weight: float = 0.0
     gan_start: int = 0
     drm_latents: Literal["perturbed_gt", "sampled"] = "perturbed_gt"
-    drm_perturbation: float = 0.2
+    drm_noise_std: float = 0.2
     drm_examples: int = 0
     regression: Literal["l1", "charbonnier_fft", "smooth_l1"] = "l1"
     told: Literal["label", "classifier"] = "label"
     double_softmax: bool = False
     fft_weight: float = 0.01
-    penalty_weight: float = 0.002
+    regularizer_weight: float = 0.002
 
     def __post_init__(self) -> None:
         if self.drm_latents == "sampled" and self.drm_examples < 1:
@@ -175,8 +175,8 @@ class EvaluationConfig:
 
     Attributes:
         every: also evaluate every so many updates within a stage; 0 only at its end.
-        per_task: held-out pictures for each task.
-        batch_size: pictures at a time.
+        per_task: held-out images for each task.
+        batch_size: images at a time.
         samples: rows of the before/after sheets per task.
     """
 
@@ -192,7 +192,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RestoreConfig:
-    """Pictures to restore are padded by reflection to at least `minimum` pixels a side."""
+    """Images to restore are padded by reflection to at least `minimum` pixels a side."""
 
     minimum: int = 512
 
@@ -265,9 +265,9 @@ class Experiment:
         return self.model.title if isinstance(self.model, RegressionConfig) else "MPerceiver"
 
     @property
-    def remark(self) -> str:
+    def warning(self) -> str:
         """What whoever trains the model, or reads of it, should know; empty where there is nothing."""
-        return self.model.remark if isinstance(self.model, RegressionConfig) else ""
+        return self.model.warning if isinstance(self.model, RegressionConfig) else ""
 
     @property
     def form(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ def phase_before(name: str) -> str | None:
     return f"{name.partition('.')[0]}.{number - 1}" if number > 1 else None
 
 
-def handed_over(workdir: Path, name: str, state: TrainState) -> TrainState:
+def carry_over(workdir: Path, name: str, state: TrainState) -> TrainState:
     """A fresh state; of a later phase with the last parameters that the phase before left, and its moving average
     beside them, both in float32.
 

@@ -35,7 +35,7 @@ def regression_recipe(
         task_set: name in `TASK_SETS`: the labels.
         trained: the tasks that are trained and evaluated; all of the set where empty.
         model, losses, data: fields that are not as usual.
-        small: for any machine: fewer threads, evaluation on small pictures.
+        small: for any machine: fewer threads, evaluation on small images.
     """
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}")
@@ -45,7 +45,7 @@ def regression_recipe(
         "batch_size": stage["batch_size"],
         "crop": stage["crop"],
         "image_size": 96 if small else 0,
-        "photo_scales": (1.0, 4.0) if small else (1.0, 1.0),
+        "image_scales": (1.0, 4.0) if small else (1.0, 1.0),
         "clip_size": 0,
         "flips": "dihedral",
         "threads": 1 if small else 16,
@@ -55,7 +55,7 @@ def regression_recipe(
         "pairs": {},
         "degradations": {},
         "photos": "",
-        "heldout_photos": "",
+        "heldout_images": "",
     }
     return {
         "variant": variant,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mperceiver_jax.command_line import leave_reporting_to_us, one_line
+from mperceiver_jax.command_line import one_line, silence_library_logs
 from mperceiver_jax.convert import export_command, import_command, inspect_command, words_command
 from mperceiver_jax.convert.model_config import overrides_among
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides, wrong = overrides_among(unknown)
     if wrong:
         reader.error(f"unrecognized arguments: {' '.join(wrong)}")
-    leave_reporting_to_us()
+    silence_library_logs()
     try:
         COMMANDS[options.command].run(options)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mperceiver_jax.convert.diffusers.adapters_json import describe
-from mperceiver_jax.convert.diffusers.components import homes, scheduler_config
+from mperceiver_jax.convert.diffusers.components import library_components, scheduler_config
 from mperceiver_jax.convert.formats.safetensors_writer import rounded, write_streamed
 from mperceiver_jax.convert.keymaps.keymap import AssemblyMap, KeyMap
 from mperceiver_jax.convert.keymaps.mperceiver import mperceiver_release
 from mperceiver_jax.convert.keymaps.registry import keymap
-from mperceiver_jax.convert.outputs import new_outputs
+from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.convert.state_dicts import theirs
 from mperceiver_jax.diffusion.schedule import Schedule
@@ -87,7 +87,7 @@ def export(
     names = mperceiver_release(model)
     refinement = tuple(path for path in values if path.startswith("drm."))
     outputs = [output, beside] if form == "release" and refinement else [output]
-    with new_outputs(*outputs) as partials:
+    with atomic_outputs(*outputs) as partials:
         if form == "diffusers":
             _write_diffusers(model, values, partials[0], dtype, write)
         elif form == "safetensors":
@@ -140,7 +140,7 @@ def _write_diffusers(
 ) -> None:
     """The libraries' directories, and beside them what no library has a place for."""
     left = set(values)
-    for home in homes(model):
+    for home in library_components(model):
         paths = home.paths()
         if left.isdisjoint(paths):
             continue

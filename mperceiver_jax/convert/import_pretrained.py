@@ -14,7 +14,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from mperceiver_jax.checkpoints.pretrained import FORMAT, PriorsDirectory, check_vacant, is_priors, write_priors
+from mperceiver_jax.checkpoints.pretrained import FORMAT, PriorsDirectory, is_priors, require_empty, write_priors
 from mperceiver_jax.config.experiment import to_mapping
 from mperceiver_jax.convert.detect import find_parts, left_over, recognise
 from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
@@ -23,7 +23,7 @@ from mperceiver_jax.convert.state_dicts import Found
 from mperceiver_jax.distributed.runtime import on_every_process, on_first_process
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS, lacking, listed, part_of
+from mperceiver_jax.models.mperceiver.parts import PARTS, listed, missing_parts, part_of
 from mperceiver_jax.progress import progress_bar
 
 DTYPES: dict[str, Any] = {
@@ -36,7 +36,7 @@ DTYPES: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Contribution:
+class SourceContents:
     """What one weight file gives to a model.
 
     Attributes:
@@ -58,7 +58,7 @@ class Contribution:
         return [part.title for part in PARTS if part in given]
 
 
-def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contribution]:
+def contributions(model: MPerceiver, sources: Sequence[str]) -> list[SourceContents]:
     """Looks into sources: what each file holds, all names and shapes checked, no value read.
 
     A parameter that several files have is taken from the first.
@@ -66,7 +66,7 @@ def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contributio
     Raises:
         FileNotFoundError, ValueError: see `weight_files`, `open_tensors` and `find_parts`.
     """
-    result: list[Contribution] = []
+    result: list[SourceContents] = []
     taken: set[str] = set()
     for source in sources:
         for file in weight_files(source):
@@ -75,7 +75,7 @@ def contributions(model: MPerceiver, sources: Sequence[str]) -> list[Contributio
             own = {path: tensor for path, tensor in found.items() if path not in taken}
             taken |= own.keys()
             unused = left_over(tensors, found)
-            result.append(Contribution(file, recognise(tensors, file.name).title, own, unused))
+            result.append(SourceContents(file, recognise(tensors, file.name).title, own, unused))
     return result
 
 
@@ -99,14 +99,14 @@ def import_priors(
         FileExistsError: `output` is there already.
         FileNotFoundError, ValueError: the sources cannot be used; names files and keys. Nothing is written.
     """
-    check_vacant(output)
+    require_empty(output)
     given = contributions(model, sources)
     for contribution in given:
         say(f"{contribution.file.name}: {contribution.layout}, {', '.join(contribution.parts) or 'nothing new'}")
         if contribution.unused:
             say(f"  left aside: {listed(contribution.unused, 5)}")
     found = {path: tensors for contribution in given for path, tensors in contribution.found.items()}
-    if problems := lacking(model, found):
+    if problems := missing_parts(model, found):
         raise ValueError(f"{', '.join(sources)}: " + "; ".join(problems))
     hashes = _hashes(given)
     records = [
@@ -202,7 +202,7 @@ def _identity(sources: Sequence[str], model: MPerceiver) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def _hashes(given: Sequence[Contribution]) -> dict[Path, str]:
+def _hashes(given: Sequence[SourceContents]) -> dict[Path, str]:
     files = [file for contribution in given for file in contribution.file.files]
     hashes = {}
     with progress_bar("hashing", sum(file.stat().st_size for file in files)) as bar:

@@ -33,7 +33,7 @@ from mperceiver_jax.convert.model_config import add_config_argument, model_of, r
 from mperceiver_jax.convert.restorer_checkpoints import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS, lacking, listed, part_of
+from mperceiver_jax.models.mperceiver.parts import PARTS, listed, missing_parts, part_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     print()
     if not held and not unusable:  # Restorers by regression, which are whole.
         return
-    if problems := lacking(model, held):
+    if problems := missing_parts(model, held):
         print("For a full model:")
         print("\n".join(f"  {problem}" for problem in problems))
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def room_beside(path: Path) -> Iterator[Path]:
+def scratch_dir(path: Path) -> Iterator[Path]:
     """A directory beside `path` that nobody else writes to; it is gone when the block ends."""
     # Under a name that no one has: a fixed one could be that of another process, or the user's own.
     room = Path(tempfile.mkdtemp(prefix=f"{path.name[:60]}.", suffix=".partial", dir=path.absolute().parent))
@@ -20,7 +20,7 @@ def room_beside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_outputs(*outputs: Path) -> Iterator[list[Path]]:
+def atomic_outputs(*outputs: Path) -> Iterator[list[Path]]:
     """Where to write new files, or directories, that get the names `outputs` when the block ends well.
 
     All appear or none, the last first: where the first is, all are complete.
@@ -32,7 +32,7 @@ def new_outputs(*outputs: Path) -> Iterator[list[Path]]:
         FileExistsError: when the block ends, another process has put something there. It is left as it is.
     """
     outputs[0].parent.mkdir(parents=True, exist_ok=True)
-    with room_beside(outputs[0]) as room:
+    with scratch_dir(outputs[0]) as room:
         partials = [room / output.name for output in outputs]
         yield partials
         published: list[Path] = []

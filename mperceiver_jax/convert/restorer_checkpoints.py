@@ -22,13 +22,13 @@ from flax import nnx
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import TASK_MAPS, checkpoint_folder
 from mperceiver_jax.checkpoints.manager import Checkpoints
-from mperceiver_jax.checkpoints.pretrained import check_vacant
+from mperceiver_jax.checkpoints.pretrained import require_empty
 from mperceiver_jax.checkpoints.workdir import claim_workdir
 from mperceiver_jax.config.experiment import Experiment, to_mapping
 from mperceiver_jax.convert.formats.safetensors_writer import rounded
 from mperceiver_jax.convert.formats.torch_files import open_tensors, read_torch, write_safetensors
 from mperceiver_jax.convert.import_pretrained import converted
-from mperceiver_jax.convert.outputs import new_outputs
+from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.state_dicts import dead_tensors, match, to_torch
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.restorers.mioir.prompting import task_maps
@@ -110,7 +110,7 @@ def export_regression(
             raise FileExistsError(f"{path} exists already; move it away, or name another --output")
     states = {part: state_dict(model, values, part, dtype, aside) for part in parts}
     average = {} if averages is None else {part: state_dict(model, averages, part, dtype, aside) for part in parts}
-    with new_outputs(*parts.values()) as partials:
+    with atomic_outputs(*parts.values()) as partials:
         for part, path in zip(parts, partials, strict=True):
             if path.suffix == ".safetensors":
                 write_safetensors(path, states[part])
@@ -169,12 +169,12 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         FileNotFoundError, ValueError: a file that cannot be read or is of another network, values that are not
             finite, a file that is no map of the tasks; names file and key. Nothing is written.
     """
-    check_vacant(output)
+    require_empty(output)
     assert isinstance(experiment.model, RegressionConfig)
     network, notes = experiment.model.network, []
-    if experiment.model.is_told and len(sources) < 2:
-        experiment = replace(experiment, model=replace(experiment.model, told_by="label"))
-        notes.append("without a classifier's file, what is wrong with a picture must be given: --task=NAME")
+    if experiment.model.is_conditional and len(sources) < 2:
+        experiment = replace(experiment, model=replace(experiment.model, condition_source="label"))
+        notes.append("without a classifier's file, what is wrong with an image must be given: --task=NAME")
     maps = getattr(network, "task_maps", "")
     if maps:
         task_maps(maps)
@@ -221,7 +221,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     mapping = to_mapping(experiment)
     if maps:
         mapping["model"]["network"]["task_maps"] = TASK_MAPS
-    with new_outputs(output.resolve()) as (partial,):
+    with atomic_outputs(output.resolve()) as (partial,):
         claim_workdir(partial, mapping)
         if maps:
             shutil.copyfile(maps, partial / TASK_MAPS)

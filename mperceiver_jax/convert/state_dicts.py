@@ -39,14 +39,16 @@ class Found:
         Raises:
             ValueError: values that are not of `FLOATS`, not finite, or too large for the dtype; names the key.
         """
-        parts = [_ours(_checked(*named, dtype), self.kind) for named in zip(self.keys, self.tensors, strict=True)]
+        parts = [
+            _to_jax_array(_checked(*named, dtype), self.kind) for named in zip(self.keys, self.tensors, strict=True)
+        ]
         if len({part.dtype for part in parts}) > 1:
             parts = [part.astype(np.float32) for part in parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
 
 @dataclass(frozen=True, eq=False)
-class KeptAside:
+class UnusedTensors:
     """Tensors that `load` leaves on a module for `dump`: a plain attribute, no part of its parameters."""
 
     tensors: Mapping[str, np.ndarray]
@@ -110,7 +112,7 @@ def match(
             if key not in tensors:
                 missing.append(told(key))
             elif _our_shape(tuple(tensors[key].shape), kind) != expected:
-                theirs = _theirs(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
+                theirs = _to_torch_array(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
                 misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
             elif problem := _mistyped(getattr(tensors[key], "dtype", None)):
                 mistyped.append(f"{told(key)}: {problem}")
@@ -191,7 +193,7 @@ def theirs(
     keys, kind = names.keys(path), names.kind(path, declared)
     parts = [value] if len(keys) == 1 else np.split(value, len(keys), -1)
     axes = names.trailing_axes(path)
-    return {key: _theirs(part, kind, axes) for key, part in zip(keys, parts, strict=True)}
+    return {key: _to_torch_array(part, kind, axes) for key, part in zip(keys, parts, strict=True)}
 
 
 def load(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "release") -> nnx.Module:
@@ -203,13 +205,13 @@ def load(module: nnx.Module, tensors: Mapping[str, np.ndarray], layout: str = "r
     if wrong := [key for key, value in aside.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{', '.join(wrong[:5])}: holds values that are not finite")
     parameters.assign(module, {path: np.asarray(value, order="C") for path, value in values.items()})
-    module.kept_aside = KeptAside(aside)  # type: ignore[attr-defined]
+    module.kept_aside = UnusedTensors(aside)  # type: ignore[attr-defined]
     return module
 
 
 def dump(module: nnx.Module, layout: str = "release") -> dict[str, np.ndarray]:
     """The state dict of a filled module; the exact inverse of `load`."""
-    aside = getattr(module, "kept_aside", KeptAside({}))
+    aside = getattr(module, "kept_aside", UnusedTensors({}))
     return to_torch(module, parameters.split(module)[1], layout, aside.tensors)
 
 
@@ -250,7 +252,7 @@ def _mistyped(dtype: Any) -> str | None:
     return f"holds {dtype}; weights are float16, bfloat16, float32 or float64"
 
 
-def _ours(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:
+def _to_jax_array(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:
     """PyTorch's array in our layout. 1x1 convolutions that we hold as linears lose their size-1 axes."""
     if kind == "conv" and tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
@@ -262,7 +264,7 @@ def _ours(tensor: np.ndarray, kind: parameters.Kind) -> np.ndarray:
 
 
 def _our_shape(shape: tuple[int, ...], kind: parameters.Kind) -> tuple[int, ...]:
-    """The shape of `_ours` of a tensor of this shape."""
+    """The shape of `_to_jax_array` of a tensor of this shape."""
     if kind == "conv" and len(shape) == 4:
         return shape[2], shape[3], shape[1], shape[0]
     if kind == "linear" and len(shape) > 1:
@@ -272,7 +274,7 @@ def _our_shape(shape: tuple[int, ...], kind: parameters.Kind) -> tuple[int, ...]
     return shape
 
 
-def _theirs(value: np.ndarray, kind: parameters.Kind, trailing_axes: int) -> np.ndarray:
+def _to_torch_array(value: np.ndarray, kind: parameters.Kind, trailing_axes: int) -> np.ndarray:
     """Our array as PyTorch stores it, with `trailing_axes` size-1 axes behind a linear's weight."""
     if kind == "conv":
         return value.transpose(3, 2, 0, 1)

@@ -25,7 +25,7 @@ from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
 from mperceiver_jax.convert.formats.torch_files import open_tensors
 from mperceiver_jax.convert.import_pretrained import converted
 from mperceiver_jax.convert.keymaps.registry import LAYOUTS
-from mperceiver_jax.convert.outputs import new_outputs
+from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output={output}: a .npy file is written")
     tasks = [name.strip() for name in arguments.tasks.split(",")]
     vectors = np.asarray(caption_vectors(read_text_tower(arguments.source), tasks), np.float32)
-    with new_outputs(output) as (partial,):
+    with atomic_outputs(output) as (partial,):
         np.save(partial, vectors)
     width, told = vectors.shape[1], ", ".join(CAPTIONS[task][0] for task in tasks)
     resized = f" --config.model.network.text_width={width}" if width != AMPromptIRConfig.full().text_width else ""

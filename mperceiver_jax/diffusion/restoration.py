@@ -1,4 +1,4 @@
-"""From a degraded picture to a restored one: condition once, sample a latent, decode."""
+"""From a degraded image to a restored one: condition once, sample a latent, decode."""
 
 from typing import Literal, Protocol
 
@@ -73,13 +73,13 @@ def restore_batch(
     *,
     refine: bool = True,
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b classes"]]:
-    """Restores a batch of pictures in [-1, 1] whose sides fit `model.config.multiple`.
+    """Restores a batch of images in [-1, 1] whose sides fit `model.config.multiple`.
 
     Args:
         refine: decode with the detail refinement module.
 
     Returns:
-        (pictures in [-1, 1], not clipped; degradation logits).
+        (images in [-1, 1], not clipped; degradation logits).
     """
     latent, condition = sample_latent(model, sampler, lq, lq_clip, key)
     taps = condition.taps if refine else None

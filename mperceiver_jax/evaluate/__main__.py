@@ -19,7 +19,7 @@ examples:
     python -m mperceiver_jax.evaluate protocols promptir-3task
   a trained model
     python -m mperceiver_jax.evaluate --checkpoint=runs/small --protocol=promptir-3task --data=DIR --output=figures
-  another system's pictures, DIR/<set>/<name of the degraded picture>.png, by the same ruler
+  another system's images, DIR/<set>/<name of the degraded image>.png, by the same preprocessing
     python -m mperceiver_jax.evaluate --outputs=DIR --protocol=promptir-3task --data=DATA --output=peer --title=NLM
   any two folders
     python -m mperceiver_jax.evaluate --outputs=restored --protocol=folder --data=truths
@@ -28,8 +28,8 @@ examples:
     python -m mperceiver_jax.evaluate --outputs=DIR --protocol=cdd11 --data=DATA --metrics=psnr,ssim,lpips_alex,dists \\
       --beside=peer
 
-Written to --output: images.csv (every picture), report.json, report.md (tables, with published figures),
-index.html (worst and best pictures with a slider; open it from the file system), restored/ (of a model).
+Written to --output: images.csv (every image), report.json, report.md (tables, with published figures),
+index.html (worst and best images with a slider; open it from the file system), restored/ (of a model).
 An evaluation that was interrupted goes on when the same command is given again.
 
 metrics: psnr, ssim (as the protocol says), psnr_y, ssim_y (luma), ms_ssim; lpips_alex, lpips_vgg (pip install
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m mperceiver_jax.evaluate",
         usage="%(prog)s (--checkpoint DIR | --outputs DIR) --protocol NAME --data DIR [--output DIR] [options]\n"
         "       %(prog)s protocols [NAME ...]",
-        description="Measure a trained model, or another system's pictures, under a published protocol.",
+        description="Measure a trained model, or another system's images, under a published protocol.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="PROTOCOL", help="only these")
     what = result.add_mutually_exclusive_group()
     what.add_argument("--checkpoint", type=Path, metavar="DIR", help="workdir of a training run")
-    what.add_argument("--outputs", type=Path, metavar="DIR", help="pictures that any system restored")
+    what.add_argument("--outputs", type=Path, metavar="DIR", help="images that any system restored")
     add("--protocol", metavar="NAME", help=f"{', '.join(protocol_names())}, or your own .toml file")
     add("--data", type=Path, metavar="DIR", help="folder of the test sets; `protocols` shows what is looked for in it")
     add("--output", type=Path, metavar="DIR", help="results (default: evaluations/PROTOCOL-TITLE)")
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--outputs-named",
         default="stem",
         metavar="RULE",
-        help="from an output's stem to the degraded picture's, as in --pairing: '_restored$=>' (default: the same)",
+        help="from an output's stem to the degraded image's, as in --pairing: '_restored$=>' (default: the same)",
     )
     add("--partial", action="store_true", help="measure what is there; the report says what is missing")
     add("--restart", action="store_true", help="forget what was measured before")
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--beside", action="append", default=[], metavar="DIR", help="--output of an earlier evaluation, for the tables"
     )
-    add("--show", type=int, default=6, metavar="N", help="worst and best pictures on the page (default: %(default)s)")
+    add("--show", type=int, default=6, metavar="N", help="worst and best images on the page (default: %(default)s)")
     add(
         "--part",
         metavar="I/N",
@@ -95,14 +95,14 @@ def parser() -> argparse.ArgumentParser:
         "--batch-size",
         type=int,
         metavar="N",
-        help="pictures of one size at a time (default: one per device; of --outputs 4 at least)",
+        help="images of one size at a time (default: one per device; of --outputs 4 at least)",
     )
     model = result.add_argument_group("with --checkpoint")
     model.add_argument("--sampler", help="as in the restore command (default: as configured)")
     model.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: as configured)")
     model.add_argument("--seed", type=int, default=42, metavar="N", help="of the starting noise (default: %(default)s)")
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
-    model.add_argument("--task", metavar="NAME", help="what all of the pictures need, for models that are told")
+    model.add_argument("--task", metavar="NAME", help="what all of the images need, for models that are told")
     model.add_argument("--weights", choices=("ema", "trained"), help="as in the restore command (default: ema if kept)")
     model.add_argument("--predictor", type=Path, metavar="DIR", help="as in the restore command")
     model.add_argument("--priors", type=Path, metavar="PATH", help="published weights, if they have moved")
@@ -127,14 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except _Unbegun as error:
+    except SetupError as error:
         return _told(error.args[0], 2)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         return _told(error, 1)
     return 0
 
 
-class _Unbegun(Exception):
+class SetupError(Exception):
     """Something is wrong with what was asked for; nothing was measured."""
 
 
@@ -147,7 +147,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     if options.protocol is None:
         raise ValueError(f"give --protocol, one of {', '.join(protocol_names())}")
     if options.checkpoint is None and options.outputs is None:
-        raise ValueError("give --checkpoint=DIR (a training run) or --outputs=DIR (pictures)")
+        raise ValueError("give --checkpoint=DIR (a training run) or --outputs=DIR (images)")
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, not {options.batch_size}")
     protocol = load_protocol(options.protocol)
@@ -173,11 +173,11 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     # Not before the flags are known to be in order: JAX takes seconds to start.
     from mperceiver_jax.distributed.sharding import make_mesh
     from mperceiver_jax.evaluate.metrics import fid_kid
-    from mperceiver_jax.evaluate.metrics.scorer import OF_SETS, Scorer
+    from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS, Scorer
     from mperceiver_jax.evaluate.protocols import find_pairs, html_page, runner, tables
     from mperceiver_jax.evaluate.protocols.pair import list_hash
     from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair
-    from mperceiver_jax.evaluate.protocols.results_log import Journal, OtherEvaluation
+    from mperceiver_jax.evaluate.protocols.results_log import EvaluationMismatch, ResultsLog
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()] if text else []
     source = options.outputs or options.checkpoint
@@ -185,7 +185,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     output = options.output or Path("evaluations") / f"{protocol.name}-{title.replace('/', '-')}"
     part = _part(options.part)
     try:
-        pictures, warnings = find_pairs.find_pairs(
+        images, warnings = find_pairs.find_pairs(
             protocol,
             options.data or Path(),
             sets=split(options.sets),
@@ -195,21 +195,23 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
             partial=options.partial,
         )
         mesh = make_mesh()
-        scorer = Scorer(split(options.metrics) or protocol.ruler.metrics, protocol.ruler, mesh, options.niqe_model)
-        of_sets = any(name in scorer.metrics for name in OF_SETS)
+        scorer = Scorer(
+            split(options.metrics) or protocol.preprocessing.metrics, protocol.preprocessing, mesh, options.niqe_model
+        )
+        of_sets = any(name in scorer.metrics for name in SET_METRICS)
         if of_sets and not options.features:
             raise ValueError("fid and kid need --features=NET; no package ships the Inception network, see --help")
         extractor = fid_kid.feature_extractor(options.features) if of_sets else None
-        # Pictures of a batch are measured by as many threads.
+        # Images of a batch are measured by as many threads.
         batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
-        subject = _subject(options, title, pictures, mesh, batch_size)
+        subject = _subject(options, title, images, mesh, batch_size)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if options.restart:
-            Journal.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
-        beside = [tables.read_beside(folder, protocol, list_hash(pictures)) for folder in options.beside]
+            ResultsLog.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
+        beside = [tables.read_beside(folder, protocol, list_hash(images)) for folder in options.beside]
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise _Unbegun(error) from error
+        raise SetupError(error) from error
     settings = {"features": options.features} if of_sets else {}
     if options.niqe_model and "niqe" in scorer.metrics:
         settings["niqe_model"] = str(options.niqe_model)
@@ -217,7 +219,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         rows, sets = runner.evaluate(
             subject,
             protocol,
-            pictures,
+            images,
             scorer,
             output,
             batch_size=batch_size,
@@ -225,39 +227,37 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
             settings=settings,
             part=part,
         )
-    except OtherEvaluation as error:
-        raise _Unbegun(error) from error
+    except EvaluationMismatch as error:
+        raise SetupError(error) from error
     if part is not None:
-        return (
-            f"part {options.part} of {title}: {len(rows)} pictures; when all are done, give the command without --part"
-        )
+        return f"part {options.part} of {title}: {len(rows)} images; when all are done, give the command without --part"
     results = tables.summarise(
         rows,
         sets,
         protocol,
         title=title,
         identity=subject.identity | settings,
-        pictures=list_hash(pictures),
+        images=list_hash(images),
         warnings=warnings,
     )
     tables.write_tables(output, results, rows, protocol, beside)
-    ranked_by = next((name for name in scorer.metrics if name not in OF_SETS), None)
-    told = [f"{title}, {protocol.name}, {len(rows)} pictures: {_in_short(results, protocol)}"]
+    ranked_by = next((name for name in scorer.metrics if name not in SET_METRICS), None)
+    told = [f"{title}, {protocol.name}, {len(rows)} images: {_in_short(results, protocol)}"]
     if ranked_by and options.show > 0:
-        stream = NoiseStream(protocol.noise_seed, pictures)
-        by_key = {(picture.set, picture.name): picture for picture in pictures}
+        stream = NoiseStream(protocol.noise_seed, images)
+        by_key = {(image.set, image.name): image for image in images}
 
         def shown(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-            picture = by_key[row["set"], row["name"]]
-            made = replace(picture, output=runner.output_file(picture, output))
-            degraded, clean, restored = read_pair(made, protocol.ruler, stream)
+            image = by_key[row["set"], row["name"]]
+            made = replace(image, output=runner.output_file(image, output))
+            degraded, clean, restored = read_pair(made, protocol.preprocessing, stream)
             return row, {"input": degraded, "output": restored, "truth": clean}
 
         worst, best = html_page.worst_and_best(rows, ranked_by, options.show)
         path = html_page.write_page(
             output, results, protocol, ranked_by, [shown(row) for row in worst], [shown(row) for row in best]
         )
-        told.append(f"pictures: {path}")
+        told.append(f"images: {path}")
     return "\n".join([*told, f"tables: {output / 'report.md'}"])
 
 
@@ -266,24 +266,24 @@ def _part(text: str | None) -> tuple[int, int] | None:
         return None
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise _Unbegun(ValueError(f"--part={text}: give I/N with I from 0 to N - 1"))
+        raise SetupError(ValueError(f"--part={text}: give I/N with I from 0 to N - 1"))
     return int(index), int(count)
 
 
-def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":
+def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":
     from mperceiver_jax.evaluate.protocols.runner import Subject
 
     if options.outputs is not None:
         return Subject(title, {"outputs": str(options.outputs.resolve())})
-    if bare := [picture.key for picture in pictures if picture.lq is None and picture.noise is None]:
-        raise ValueError(f"there is no degraded picture to restore for {bare[0]} ({len(bare)} in all); see --set")
+    if bare := [image.key for image in images if image.lq is None and image.noise is None]:
+        raise ValueError(f"there is no degraded image to restore for {bare[0]} ({len(bare)} in all); see --set")
     import warnings
 
     from absl import logging
 
     from mperceiver_jax.checkpoints.fingerprint import fingerprint
     from mperceiver_jax.restore import Restorer
-    from mperceiver_jax.restore.batched import ManyPictures
+    from mperceiver_jax.restore.batched import BatchedRestorer
 
     logging.set_verbosity(logging.ERROR)
     with warnings.catch_warnings():
@@ -319,16 +319,16 @@ def _subject(options: argparse.Namespace, title: str, pictures: Sequence[Any], m
     if options.predictor:
         assert restorer._predictor is not None
         identity["predictor"] = fingerprint(restorer._predictor.params)[:16]
-    return Subject(title, identity, ManyPictures(restorer, mesh, batch_size))
+    return Subject(title, identity, BatchedRestorer(restorer, mesh, batch_size))
 
 
 def _in_short(results: Mapping[str, Any], protocol: Protocol) -> str:
-    from mperceiver_jax.evaluate.metrics.scorer import FACTS
+    from mperceiver_jax.evaluate.metrics.scorer import METRICS
     from mperceiver_jax.evaluate.protocols.tables import value_text
 
     both = {**results["sets"], **results["averages"]}
     last = [name for name in protocol.columns if name in both][-1]
-    values = [f"{FACTS[name].heading} {value_text(value, name)}" for name, value in both[last]["output"].items()]
+    values = [f"{METRICS[name].heading} {value_text(value, name)}" for name, value in both[last]["output"].items()]
     return f"{last}: {', '.join(values)}"
 
 

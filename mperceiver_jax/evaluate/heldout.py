@@ -1,6 +1,6 @@
 """Evaluation on held-out photographs: what each stage has learned, and the report of the run.
 
-`HeldOut` is handed to the training loop. It never sees a photograph that trained, and its
+`HeldoutEvaluator` is handed to the training loop. It never sees a photograph that trained, and its
 degradations are fixed by the seed, so that figures of different runs are comparable.
 """
 
@@ -20,7 +20,7 @@ from mperceiver_jax.config.schema import in_group
 from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, Preemption
-from mperceiver_jax.errors import retold
+from mperceiver_jax.errors import reraise
 from mperceiver_jax.evaluate.metrics.full_reference import psnr, ssim
 from mperceiver_jax.evaluate.report import sample_sheet
 from mperceiver_jax.models import parameters
@@ -34,14 +34,14 @@ from mperceiver_jax.training.stages.registry import SCHEDULE, base, diffusion_ta
 Results = dict[str, Any]
 
 
-class HeldOut:
+class HeldoutEvaluator:
     """Evaluates any stage on the held-out examples of an experiment.
 
     Args:
         experiment: data, sampler and sizes.
         model: built abstractly.
         mesh: where parameters lie; every process evaluates the same examples.
-        workdir: pictures go to its `samples/`; None writes nothing.
+        workdir: images go to its `samples/`; None writes nothing.
         preemption: an evaluation ends between two batches, with Preempted, when it has noticed a signal.
     """
 
@@ -58,8 +58,8 @@ class HeldOut:
         self._model = model
         self._dtype = jnp.dtype(experiment.compute_dtype)
         self._compiled: dict[str, Callable] = {}
-        # A folder that is missing, or too few pictures in it, is told now and not after hours of training.
-        with retold(_with_field):
+        # A folder that is missing, or too few images in it, is told now and not after hours of training.
+        with reraise(_with_field):
             self._examples()
 
     def __call__(self, stage: str, params: Params, step: int) -> dict[str, float]:
@@ -67,7 +67,7 @@ class HeldOut:
         return self.evaluate(stage, params)["scalars"]
 
     def evaluate(self, stage: str, params: Params, final: bool = False) -> Results:
-        """Everything measured after (or within) a stage. `final` also writes pictures, and measures a restorer by
+        """Everything measured after (or within) a stage. `final` also writes images, and measures a restorer by
         regression twice where the stage keeps an average: `params`, which are the averages, and what they average."""
         measure = {
             "vae": self._autoencoder,
@@ -116,18 +116,18 @@ class HeldOut:
         return found
 
     def _autoencoder(self, params: Params, final: bool) -> Results:
-        """PSNR of clean pictures through encoder (mean) and decoder: the ceiling without refinement."""
+        """PSNR of clean images through encoder (mean) and decoder: the ceiling without refinement."""
 
         def reconstruct(model, batch, key):
             z, _ = model.encode(to_model_range(batch["gt"], self._dtype))
-            return _to_picture(model.decode(z)), z.astype(jnp.float32)
+            return _to_image(model.decode(z)), z.astype(jnp.float32)
 
         examples = self._examples()[: self._experiment.evaluation.per_task]
         out = self._run("vae", self._jit("vae", reconstruct), params, examples)
-        quality = float(np.mean([psnr(picture, row["gt"]) for (picture, _), row in zip(out, examples, strict=True)]))
+        quality = float(np.mean([psnr(image, row["gt"]) for (image, _), row in zip(out, examples, strict=True)]))
         spread = float(np.std([z for _, z in out]))
         if final:
-            rows = [(row["name"], row["gt"], picture, None) for (picture, _), row in zip(out, examples, strict=True)]
+            rows = [(row["name"], row["gt"], image, None) for (image, _), row in zip(out, examples, strict=True)]
             self._sheet("vae", rows[:6], ("truth", "autoencoder", ""))
         return {"scalars": {"score": quality, "psnr": quality, "latent_std": spread}}
 
@@ -159,7 +159,7 @@ class HeldOut:
         return _confusion(labels, guesses, self._experiment.tasks)
 
     def _restoration(self, stage: str, params: Params, final: bool, refine: bool) -> Results:
-        """PSNR and SSIM of degraded and restored pictures for each task, and the predictor's confusion."""
+        """PSNR and SSIM of degraded and restored images for each task, and the predictor's confusion."""
         sampler = sampler_of(self._experiment.sampler)
 
         def sampled(model, batch, key):
@@ -168,7 +168,7 @@ class HeldOut:
 
         def decoded(model, latent, condition):
             taps = condition.taps if refine else None
-            return _to_picture(model.decode(latent, taps, condition.logits))
+            return _to_image(model.decode(latent, taps, condition.logits))
 
         # Sampling, the dear part, is compiled once for both stages that restore.
         sample, decode = self._jit("sample", sampled), self._jit(f"decode for {stage}", decoded)
@@ -185,10 +185,10 @@ class HeldOut:
         def restore(model, batch, key):
             def alone(lq, task):
                 out, logits = model.restore(lq[None].astype(self._dtype), task[None])
-                picture = jnp.clip(out[0].astype(jnp.float32), 0, 1)
-                return picture, None if logits is None else logits[0].astype(jnp.float32)
+                image = jnp.clip(out[0].astype(jnp.float32), 0, 1)
+                return image, None if logits is None else logits[0].astype(jnp.float32)
 
-            # As pictures are restored in use: where a network mixes those of a batch, figures would be another's.
+            # As images are restored in use: where a network mixes those of a batch, figures would be another's.
             return jax.vmap(alone)(batch["lq"], batch["task"])
 
         measure = lambda params: self._run(stage, self._jit("regression", restore), params, self._examples())
@@ -213,22 +213,22 @@ class HeldOut:
         return {**averages, **placed} if placed else None
 
     def _restored(self, stage: str, out: Sequence, final: bool) -> Results:
-        """Figures and sheets of (restored picture, logits of what is wrong with it or None) of all examples."""
+        """Figures and sheets of (restored image, logits of what is wrong with it or None) of all examples."""
         examples, every = self._examples(), self._experiment.tasks
         figures: dict[str, list[dict[str, float]]] = {}
         sheets: dict[str, list] = {}
         labels, guesses = [], []
-        for (picture, logits), row in zip(out, (examples[k] for k in range(len(examples))), strict=True):
+        for (image, logits), row in zip(out, (examples[k] for k in range(len(examples))), strict=True):
             task = every[row["task"]]
             figures.setdefault(task.name, []).append(
                 {
                     "degraded_psnr": psnr(row["lq"], row["gt"]),
-                    "restored_psnr": psnr(picture, row["gt"]),
+                    "restored_psnr": psnr(image, row["gt"]),
                     "degraded_ssim": ssim(row["lq"], row["gt"]),
-                    "restored_ssim": ssim(picture, row["gt"]),
+                    "restored_ssim": ssim(image, row["gt"]),
                 }
             )
-            sheets.setdefault(task.name, []).append((f"{task.title}: {row['name']}", row["lq"], picture, row["gt"]))
+            sheets.setdefault(task.name, []).append((f"{task.title}: {row['name']}", row["lq"], image, row["gt"]))
             labels.append(task.label)
             if logits is not None:
                 guesses.append(int(np.argmax(logits)))
@@ -261,7 +261,7 @@ def _with_field(error: Exception) -> str:
     return f"config.evaluation.{error}" if asked else in_group("config.data", PipelineConfig, error)
 
 
-def _to_picture(out: jax.Array) -> jax.Array:
+def _to_image(out: jax.Array) -> jax.Array:
     return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Reports of a run: `report.json` for programs, `report.md` for people, and sheets of sample pictures.
+"""Reports of a run: `report.json` for programs, `report.md` for people, and sheets of sample images.
 
 Everything here is a pure function of a plain dict. Its entries, all optional:
 
@@ -100,7 +100,7 @@ def sample_sheet(
 ) -> None:
     """Writes a PNG with one row per example: degraded, restored and, where there is one, the truth.
 
-    Pictures are shown at their own size, in columns as wide as the widest.
+    Images are shown at their own size, in columns as wide as the widest.
 
     Args:
         rows: (title, degraded, restored, truth or None), images float (h, w, 3) in [0, 1]; clipped.
@@ -169,10 +169,10 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
     worse = [n for n, task in tasks.items() if "worse" in verdict(task["degraded"], task["restored"])]
     if worse:
         sentences.append(
-            f"- **Restoration is worse than leaving the picture alone**, by at least one metric, on "
+            f"- **Restoration is worse than leaving the image alone**, by at least one metric, on "
             f"{len(worse)} of {len(tasks)} tasks: {', '.join(worse)}."
         )
-    return table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {remark}" for remark in remarks])
+    return table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {warning}" for warning in remarks])
 
 
 def _weight_kinds(kinds: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], 
     """Writes `report.json` and `report.md` into the workdir; returns what to tell the user."""
     results = run_results(experiment, records)
     _, readable = write_report(results, workdir)
-    told = f"Report: {readable}; pictures: {Path(workdir) / 'samples'}"
+    told = f"Report: {readable}; images: {Path(workdir) / 'samples'}"
     if "adaptation" in results:
         told += "\n" + adaptation_in_words(results["adaptation"])
     if "tasks" in results:
@@ -53,7 +53,7 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
     }
     if "zero_shot" in by_name:
         results["adaptation"] = adaptation_results(by_name["zero_shot"], records[-1])
-    # The last stage that restored pictures is the run's result.
+    # The last stage that restored images is the run's result.
     for record in reversed(records):
         if "tasks" in record:
             results |= {key: record[key] for key in ("tasks", "weight_kinds") if key in record}
@@ -67,7 +67,7 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
 
 
 def adaptation_results(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The same held-out pictures restored before and after an adaptation, by task, the new one first."""
+    """The same held-out images restored before and after an adaptation, by task, the new one first."""
     last = after.get("tasks", {})
     new = before["adaptation"]["task"]
     tasks = {
@@ -95,24 +95,24 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
     evaluation, sampler = experiment.evaluation, experiment.sampler
     side = experiment.data.image_size or experiment.data.crop
     notes = [
-        f"Held-out photographs only, {evaluation.per_task} pictures of {side} x {side} pixels for each task, the "
+        f"Held-out images only, {evaluation.per_task} images of {side} x {side} pixels for each task, the "
         "same for every task; degradations are synthesised from a fixed seed.",
         "PSNR and SSIM on RGB in [0, 1] without rounding to 8 bits or cropping (scikit-image's defaults); means "
-        "are over pictures, then over tasks.",
+        "are over images, then over tasks.",
     ]
     if isinstance(experiment.model, RegressionConfig):
-        told = experiment.model.told_by if experiment.model.is_told else ""
-        blind = "; what is wrong with a picture is told by its own classifier" if told == "classifier" else ""
-        oracle = "; what is wrong with a picture was given" if told == "label" else ""
-        notes.append(f"One pass of the network for each picture{blind}{oracle}.")
-        return [*notes, experiment.remark] if experiment.remark else notes
+        told = experiment.model.condition_source if experiment.model.is_conditional else ""
+        blind = "; what is wrong with an image is told by its own classifier" if told == "classifier" else ""
+        oracle = "; what is wrong with an image was given" if told == "label" else ""
+        notes.append(f"One pass of the network for each image{blind}{oracle}.")
+        return [*notes, experiment.warning] if experiment.warning else notes
     steps = "one step" if sampler.steps == 1 else f"{sampler.steps} steps"
     notes.append(f"Restored with {steps} of the sampler {sampler.name!r}, seed {experiment.seed}.")
     if "vae" in by_name:
         ceiling = by_name["vae"]["scalars"]["psnr"]
         notes.append(
-            f"The autoencoder trained here gives clean held-out pictures back with {ceiling:.2f} dB: without the "
-            "detail refinement no restored picture can be much closer to the truth than that."
+            f"The autoencoder trained here gives clean held-out images back with {ceiling:.2f} dB: without the "
+            "detail refinement no restored image can be much closer to the truth than that."
         )
     if "dual_branch" in by_name and "drm" in by_name:
         before, after = (by_name[name]["scalars"]["restored_psnr"] for name in ("dual_branch", "drm"))

@@ -2,7 +2,7 @@
 
     cudnn    NVIDIA GPUs: half precision, long sequences, no mask, head widths it takes
     splash   TPUs: the Pallas flash kernel, long sequences in whole blocks, no mask
-    xla      everything else: all logits in memory, large pictures piece by piece
+    xla      everything else: all logits in memory, large images piece by piece
 
 All three compute the same sum; the tests hold each that can run there against float64.
 """
@@ -18,7 +18,7 @@ from mperceiver_jax.models import splash
 
 Kernel = Literal["cudnn", "splash", "xla"]
 
-# Logits of one example that the plain kernel may hold at once: 512 MB in float32. Pictures of 512 pixels at
+# Logits of one example that the plain kernel may hold at once: 512 MB in float32. Images of 512 pixels at
 # the scale of Stable Diffusion stay below it.
 LOGITS_AT_ONCE = 2**27
 

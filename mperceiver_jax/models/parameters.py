@@ -57,10 +57,10 @@ ONES = Init("constant", 1.0)
 
 
 def whitening_cosines(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Kernels (side, side, 3, features) that see the patches of photographs nearly white.
+    """Kernels (side, side, 3, features) that see the patches of images nearly white.
 
     Two-dimensional cosines on brightness and two colour differences, lowest frequencies first, each
-    stronger the higher its frequency, as the spectrum of photographs falls. A patch embedding that
+    stronger the higher its frequency, as the spectrum of images falls. A patch embedding that
     starts at random sees little but a patch's mean, and learns for long before it tells noise from
     blur. Features beyond the basis get PyTorch's default. Our own choice.
     """
@@ -164,7 +164,7 @@ def initial_value(path: str, variable: nnx.Param, seed: int) -> np.ndarray:
     return variable.init.draw(tuple(variable.get_value().shape), rng)
 
 
-def start_variance_preserving(module: nnx.Module, zero: str, keep: str = "(?!)") -> None:
+def variance_preserving_init(module: nnx.Module, zero: str, keep: str = "(?!)") -> None:
     """Changes where the weights of a deep network start, for training it from nothing.
 
     Convolutions and linears keep the variance of their input (PyTorch's default divides it by

@@ -32,7 +32,7 @@ def resize_bilinear(x: Float[Array, "b h w c"], height: int, width: int) -> Floa
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b hh ww c"]:
     """Sides extended at the bottom and right, by reflection, to multiples of `multiple`.
 
-    A picture smaller than its padding is reflected back and forth. What a network returns for it is
+    An image smaller than its padding is reflected back and forth. What a network returns for it is
     cropped with `[:, :h, :w]`.
     """
     return _extend(x, *(-side % multiple for side in x.shape[1:3]))

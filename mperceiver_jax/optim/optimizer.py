@@ -22,7 +22,7 @@ class OptimizerConfig:
     period: updates in an epoch (`epochs`), or between restarts (`restarts`).
     horizon: updates after which a cosine is at its end; 0 for the stage's last.
     start_fraction, lag: of `epochs`.
-    spike_limit: batches with a loss (of restorers by regression: a distance of pictures) above so many times the
+    spike_limit: batches with a loss (of restorers by regression: a distance of images) above so many times the
         usual count less, see `spike_limiter`; 0 switches that off.
     betas, eps, weight_decay: AdamW's (Muon has its customary momentum of 0.95); the decay is decoupled and applies
         to every trained tensor.

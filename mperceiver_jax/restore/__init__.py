@@ -1,8 +1,8 @@
-"""Restoring pictures with a trained model, from the command line or from Python.
+"""Restoring images with a trained model, from the command line or from Python.
 
 from mperceiver_jax import restore
 restorer = restore.Restorer.from_checkpoint("runs/small")
-restored = restorer(picture)
+restored = restorer(image)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["Restoration", "Restorer"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when asked for: `picture_files` and `colour` are used where no model is.
+    # Only when asked for: `image_files` and `colour` are used where no model is.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mperceiver_jax.restore import restorer

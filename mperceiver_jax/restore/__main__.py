@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.image_files import Picture, read_picture, write_picture
+from mperceiver_jax.image_files import LoadedImage, read_image, write_image
 from mperceiver_jax.restore.jobs import Job, plan
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  one picture, with the model that `make run` trained
+  one image, with the model that `make run` trained
     python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/small --output=restored
   a folder and its subfolders, with comparisons
     python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
-  a model that can be told what is wrong, and large pictures in tiles
+  a model that can be told what is wrong, and large images in tiles
     python -m mperceiver_jax.restore rain/ --checkpoint=runs/pip --output=dry --task=derain --tile=512
   the same, told what is wrong by MPerceiver's predictor
     python -m mperceiver_jax.restore mixed/ --checkpoint=runs/pip --output=clean --predictor=runs/small
@@ -33,9 +33,9 @@ examples:
     python -m mperceiver_jax.restore photos/ --checkpoint=DIR --output=quick --sampler=dpmpp_2m --steps=15
 
 Results are PNG files named like the originals, with the same size, alpha channel, bit depth and colour
-profile. Pictures that cannot be read are named at the end and do not stop the others.
+profile. Images that cannot be read are named at the end and do not stop the others.
 
-The first picture of every size is compiled, which takes longest; sizes are rounded up, so pictures of one
+The first image of every size is compiled, which takes longest; sizes are rounded up, so images of one
 camera share a program. JAX_COMPILATION_CACHE_DIR=DIR keeps the programs for the next call.
 
 exit status: 0 all restored; 1 some were not; 2 nothing was begun, the message says why.
@@ -45,12 +45,12 @@ exit status: 0 all restored; 1 some were not; 2 nothing was begun, the message s
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m mperceiver_jax.restore",
-        description="Restore degraded pictures of any size with a trained model. What is wrong with each "
-        "picture (haze, rain, blur, noise, ...) is predicted, printed, and corrected.",
+        description="Restore degraded images of any size with a trained model. What is wrong with each "
+        "image (haze, rain, blur, noise, ...) is predicted, printed, and corrected.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("inputs", nargs="+", metavar="INPUT", help="a picture, or a folder of pictures")
+    result.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, or a folder of images")
     result.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="workdir of the training run")
     result.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for the results, made if need be"
@@ -112,8 +112,8 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="restorers by regression only: restore in tiles of N x N pixels, for pictures that need more memory "
-        "than there is (default: whole pictures)",
+        help="restorers by regression only: restore in tiles of N x N pixels, for images that need more memory "
+        "than there is (default: whole images)",
     )
     result.add_argument(
         "--overlap", type=int, default=64, metavar="N", help="pixels that tiles share (default: %(default)s)"
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("restore: interrupted; what is written is complete", file=sys.stderr)
         return 130
     if failures:
-        print(f"restore: {len(failures)} of {len(jobs)} pictures could not be restored:", file=sys.stderr)
+        print(f"restore: {len(failures)} of {len(jobs)} images could not be restored:", file=sys.stderr)
         for job, reason in failures:
             print(f"  {job.source}: {reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -184,7 +184,7 @@ def _load(options: argparse.Namespace) -> "Restorer":
             weights=options.weights,
         )
     sampler = restorer.sampler
-    how = "one pass for each picture"
+    how = "one pass for each image"
     if sampler:
         how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.seed}"
     print(f"{options.checkpoint}: {restorer.weight_kind}, {how}", flush=True)
@@ -205,13 +205,13 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
         for job in jobs:
             started = time.perf_counter()
             try:
-                picture = read_picture(job.source)
-                height, width = picture.pixels.shape[:2]
-                restored, probabilities = restorer.restore(picture)
-                assert isinstance(restored, Picture)
-                write_picture(job.target, restored, restorer.rounding)
+                image = read_image(job.source)
+                height, width = image.pixels.shape[:2]
+                restored, probabilities = restorer.restore(image)
+                assert isinstance(restored, LoadedImage)
+                write_image(job.target, restored, restorer.rounding)
                 if job.sheet is not None:
-                    write_picture(job.sheet, _side_by_side(picture, restored), restorer.rounding)
+                    write_image(job.sheet, _side_by_side(image, restored), restorer.rounding)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 failures.append((job, _memory(error)))
             except (OSError, ValueError) as error:
@@ -237,15 +237,15 @@ def _likely(probabilities: Mapping[str, float], most: int = 3) -> str:
     return ", ".join(shown).replace("%", " %")
 
 
-def _side_by_side(degraded: Picture, restored: Picture) -> Picture:
-    """Both pictures with a white gap between them, opaque."""
+def _side_by_side(degraded: LoadedImage, restored: LoadedImage) -> LoadedImage:
+    """Both images with a white gap between them, opaque."""
     gap = np.ones((degraded.pixels.shape[0], 8, 3), np.float32)
     return replace(restored, pixels=np.concatenate([degraded.pixels, gap, restored.pixels], 1), alpha=None)
 
 
 def _memory(error: Exception) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return "needs more memory than the device has; reduce the picture, or cut it into parts"
+        return "needs more memory than the device has; reduce the image, or cut it into parts"
     return f"the device failed: {error}"
 
 

@@ -1,4 +1,4 @@
-"""Several pictures at a time, over all devices: what evaluation needs. The restorer itself takes one."""
+"""Several images at a time, over all devices: what evaluation needs. The restorer itself takes one."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from mperceiver_jax.image_files import crop_to
 from mperceiver_jax.restore.restorer import Restorer
 
 
-class ManyPictures:
+class BatchedRestorer:
     """Restores batches with the restorer's model and settings, divided over a mesh.
 
-    Every picture starts from the seed's own noise, as it would alone: results do not depend on what is in
+    Every image starts from the seed's own noise, as it would alone: results do not depend on what is in
     the batch, beyond the rounding of float32.
 
     Args:
@@ -32,17 +32,17 @@ class ManyPictures:
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         self._rows = -(-batch_size // ways) * ways
         self._params = sharding.shard_params(mesh, restorer._params)
-        # The restorer's function takes one picture and a key; the key is shared.
+        # The restorer's function takes one image and a key; the key is shared.
         self._restored = jax.jit(jax.vmap(restorer._restored, in_axes=(None, 0, 0, None)))
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 (h, w, 3) in [0, 1], of one padded size -> the same, restored."""
-        padded = [self._restorer._padded(picture)[None] for picture in pictures]
-        # Each alone: what a picture is seen by is small, and of the picture's own size.
-        seen = [np.asarray(self._restorer._seen(*pair)) for pair in zip(pictures, (p[0] for p in padded), strict=True)]
+        padded = [self._restorer._padded(image)[None] for image in images]
+        # Each alone: what an image is seen by is small, and of the image's own size.
+        seen = [np.asarray(self._restorer._seen(*pair)) for pair in zip(images, (p[0] for p in padded), strict=True)]
         place = sharding.batch_sharding(self._mesh)
         filled = (rows + rows[-1:] * (-len(rows) % self._rows) for rows in (padded, seen))
         lq, told = (sharding.place(np.stack(rows), place) for rows in filled)
         out, _ = self._restored(self._params, lq, told, jax.random.key(self._restorer.seed))
         restored = np.asarray(out)[:, 0]
-        return [crop_to(one, *picture.shape[:2]) for one, picture in zip(restored, pictures, strict=False)]
+        return [crop_to(one, *image.shape[:2]) for one, image in zip(restored, images, strict=False)]

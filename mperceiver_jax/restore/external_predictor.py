@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mperceiver_jax.models.restorers.condition_weights import meaning_of, weights_of_logits
+from mperceiver_jax.models.restorers.condition_weights import class_map_of, weights_of_logits
 from mperceiver_jax.restore.programs import Diffusion
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """What a run of MPerceiver takes to be wrong with a picture, in the tasks of another network.
+    """What a run of MPerceiver takes to be wrong with an image, in the tasks of another network.
 
-    The probabilities of what the network knows are kept and sum to one again; see `conditions.meaning_of`.
+    The probabilities of what the network knows are kept and sum to one again; see `conditions.class_map_of`.
 
     Args:
-        restorer: of the run of MPerceiver; sees pictures as it does when it restores them.
+        restorer: of the run of MPerceiver; sees images as it does when it restores them.
         tasks: names of the network's tasks, in the order of its labels.
         trained: those of them that it was trained for; all where empty.
 
@@ -37,7 +37,7 @@ class Predictor:
             raise ValueError("predictor: the degradation predictor of a run of MPerceiver is wanted, this is another's")
         known = [name if not trained or name in trained else None for name in tasks]
         try:
-            self._meaning = meaning_of(restorer._tasks, known)
+            self._meaning = class_map_of(restorer._tasks, known)
         except ValueError as error:
             raise ValueError(f"predictor: {error}") from error
         self._restorer, self._classes, self.params = restorer, len(tasks), restorer._params
@@ -47,7 +47,7 @@ class Predictor:
             self.notes += (f"the network knows nothing of {', '.join(unknown)}, which the predictor may see",)
 
     def __call__(self, lq: np.ndarray) -> jax.Array:
-        """Logits (1, tasks) of a picture (h, w, 3) in [0, 1]; minus infinity for what is never predicted."""
+        """Logits (1, tasks) of an image (h, w, 3) in [0, 1]; minus infinity for what is never predicted."""
         predicted = np.array([[*self._restorer.predict(lq).values()]], np.float32)
         # A probability of zero would leave nothing where the predictor is quite sure of what is not known.
         logits = np.log(np.maximum(predicted, np.finfo(np.float32).tiny))

@@ -1,4 +1,4 @@
-"""Which pictures a call of the restore command means, and where each result goes."""
+"""Which images a call of the restore command means, and where each result goes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from data_pipelines.images import SUFFIXES
 
 
 class Job(NamedTuple):
-    """One picture to restore.
+    """One image to restore.
 
     Attributes:
-        source: the picture.
-        target: the restored picture, a PNG.
+        source: the image.
+        target: the restored image, a PNG.
         sheet: degraded and restored beside each other, or None.
     """
 
@@ -33,16 +33,16 @@ def plan(
     side_by_side: bool = False,
     overwrite: bool = False,
 ) -> list[Job]:
-    """Pairs every picture with its output, `<stem>.png` in the output folder.
+    """Pairs every image with its output, `<stem>.png` in the output folder.
 
-    Of a folder, files with the suffix of a picture are taken, hidden ones left out; `recursive` also takes
+    Of a folder, files with the suffix of an image are taken, hidden ones left out; `recursive` also takes
     those of its subfolders and keeps these in the output. A file that is named twice is restored once.
     Nothing is written here.
 
     Raises:
         FileNotFoundError: an input does not exist.
-        ValueError: a folder without pictures; the output is a file, an input folder or (`recursive`) inside
-            one; two pictures would get the same name; an output is an input, or exists and `overwrite`
+        ValueError: a folder without images; the output is a file, an input folder or (`recursive`) inside
+            one; two images would get the same name; an output is an input, or exists and `overwrite`
             was not given. Names what is in the way.
     """
     output = Path(output)
@@ -50,7 +50,7 @@ def plan(
         raise ValueError(f"the output {output} is a file; name a folder")
     found: dict[Path, tuple[Path, Path]] = {}
     for given in map(Path, inputs):
-        for source, place in _pictures(given, output, recursive):
+        for source, place in _images(given, output, recursive):
             found.setdefault(source.resolve(), (source, output / place))
     jobs = [
         Job(
@@ -68,8 +68,8 @@ def plan(
     return jobs
 
 
-def _pictures(given: Path, output: Path, recursive: bool) -> list[tuple[Path, Path]]:
-    """(picture, its path below the output folder) for an input."""
+def _images(given: Path, output: Path, recursive: bool) -> list[tuple[Path, Path]]:
+    """(image, its path below the output folder) for an input."""
     if not given.exists():
         raise FileNotFoundError(f"there is no {given}")
     if not given.is_dir():
@@ -84,7 +84,7 @@ def _pictures(given: Path, output: Path, recursive: bool) -> list[tuple[Path, Pa
     ]
     if not files:
         deeper = "" if recursive else "; subfolders are searched with --recursive"
-        raise ValueError(f"no pictures in {given} (files ending in {', '.join(SUFFIXES)}){deeper}")
+        raise ValueError(f"no images in {given} (files ending in {', '.join(SUFFIXES)}){deeper}")
     return [(path, path.relative_to(given)) for path in files]
 
 
@@ -96,7 +96,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
     clashes = [f"{_list(names)} -> {path}" for path, names in sources.items() if len(names) > 1]
     if clashes:
         raise ValueError(
-            "several pictures would be written under one name; rename them or restore them in separate calls:"
+            "several images would be written under one name; rename them or restore them in separate calls:"
             "\n  " + "\n  ".join(clashes[:10])
         )
 

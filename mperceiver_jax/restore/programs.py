@@ -1,6 +1,6 @@
-"""What runs on the device to restore a picture: MPerceiver's sampling, or one pass of a restorer by regression.
+"""What runs on the device to restore an image: MPerceiver's sampling, or one pass of a restorer by regression.
 
-Both are called alike by `Restorer` and `ManyPictures`, which know nothing of either.
+Both are called alike by `Restorer` and `BatchedRestorer`, which know nothing of either.
 """
 
 import math
@@ -24,17 +24,17 @@ GRANULARITY = 64
 
 class Program(Protocol):
     """Attributes:
-    multiple: sides of pictures must be multiples of this.
+    multiple: sides of images must be multiples of this.
     """
 
     multiple: int
 
-    def view(self, picture: np.ndarray, padded: np.ndarray) -> np.ndarray:
-        """What is looked at to see what is wrong with a picture (h, w, 3): an array with a batch axis of 1."""
+    def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
+        """What is looked at to see what is wrong with an image (h, w, 3): an array with a batch axis of 1."""
         ...
 
     def seen(self, params: Params, view: jax.Array) -> jax.Array:
-        """What `restored` is told of the picture as a whole, also where it restores a part of it."""
+        """What `restored` is told of the image as a whole, also where it restores a part of it."""
         ...
 
     def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
@@ -42,12 +42,12 @@ class Program(Protocol):
         ...
 
     def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(restored picture in [0, 1], probabilities as `perceived`) for one picture (1, h, w, 3)."""
+        """(restored image in [0, 1], probabilities as `perceived`) for one image (1, h, w, 3)."""
         ...
 
 
 class Diffusion:
-    """MPerceiver: the whole picture is sampled at once, and seen by the image tower as a whole."""
+    """MPerceiver: the whole image is sampled at once, and seen by the image tower as a whole."""
 
     def __init__(self, model: MPerceiver, sampler: Sampler, dtype: str, refine: bool):
         self._structure, _ = parameters.split(model)
@@ -55,7 +55,7 @@ class Diffusion:
         self._side = model.config.predictor.vision.image_size
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
 
-    def view(self, picture: np.ndarray, padded: np.ndarray) -> np.ndarray:
+    def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
         return clip_view(padded, self._side)[None]
 
     def seen(self, params: Params, view: jax.Array) -> jax.Array:
@@ -74,11 +74,11 @@ class Diffusion:
 
 
 class Regression:
-    """A restorer by regression. Its classifier, where it has one, sees the picture as a whole and without padding,
+    """A restorer by regression. Its classifier, where it has one, sees the image as a whole and without padding,
     as MiOIR's release has it. That takes about 75 bytes a pixel (float32, on a CPU), also where tiles are restored.
 
     Args:
-        label: what is wrong with the pictures; None asks the classifier.
+        label: what is wrong with the images; None asks the classifier.
         predicted: somebody else's logits are given to `restored`, in place of what is `seen`.
 
     Raises:
@@ -87,17 +87,17 @@ class Regression:
 
     def __init__(self, model: RegressionModel, dtype: str, label: int | None, *, predicted: bool = False):
         config = model.config
-        if config.is_told and config.told_by == "label" and label is None and not predicted:
+        if config.is_conditional and config.condition_source == "label" and label is None and not predicted:
             raise ValueError(
-                f"{config.title} must be told what is wrong with the pictures, this one has no classifier: "
+                f"{config.title} must be told what is wrong with the images, this one has no classifier: "
                 f"--task=NAME, one of {', '.join(config.tasks)}, or --predictor=DIR, a run of MPerceiver"
             )
         self._structure, _ = parameters.split(model)
         self._dtype, self._label = jnp.dtype(dtype), label
         self.multiple = model.multiple
 
-    def view(self, picture: np.ndarray, padded: np.ndarray) -> np.ndarray:
-        return picture[None]
+    def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
+        return image[None]
 
     def seen(self, params: Params, view: jax.Array) -> jax.Array:
         """The classifier's logits, (1, tasks); (1, 0) where there is none."""

@@ -1,6 +1,6 @@
-"""The restorer: a trained model on one device, pictures of any size in, restored pictures out.
+"""The restorer: a trained model on one device, images of any size in, restored images out.
 
-A picture is padded at the bottom and right by reflection, seen as a whole to tell what is wrong
+An image is padded at the bottom and right by reflection, seen as a whole to tell what is wrong
 with it (by a classifier without the padding), restored as a whole (or in tiles, see there) and cut
 back to its size.
 """
@@ -20,7 +20,7 @@ from data_pipelines.tasks import TASKS, Task
 from mperceiver_jax.checkpoints.initial_params import Which, read_experiment
 from mperceiver_jax.checkpoints.run_params import read_trained_model
 from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, sampler_of
-from mperceiver_jax.image_files import Picture, Rounding, crop_to, pad_to, quantise
+from mperceiver_jax.image_files import LoadedImage, Rounding, crop_to, pad_to, quantise
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel
@@ -30,45 +30,45 @@ from mperceiver_jax.restore.programs import Diffusion, Program, Regression
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
 
 Colour = Literal["none", "adain", "wavelet"]
-AnyPicture = TypeVar("AnyPicture", np.ndarray, Picture)
+AnyImage = TypeVar("AnyImage", np.ndarray, LoadedImage)
 
 
 class Restoration(NamedTuple):
-    """A restored picture, and what the model took to be wrong with it.
+    """A restored image, and what the model took to be wrong with it.
 
     Attributes:
-        picture: of the kind that was given.
+        image: of the kind that was given.
         probabilities: task name -> probability of that degradation; they sum to one. Empty for models that do
             not predict any.
     """
 
-    picture: np.ndarray | Picture
+    image: np.ndarray | LoadedImage
     probabilities: dict[str, float]
 
 
 class Restorer:
-    """Restores pictures one at a time. The same picture, seed and settings give the same result, whatever
+    """Restores images one at a time. The same image, seed and settings give the same result, whatever
     was restored before.
 
-    The first picture of every padded size is compiled, which takes longer than restoring it.
+    The first image of every padded size is compiled, which takes longer than restoring it.
 
     Args:
         model: built abstractly.
         params: every parameter of it, on the device that shall compute.
         sampler: MPerceiver's, see `diffusion.samplers.DDIM` and `diffusion.dpm_solver.DPMSolver`.
-        minimum: pictures are padded to at least so many pixels a side.
+        minimum: images are padded to at least so many pixels a side.
         dtype: computed in.
         seed: of the starting noise, 0 to 2**32 - 1.
         refine: decode with the detail refinement module.
-        colour: give the result the colours of the degraded picture: `adain`, `wavelet` (see `colour.py`),
+        colour: give the result the colours of the degraded image: `adain`, `wavelet` (see `colour.py`),
             or `none`.
         rounding: to integer pixels, see `quantise`.
         notes: what the user should know about the model, one sentence each.
         tasks: what the model's labels stand for.
-        task: name of what is wrong with the pictures, for models that can be told; None predicts it.
+        task: name of what is wrong with the images, for models that can be told; None predicts it.
         predictor: of MPerceiver; predicts it in place of the model's own classifier, for models that can be told.
         trained: names of the tasks that the model was trained for, all where empty; a predictor names no other.
-        tile, overlap: restorers by regression only: restore in tiles, see `tiling`; 0 takes whole pictures.
+        tile, overlap: restorers by regression only: restore in tiles, see `tiling`; 0 takes whole images.
         weight_kind: which of the trained parameters `params` are, for people.
 
     Raises:
@@ -107,7 +107,7 @@ class Restorer:
         self.notes += () if self._predictor is None else self._predictor.notes
         self._multiple = self._program.multiple
         if tile and isinstance(model, MPerceiver):
-            raise ValueError("tile: MPerceiver restores pictures as a whole; leave tiles out, or reduce the picture")
+            raise ValueError("tile: MPerceiver restores images as a whole; leave tiles out, or reduce the image")
         if tile:
             check_sizes(tile, overlap, self._multiple)
         # Each keeps one compiled program per size.
@@ -135,7 +135,7 @@ class Restorer:
         """The model that a training run left in its workdir, on the default device.
 
         Takes every stage's last checkpoint. Warns where a stage is unfinished, or the refinement was
-        never trained: then pictures are decoded without it.
+        never trained: then images are decoded without it.
 
         Args:
             sampler: `ddim` (the correct schedule), `reference` (the release's) or `dpmpp_2m` (DPM-Solver++,
@@ -162,7 +162,7 @@ class Restorer:
             experiment = replace(experiment, priors=str(priors))
         model = experiment.build()
         if isinstance(model, RegressionModel) and (sampler or steps):
-            raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores a picture")
+            raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores an image")
         name = sampler or experiment.sampler.name
         choice = replace(
             experiment.sampler,
@@ -175,7 +175,7 @@ class Restorer:
         trained = read_trained_model(workdir, experiment, model, weights)
         notes = trained.notes
         if isinstance(model, MPerceiver) and refine and not trained.refined:
-            notes += ("the detail refinement was not trained; pictures are decoded without it",)
+            notes += ("the detail refinement was not trained; images are decoded without it",)
         for note in notes:
             warnings.warn(f"{workdir}: {note}", stacklevel=2)
         return cls(
@@ -198,40 +198,40 @@ class Restorer:
             weight_kind=trained.weight_kind,
         )
 
-    def __call__(self, picture: AnyPicture) -> AnyPicture:
-        """The restored picture; see `restore`."""
-        return self.restore(picture).picture  # type: ignore[return-value]
+    def __call__(self, image: AnyImage) -> AnyImage:
+        """The restored image; see `restore`."""
+        return self.restore(image).image  # type: ignore[return-value]
 
-    def restore(self, picture: np.ndarray | Picture) -> Restoration:
-        """Restores one picture.
+    def restore(self, image: np.ndarray | LoadedImage) -> Restoration:
+        """Restores one image.
 
         Args:
-            picture: uint8, uint16 or floating-point array in [0, 1], (height, width, 3) RGB, (height, width,
-                4) with alpha, or (height, width) grey; or what `read_picture` gives. Alpha is kept as it is.
+            image: uint8, uint16 or floating-point array in [0, 1], (height, width, 3) RGB, (height, width,
+                4) with alpha, or (height, width) grey; or what `read_image` gives. Alpha is kept as it is.
 
         Returns:
-            The picture with the same shape and type, and the predicted degradations. A grey picture is
+            The image with the same shape and type, and the predicted degradations. A grey image is
             restored as three equal channels; what comes back is their luma.
 
         Raises:
             ValueError: another type or shape, or values that are not finite or outside [0, 1].
         """
-        if isinstance(picture, Picture):
-            pixels, probabilities = self._restore(picture.pixels)
-            return Restoration(replace(picture, pixels=pixels), probabilities)
-        pixels, probabilities = self._restore(_colours(picture))
-        return Restoration(self._alike(pixels, picture), probabilities)
+        if isinstance(image, LoadedImage):
+            pixels, probabilities = self._restore(image.pixels)
+            return Restoration(replace(image, pixels=pixels), probabilities)
+        pixels, probabilities = self._restore(_check_rgb(image))
+        return Restoration(self._match_input(pixels, image), probabilities)
 
-    def predict(self, picture: np.ndarray | Picture) -> dict[str, float]:
+    def predict(self, image: np.ndarray | LoadedImage) -> dict[str, float]:
         """Task name -> probability of that degradation, without restoring; arguments as in `restore`.
 
         Empty for models that do not predict any.
         """
-        colours = picture.pixels if isinstance(picture, Picture) else _colours(picture)
+        colours = image.pixels if isinstance(image, LoadedImage) else _check_rgb(image)
         return self._named(self._perceived(self._params, self._seen(colours)))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which a picture is computed; every new one is compiled."""
+        """The size at which an image is computed; every new one is compiled."""
         if self._tile:
             height, width = min(height, self._tile), min(width, self._tile)
         rows, columns = (-(-max(side, self._minimum) // self._multiple) for side in (height, width))
@@ -242,7 +242,7 @@ class Restorer:
             pixels, probabilities = self._restore_tiles(lq)
         else:
             padded = self._padded(lq)
-            # The key is the seed's alone: no other picture before or after changes this one.
+            # The key is the seed's alone: no other image before or after changes this one.
             key = jax.random.key(self.seed)
             out, found = self._restored(self._params, padded[None], self._seen(lq, padded), key)
             pixels, probabilities = crop_to(np.asarray(out[0]), *lq.shape[:2]), self._named(found)
@@ -252,7 +252,7 @@ class Restorer:
         return pixels, probabilities
 
     def _restore_tiles(self, lq: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        """Tile by tile. Every tile is told what is wrong with the whole picture."""
+        """Tile by tile. Every tile is told what is wrong with the whole image."""
         whole = self._padded(lq)
         seen = self._seen(lq, whole)
 
@@ -261,7 +261,7 @@ class Restorer:
             out, _ = self._restored(self._params, padded[None], seen, jax.random.key(self.seed))
             return crop_to(np.asarray(out[0]), *tile.shape[:2])
 
-        # Padded first, as the whole picture would be: then the last tiles too begin where windows do.
+        # Padded first, as the whole image would be: then the last tiles too begin where windows do.
         pixels = restore_in_tiles(restored, whole, self._tile, self._overlap, self._multiple)
         return crop_to(pixels, *lq.shape[:2]), self._named(self._perceived(self._params, seen))
 
@@ -273,21 +273,21 @@ class Restorer:
         return pad_to(lq, self._multiple, self._minimum)
 
     def _seen(self, lq: np.ndarray, padded: np.ndarray | None = None) -> jax.Array:
-        """What the program is told of a picture as a whole; `padded` where it is at hand."""
+        """What the program is told of an image as a whole; `padded` where it is at hand."""
         if self._predictor is not None:
             return self._predictor(lq)
         view = self._program.view(lq, self._padded(lq) if padded is None else padded)
         return self._see(self._params, view)
 
-    def _alike(self, pixels: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Restored colours in the type and shape of the picture they come from."""
-        if picture.ndim == 2:
+    def _match_input(self, pixels: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Restored colours in the type and shape of the image they come from."""
+        if image.ndim == 2:
             pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-        if picture.dtype in (np.uint8, np.uint16):
-            pixels = quantise(pixels, 8 * picture.dtype.itemsize, self.rounding)
-        pixels = pixels.astype(picture.dtype, copy=False)
-        if picture.ndim == 3 and picture.shape[2] == 4:
-            return np.concatenate([pixels, picture[..., 3:]], -1)
+        if image.dtype in (np.uint8, np.uint16):
+            pixels = quantise(pixels, 8 * image.dtype.itemsize, self.rounding)
+        pixels = pixels.astype(image.dtype, copy=False)
+        if image.ndim == 3 and image.shape[2] == 4:
+            return np.concatenate([pixels, image[..., 3:]], -1)
         return pixels
 
 
@@ -305,14 +305,14 @@ def _program(
     if isinstance(model, RegressionModel):
         if task is not None and task not in model.config.tasks:
             raise ValueError(f"task: {task!r} given, one of {', '.join(model.config.tasks)} expected")
-        if given and not model.config.is_told:
-            raise ValueError(f"{given}: {model.config.title} cannot be told what is wrong with a picture; leave it out")
+        if given and not model.config.is_conditional:
+            raise ValueError(f"{given}: {model.config.title} cannot be told what is wrong with an image; leave it out")
         label = None if task is None else model.config.tasks.index(task)
         return Regression(model, dtype, label, predicted=predicted)
     if sampler is None:
         raise ValueError("sampler: MPerceiver needs one")
     if given:
-        raise ValueError(f"{given}: MPerceiver predicts what is wrong with a picture; leave it out")
+        raise ValueError(f"{given}: MPerceiver predicts what is wrong with an image; leave it out")
     return Diffusion(model, sampler, dtype, refine)
 
 
@@ -324,18 +324,18 @@ def _check_settings(seed: int, colour: str, rounding: str) -> None:
             raise ValueError(f"{name} must be one of {get_args(known)}, not {value!r}")
 
 
-def _colours(picture: np.ndarray) -> Float[np.ndarray, "h w 3"]:
+def _check_rgb(image: np.ndarray) -> Float[np.ndarray, "h w 3"]:
     """The colours of an array as float32 in [0, 1], checked."""
-    picture = np.asarray(picture)
-    fits = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
-    if not fits or not picture.size:
-        raise ValueError(f"a picture is (height, width, 3), (height, width, 4) or (height, width), not {picture.shape}")
-    colours = np.repeat(picture[..., None], 3, -1) if picture.ndim == 2 else picture[..., :3]
+    image = np.asarray(image)
+    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if not fits or not image.size:
+        raise ValueError(f"an image is (height, width, 3), (height, width, 4) or (height, width), not {image.shape}")
+    colours = np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image[..., :3]
     if np.issubdtype(colours.dtype, np.floating):
         colours = colours.astype(np.float32)
         if not (np.isfinite(colours).all() and colours.min() >= 0 and colours.max() <= 1):
             raise ValueError(
-                f"a floating-point picture must be finite and in [0, 1]; this one is between {colours.min()} "
+                f"a floating-point image must be finite and in [0, 1]; this one is between {colours.min()} "
                 f"and {colours.max()}. Divide by 255 (8 bits) or 65535 (16 bits), or clip it"
             )
     return as_float(colours)

@@ -1,9 +1,9 @@
-"""Pictures too large for a device, restored in overlapping tiles that are blended smoothly.
+"""Images too large for a device, restored in overlapping tiles that are blended smoothly.
 
-Away from its border a tile holds what the whole picture would give there, as far as the network's
+Away from its border a tile holds what the whole image would give there, as far as the network's
 receptive field allows. The outer quarter of every overlap is therefore not used at all; across the middle
 half the weight passes from one tile to the next as a raised cosine. A network that looks at the whole
-picture (attention over all pixels, means over the picture) sees every tile for itself.
+image (attention over all pixels, means over the image) sees every tile for itself.
 """
 
 from collections.abc import Callable
@@ -57,38 +57,38 @@ def check_sizes(tile: int, overlap: int, align: int) -> None:
 
 
 def restore_in_tiles(
-    restore: Restore, picture: Float[np.ndarray, "h w 3"], tile: int, overlap: int, align: int = 1
+    restore: Restore, image: Float[np.ndarray, "h w 3"], tile: int, overlap: int, align: int = 1
 ) -> Float[np.ndarray, "h w 3"]:
-    """The restored picture, tile by tile; pictures no larger than a tile are restored as a whole.
+    """The restored image, tile by tile; images no larger than a tile are restored as a whole.
 
     Args:
-        restore: of one tile; all tiles of a picture have one size.
-        picture: float32; where both sides are longer than a tile, tiles are square.
+        restore: of one tile; all tiles of an image have one size.
+        image: float32; where both sides are longer than a tile, tiles are square.
         tile: side of the tiles in pixels.
         overlap: pixels that neighbours share at least, at most half a tile; none if a tile is only `align` wide.
-        align: tiles begin at multiples of this where the picture allows, so that windows and coarser scales of a
-            network lie as they do in the whole picture; `tile` must be one.
+        align: tiles begin at multiples of this where the image allows, so that windows and coarser scales of a
+            network lie as they do in the whole image; `tile` must be one.
 
     Raises:
         ValueError: sizes that do not go together.
     """
     check_sizes(tile, overlap, align)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if height <= tile and width <= tile:
-        return restore(picture)
+        return restore(image)
     rows, columns = (_aligned(length, tile, overlap, align) for length in (height, width))
     of_rows, of_columns = tile_weights(height, tile, rows), tile_weights(width, tile, columns)
-    result = np.zeros(picture.shape, np.float32)
+    result = np.zeros(image.shape, np.float32)
     for top, down in zip(rows, of_rows, strict=True):
         for left, across in zip(columns, of_columns, strict=True):
             here = np.s_[top : top + len(down), left : left + len(across)]
             weight = np.outer(down, across).astype(np.float32)[..., None]
-            result[here] += weight * restore(picture[here])
+            result[here] += weight * restore(image[here])
     return result
 
 
 def _aligned(length: int, tile: int, overlap: int, align: int) -> list[int]:
-    """`tile_starts` at multiples of `align`; the last reaches the end of the picture all the same."""
+    """`tile_starts` at multiples of `align`; the last reaches the end of the image all the same."""
     units = tile // align
     starts = tile_starts(-(-length // align), units, min(-(-overlap // align), units - 1))
     return [*(align * start for start in starts[:-1]), max(length - tile, 0)]

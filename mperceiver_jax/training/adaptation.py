@@ -1,6 +1,6 @@
 """A finished run, adapted to a task that it has never seen from a few percent of that task's pairs.
 
-The model gets a class more, which starts as what the model takes the new pictures for (`models.new_class`).
+The model gets a class more, which starts as what the model takes the new images for (`models.new_class`).
 Then the usual stages train on: the predictor's head learns to tell the new task from the old ones, the dual
 branch and the detail refinement learn to restore it, either with all that these stages train or with prompts
 and modulators only. Part of every batch is of the old tasks, so that they are not forgotten.
@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipelines.images import as_float
 from data_pipelines.pipeline import training_pairs
-from data_pipelines.sources.few_shot import PartOfSource
+from data_pipelines.sources.few_shot import Subset
 from data_pipelines.transforms import clip_view
 from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
 from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors, write_priors
@@ -29,7 +29,7 @@ from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.class_expansion import never, one_more_class, with_new_class
+from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, never, one_more_class
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.parts import PARTS
 from mperceiver_jax.models.parameters import Params
@@ -57,7 +57,7 @@ class NewTask:
             the run's photographs.
         pairs: the pairs themselves, where they exist: prepared data or a set of tensorflow_datasets, as in
             `data_pipelines.sources.spec`. Those that do not train are the held-out ones.
-        lq, gt: instead of `pairs`, a folder of degraded pictures and one of clean ones, named alike.
+        lq, gt: instead of `pairs`, a folder of degraded images and one of clean ones, named alike.
         percent: how many of the pairs train.
         train: prompts and modulators only (`prompts`), or all that the stages train (`adapters`).
         rehearsal: share of the batches that the old tasks keep.
@@ -159,7 +159,7 @@ def _data(data: Mapping[str, Any], new: NewTask, old: list[str]) -> dict[str, An
         "new_tasks": [*data.get("new_tasks", []), new.name],
         "degradations": with_new("degradations", new.degradation),
         "pairs": with_new("pairs", pairs),
-        "percents": with_new("percents", new.percent),
+        "train_percent": with_new("train_percent", new.percent),
         "weights": {name: weight * share for name, weight in weights.items()} | {new.name: 1 - new.rehearsal},
         "mixing": "weights",
     }
@@ -199,15 +199,15 @@ def write_start(experiment: Experiment) -> None:
     with progress_bar("adding a class", len(given)) as bar:
 
         def values() -> Iterator[tuple[str, np.ndarray]]:
-            for path, value in with_new_class(given, mixture):
+            for path, value in expand_classes(given, mixture):
                 yield path, value
                 bar.update(1 if path in given else 0)
 
         write_priors(experiment.priors, values(), [record])
 
 
-def predicted_mixture(found: Weights, pairs: PartOfSource) -> np.ndarray:
-    """(classes,): what the predictor takes the degraded pictures for, on average over them."""
+def predicted_mixture(found: Weights, pairs: Subset) -> np.ndarray:
+    """(classes,): what the predictor takes the degraded images for, on average over them."""
     assert isinstance(found.model, MPerceiver), "`adapted` takes no other"
     predictor = found.model.predictor
     structure, declared = parameters.split(predictor)

@@ -63,10 +63,10 @@ def abstract_batch(experiment: Experiment, name: str, size: int) -> dict[str, ja
         stored = observation_shapes(experiment.mperceiver, crop, experiment.compute_dtype)
         return {part: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(kind)) for part, (shape, kind) in stored.items()}
     view = experiment.data.clip_size
-    picture = jax.ShapeDtypeStruct((size, crop, crop, 3), np.float32)
+    image = jax.ShapeDtypeStruct((size, crop, crop, 3), np.float32)
     batch = {
-        "lq": picture,
-        "gt": picture,
+        "lq": image,
+        "gt": image,
         **({"lq_clip": jax.ShapeDtypeStruct((size, view, view, 3), np.float32)} if view else {}),
         "task": jax.ShapeDtypeStruct((size,), np.int32),
     }

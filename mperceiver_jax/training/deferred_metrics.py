@@ -19,7 +19,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 @dataclass
-class History:
+class StageStats:
     """What a stage remembers across interruptions: seconds, skipped updates, first and last loss."""
 
     seconds: float = 0.0
@@ -32,7 +32,7 @@ class History:
         return {**vars(self), "seconds": self.seconds + seconds}
 
 
-class MetricReader:
+class DeferredMetrics:
     """Reads the metrics of an update after the next was dispatched; logs them and guards against NaN."""
 
     def __init__(
@@ -42,7 +42,7 @@ class MetricReader:
         say: Callable[[str], None],
         progress: Progress,
         writer: MetricWriter,
-        history: History,
+        history: StageStats,
         checkpoints: Checkpoints,
     ):
         self._experiment, self._name, self._say = experiment, name, say

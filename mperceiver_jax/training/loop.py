@@ -24,16 +24,16 @@ from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
 from mperceiver_jax.config.experiment import Experiment
-from mperceiver_jax.config.phases import handed_over, phase_number
+from mperceiver_jax.config.phases import carry_over, phase_number
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, Preemption
-from mperceiver_jax.errors import retold
+from mperceiver_jax.errors import reraise
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel
 from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.progress import Progress
-from mperceiver_jax.training.deferred_metrics import History, MetricReader
+from mperceiver_jax.training.deferred_metrics import DeferredMetrics, StageStats
 from mperceiver_jax.training.metric_log import create_writer
 from mperceiver_jax.training.stages import drm_latents, feature_cache
 from mperceiver_jax.training.stages.registry import STAGES, Stage, base, build_stage
@@ -41,7 +41,7 @@ from mperceiver_jax.training.step import TrainState, initial_state, make_step
 
 
 class Evaluator(Protocol):
-    """Measures what a stage has learned (`evaluate.heldout.HeldOut`)."""
+    """Measures what a stage has learned (`evaluate.heldout.HeldoutEvaluator`)."""
 
     def __call__(self, stage: str, params: Params, step: int) -> Mapping[str, float]:
         """Scalars within a stage. `score`, if there, decides which checkpoint is best.
@@ -130,7 +130,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             accumulation=config.accumulation,
             ema_decay=config.ema_decay,
             mesh=run.mesh,
-            limited=config.optimizer.spike_limit > 0,
+            limits_spikes=config.optimizer.spike_limit > 0,
         ),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(run.mesh)),
@@ -149,11 +149,11 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
         latest = checkpoints.latest()
         if latest is None:
             state = jax.jit(begin, out_shardings=shardings)(trained)
-            state, history = handed_over(run.workdir, name, state), History()
+            state, history = carry_over(run.workdir, name, state), StageStats()
         else:
             restored = checkpoints.restore(latest, abstract._asdict(), batches)
             _refuse_other_priors(identity, restored.metadata, checkpoints.directory / str(latest))
-            state, history = TrainState(**restored.state), History(**restored.metadata["history"])
+            state, history = TrainState(**restored.state), StageStats(**restored.metadata["history"])
             run.say(f"{name}: continuing at update {latest} of {config.steps}")
             if restored.note:
                 run.say(f"{name}: {restored.note}")
@@ -174,11 +174,11 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
 
         first = latest or 0
         with (
-            retold(lambda error: f"after update {int(state.step)} of {config.steps}: {error}"),
+            reraise(lambda error: f"after update {int(state.step)} of {config.steps}: {error}"),
             closing(Progress(name, config.steps, first, config.batch_size, experiment.log_every)) as progress,
             create_writer(run.workdir, name, first) as writer,
         ):
-            reader = MetricReader(run.experiment, name, run.say, progress, writer, history, checkpoints)
+            reader = DeferredMetrics(run.experiment, name, run.say, progress, writer, history, checkpoints)
 
             def keep() -> None:
                 reader.flush()
@@ -195,7 +195,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
                 try:
                     return next(batches)
                 except Exception:
-                    # Hours of updates are not lost over one picture that cannot be read. Not so in several
+                    # Hours of updates are not lost over one image that cannot be read. Not so in several
                     # processes: perhaps only this one has met it, and saving takes all of them.
                     if jax.process_count() == 1:
                         keep()

@@ -68,7 +68,7 @@ def spectral_distance(prediction: Float[Array, "b h w c"], target: Float[Array, 
 
 
 def mean_psnr(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean over pictures in [0, 1] of their PSNR in dB, predictions clipped. For logs."""
+    """Mean over images in [0, 1] of their PSNR in dB, predictions clipped. For logs."""
     difference = jnp.clip(prediction.astype(jnp.float32), 0, 1) - target.astype(jnp.float32)
     return (-10 * jnp.log10(jnp.maximum(jnp.square(difference).mean((1, 2, 3)), 1e-10))).mean()
 

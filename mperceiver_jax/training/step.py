@@ -52,7 +52,7 @@ def make_step(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     mesh: Mesh | None = None,
-    limited: bool = False,
+    limits_spikes: bool = False,
 ) -> Callable[[TrainState, Params, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]:
     """Builds `step(state, frozen, batch, root_key) -> (state, metrics)`.
 
@@ -61,8 +61,8 @@ def make_step(
         accumulation: micro-batches per update, run one after another by a scan inside the step.
         ema_decay: 0 switches the moving average off.
         mesh: where the batch is spread; None on one device.
-        limited: the optimizer limits spikes. Of a loss whose metrics divide it into a `distance` and what is learned
-            `beside`, it is told the distance, and the gradient of the other.
+        limits_spikes: the optimizer scales the gradient of loss spikes. The loss's metrics divide it into a `distance`
+            and an auxiliary loss `beside`; the optimizer receives the distance and the gradient of the other.
 
     A step whose loss or gradient is not finite leaves parameters, optimizer and average as
     they were; `metrics['finite']` is then 0 and the step still counts.
@@ -72,7 +72,7 @@ def make_step(
         scalar = lambda trained: loss({**frozen, **trained}, batch, key, step)
         (value, metrics), grads = jax.value_and_grad(scalar, has_aux=True)(trainable)
         more = lambda trained: jnp.asarray(scalar(trained)[1].get("beside", 0.0))
-        beside = jax.grad(more)(trainable) if limited else None
+        beside = jax.grad(more)(trainable) if limits_spikes else None
         return (grads, beside), {"loss": value, **metrics}
 
     def accumulated(trainable, frozen, batch, key, step):
@@ -85,7 +85,7 @@ def make_step(
             grads, metrics = gradients(trainable, frozen, part, jax.random.fold_in(key, index), step)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        zeros = jax.tree.map(jnp.zeros_like, (trainable, trainable if limited else None))
+        zeros = jax.tree.map(jnp.zeros_like, (trainable, trainable if limits_spikes else None))
         total, metrics = jax.lax.scan(body, zeros, (jnp.arange(accumulation), micro))
         return jax.tree.map(lambda g: g / accumulation, total), jax.tree.map(lambda m: m.mean(0), metrics)
 

@@ -44,7 +44,7 @@ def test_a_training_step_runs_and_counts_what_the_cache_saves():
 def test_findings_are_printed_and_written(tmp_path, capsys, monkeypatch):
     steps = {False: Candidate(lambda: time.sleep(0.02), 3e6, 2, 2**30), True: Candidate(lambda: None, 2e6, 2)}
     monkeypatch.setattr(train_step, "training_step", lambda chosen, cached: steps[cached])
-    monkeypatch.setattr(unet, "candidates", lambda chosen, **given: ({}, ["a remark"]))
+    monkeypatch.setattr(unet, "candidates", lambda chosen, **given: ({}, ["a warning"]))
     file = tmp_path / "result.json"
     assert train_step.main(["--repeats=1", f"--output={file}"]) == 0
     record, shown = json.loads(file.read_text()), capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_findings_are_printed_and_written(tmp_path, capsys, monkeypatch):
     assert record["flop_per_image"]["training step, cached towers"] == 1e6
     assert record["settings"] == {"variant": "small", "size": 16, "batch": 2, "dtype": "float32", "repeats": 1}
     assert record["memory"]["process_bytes"] > 2**20 and record["versions"]["jax"]
-    assert "of the peak  1.00 GiB" in shown and "note: a remark" in shown and "vae_encode" in shown
+    assert "of the peak  1.00 GiB" in shown and "note: a warning" in shown and "vae_encode" in shown
 
 
 def test_towers_and_samplers_are_measured(capsys):

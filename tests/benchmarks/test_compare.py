@@ -129,7 +129,7 @@ def test_networks_are_told_what_is_wrong_as_in_their_releases():
     from mperceiver_jax.models.restorers.pip import PIPConfig
 
     def told(family, network, tasks="pip"):
-        model = RegressionModel(experiment_of(family, network, tasks, told_by="label").model)
+        model = RegressionModel(experiment_of(family, network, tasks, condition_source="label").model)
         return _told(model, np.random.default_rng(0).random((2, 128, 128, 3), np.float32), np.array([2, 0]))
 
     (weights,) = told("pip", PIPConfig.small())

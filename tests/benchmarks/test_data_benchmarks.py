@@ -20,7 +20,7 @@ def test_loader_against_decoding(tmp_path, capsys):
 
 
 def test_speed_of_degradations(capsys):
-    degradations.main(["--pictures=1", "--size=64", "--only=mioir,task dehaze"])
+    degradations.main(["--images=1", "--size=64", "--only=mioir,task dehaze"])
     lines = capsys.readouterr().out.splitlines()
     named = {name for name in PROTOCOLS if name.startswith("mioir")} | {"task dehaze"}
     assert {line[2:26].strip() for line in lines[1:]} == named and all("ms/MP" in line for line in lines[1:])

@@ -42,7 +42,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def start(model, priors, place=lambda path, value: value) -> dict:
-    return initial_params.starting_values(replace(tiny_experiment(), priors=str(priors), seed=5), model, place)
+    return initial_params.init_params(replace(tiny_experiment(), priors=str(priors), seed=5), model, place)
 
 
 def check(started, model, values) -> None:
@@ -164,7 +164,7 @@ def test_processes_convert_once_and_fail_together(published, cache, tmp_path):
 
         mesh = sharding.make_mesh()
         place = lambda path, value: sharding.place(value, sharding.replicated(mesh))
-        start = lambda priors: initial_params.starting_values(
+        start = lambda priors: initial_params.init_params(
             replace(tiny_experiment(), priors=priors), MPerceiver(tiny_config()), place)
         try:
             start(sys.argv[1] + ".absent")

@@ -27,7 +27,7 @@ def test_real_configs_survive_mappings_and_json(variant):
     experiment = from_mapping(Experiment, config.to_dict())
     assert experiment.variant == variant
     assert isinstance(experiment.model.unet.channel_mult, tuple)
-    assert isinstance(experiment.data.photo_scales, tuple)
+    assert isinstance(experiment.data.image_scales, tuple)
     mapping = to_mapping(experiment)
     assert from_mapping(Experiment, mapping) == experiment
     assert from_mapping(Experiment, json.loads(json.dumps(mapping))) == experiment
@@ -73,7 +73,7 @@ WRONG = {
         (1, "2"),
         r"config\.model\.unet\.channel_mult\[1\]: int is expected, not '2'",
     ),
-    "data.photo_scales": ((1.0,), r"config\.data\.photo_scales: 2 values are expected, not 1"),
+    "data.image_scales": ((1.0,), r"config\.data\.image_scales: 2 values are expected, not 1"),
     "data.pairs": ([], r"config\.data\.pairs: a group of fields is expected, not \[\]"),
     "on_nonfinite": ("ignore", r"config\.on_nonfinite: one of \('stop', 'skip'\), not 'ignore'"),
     "losses.drm_examples": (0, r"config\.losses\.drm_examples: a positive number is needed"),

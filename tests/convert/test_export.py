@@ -109,10 +109,10 @@ def test_one_file_comes_back_bit_for_bit(model, values, tmp_path):
 
 
 def test_diffusers_directories_and_adapters_hold_every_parameter_once(model, values, diffusers_folder):
-    homes = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
-    homes["image_encoder"] = model.predictor.model
+    library_components = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
+    library_components["image_encoder"] = model.predictor.model
     found = {}
-    for name, module in homes.items():
+    for name, module in library_components.items():
         root = "predictor.model." if name == "image_encoder" else f"{name}."
         (file,) = (diffusers_folder / name).glob("*.safetensors")
         layout = "diffusers" if name in ("unet", "vae") else "transformers"
@@ -164,14 +164,14 @@ def test_diffusers_computes_what_we_do(model, values, diffusers_folder):
         return loaded.eval()
 
     unet, vae = theirs(diffusers.UNet2DConditionModel, "unet"), theirs(diffusers.AutoencoderKL, "vae")
-    z, context, picture = draw(2, 8, 12, 4), draw(2, 5, 16), draw(1, 16, 16, 3)
+    z, context, image = draw(2, 8, 12, 4), draw(2, 5, 16), draw(1, 16, 16, 3)
     tensor = lambda x: torch.from_numpy(nchw(x))
     with torch.no_grad():
         noise = nhwc(unet(tensor(z), torch.tensor([7, 900]), torch.from_numpy(context)).sample.numpy())
-        mean = nhwc(vae.encode(tensor(picture)).latent_dist.mean.numpy())
+        mean = nhwc(vae.encode(tensor(image)).latent_dist.mean.numpy())
         decoded = nhwc(vae.decode(tensor(z)).sample.numpy())
     assert relative(ours(lambda m: m.unet(z, np.array([7, 900]), context)), noise) < 1e-4
-    assert relative(ours(lambda m: m.vae.encode(picture).mean), mean) < 1e-4
+    assert relative(ours(lambda m: m.vae.encode(image).mean), mean) < 1e-4
     assert relative(ours(lambda m: m.vae.decode(z)), decoded) < 1e-4
     assert vae.config.scaling_factor == model.config.vae.scaling_factor
 
@@ -202,14 +202,14 @@ def test_transformers_computes_what_we_do(model, values, diffusers_folder):
         return loaded.eval()
 
     text = theirs(transformers.CLIPTextModel, "text_encoder")
-    image = theirs(transformers.CLIPVisionModelWithProjection, "image_encoder")
+    vision = theirs(transformers.CLIPVisionModelWithProjection, "image_encoder")
     ids = np.array([[2, 0, 1, 3, 0, 0, 0, 0]], np.int32)
-    picture = np.random.default_rng(2).standard_normal((2, 8, 8, 3), np.float32)
+    image = np.random.default_rng(2).standard_normal((2, 8, 8, 3), np.float32)
     with torch.no_grad():
         states = text(torch.from_numpy(ids).long()).last_hidden_state.numpy()
-        embedding = image(torch.from_numpy(nchw(picture))).image_embeds.numpy()
+        embedding = vision(torch.from_numpy(nchw(image))).image_embeds.numpy()
     assert relative(ours(lambda m: m.text_encoder.encode(ids)), states) < 1e-4
-    assert relative(ours(lambda m: m.predictor.model(picture)), embedding) < 1e-4
+    assert relative(ours(lambda m: m.predictor.model(image)), embedding) < 1e-4
 
 
 def relative(found, expected) -> float:

@@ -63,9 +63,9 @@ def test_what_is_exported_comes_back_as_a_run_that_restores_alike(swin, tmp_path
     again = tmp_path / "again"
     (note,) = import_regression([file, tmp_path / "swin.classifier.safetensors"], again, experiment)
     assert "our own map of the tasks" in note
-    picture = np.random.default_rng(0).random((21, 30, 3), np.float32)
-    before, after = (Restorer.from_checkpoint(place).restore(picture) for place in (workdir, again))
-    np.testing.assert_array_equal(before.picture, after.picture)
+    image = np.random.default_rng(0).random((21, 30, 3), np.float32)
+    before, after = (Restorer.from_checkpoint(place).restore(image) for place in (workdir, again))
+    np.testing.assert_array_equal(before.image, after.image)
     assert before.probabilities == after.probabilities and len(after.probabilities) == 7
 
 
@@ -75,15 +75,15 @@ def test_without_a_classifier_the_task_must_be_given(swin, tmp_path):
     assert main(["export", str(workdir), f"--output={file}", "--format=safetensors"]) == 0
     note, _ = import_regression([file], tmp_path / "again", experiment)
     assert "must be given" in note
-    with pytest.raises(ValueError, match="must be told what is wrong with the pictures"):
+    with pytest.raises(ValueError, match="must be told what is wrong with the images"):
         Restorer.from_checkpoint(tmp_path / "again")
-    picture = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    rain, haze = (Restorer.from_checkpoint(tmp_path / "again", task=task)(picture) for task in ("derain", "dehaze"))
+    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    rain, haze = (Restorer.from_checkpoint(tmp_path / "again", task=task)(image) for task in ("derain", "dehaze"))
     assert not np.array_equal(rain, haze)
 
 
 def test_am_promptir_gets_its_dead_tensors_in_lightnings_container(tmp_path):
-    experiment = experiment_of("am_promptir", TINY_AM, "pip", told_by="label")
+    experiment = experiment_of("am_promptir", TINY_AM, "pip", condition_source="label")
     _, average = finished(tmp_path / "run", experiment)
     file = tmp_path / "am.ckpt"
     assert main(["export", str(tmp_path / "run"), f"--output={file}", "--format=release"]) == 0
@@ -114,7 +114,7 @@ def test_mistakes_are_told(swin, tmp_path, capsys):
 
 
 def test_what_is_of_no_use_is_written_back_with_its_values(tmp_path):
-    experiment = experiment_of("am_promptir", TINY_AM, "pip", told_by="label")
+    experiment = experiment_of("am_promptir", TINY_AM, "pip", condition_source="label")
     module = experiment.build().network
     rng = np.random.default_rng(0)
     hollow = {path: np.zeros(value.get_value().shape) for path, value in parameters.declared(module).items()}
@@ -273,8 +273,8 @@ def test_explicit_prompts_come_with_the_map_of_their_release(swin, tmp_path, cap
     Path("first").rename("moved")
     model = initial_params.read_experiment("moved").build()
     assert np.array_equal(prompting.task_maps(model.network.maps), maps.astype(np.float32))
-    picture = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    own, theirs = (Restorer.from_checkpoint(run, task="derain")(picture) for run in ("without", "moved"))
+    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    own, theirs = (Restorer.from_checkpoint(run, task="derain")(image) for run in ("without", "moved"))
     assert not np.array_equal(own, theirs)
     for wrong, message in (
         (f"{told_map}absent.npy", "no such file of task maps"),

@@ -46,7 +46,7 @@ def generator(seed=0):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     """Smooth shapes with edges, in colour, odd-sized, nowhere black or white."""
     rows, columns = np.mgrid[0:41, 0:56].astype(np.float32)
     planes = [
@@ -58,16 +58,16 @@ def picture():
 
 
 @pytest.mark.parametrize("degrade", ALL, ids=degradations.__all__)
-def test_common_promises(degrade, picture):
-    before = picture.copy()
-    picture.flags.writeable = False
-    degraded = degrade(picture, generator(3))
-    assert degraded.dtype == np.float32 and degraded.shape == picture.shape
+def test_common_promises(degrade, image):
+    before = image.copy()
+    image.flags.writeable = False
+    degraded = degrade(image, generator(3))
+    assert degraded.dtype == np.float32 and degraded.shape == image.shape
     assert degraded.min() >= 0 and degraded.max() <= 1
-    assert np.array_equal(picture, before)
-    assert not np.array_equal(degraded, picture)
-    assert np.array_equal(degraded, degrade(picture, generator(3)))
-    assert not np.array_equal(degraded, degrade(picture, generator(4)))
+    assert np.array_equal(image, before)
+    assert not np.array_equal(degraded, image)
+    assert np.array_equal(degraded, degrade(image, generator(3)))
+    assert not np.array_equal(degraded, degrade(image, generator(4)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 2), (2, 300)])
@@ -89,8 +89,8 @@ def test_black_and_white_stay_in_range(degrade, value):
     SEVERITIES,
     ids=[f"{f.__name__}-{p}" for f, p, _, _ in SEVERITIES],
 )
-def test_every_severity_parameter_has_an_effect(degrade, parameter, weak, strong, picture):
-    first, second = (degrade(picture, generator(5), **{parameter: value}) for value in (weak, strong))
+def test_every_severity_parameter_has_an_effect(degrade, parameter, weak, strong, image):
+    first, second = (degrade(image, generator(5), **{parameter: value}) for value in (weak, strong))
     assert np.abs(first - second).mean() > 1e-4
 
 
@@ -109,15 +109,15 @@ def test_unfit_images_are_refused(image, message):
         degradations.add_haze(image, generator())
 
 
-def test_haze_is_the_scattering_formula(picture):
-    depth = np.linspace(0, 3, picture.shape[0] * picture.shape[1]).reshape(picture.shape[:2])
+def test_haze_is_the_scattering_formula(image):
+    depth = np.linspace(0, 3, image.shape[0] * image.shape[1]).reshape(image.shape[:2])
     airlight = (0.7, 0.8, 0.9)
-    hazy = degradations.add_haze(picture, generator(), density=0.8, airlight=airlight, depth=depth)
+    hazy = degradations.add_haze(image, generator(), density=0.8, airlight=airlight, depth=depth)
     transmission = np.exp(-0.8 * depth)[..., None]
-    expected = picture * transmission + np.array(airlight) * (1 - transmission)
+    expected = image * transmission + np.array(airlight) * (1 - transmission)
     np.testing.assert_allclose(hazy, expected, atol=1e-6)
     with pytest.raises(ValueError, match="depth has shape"):
-        degradations.add_haze(picture, generator(), depth=depth[1:])
+        degradations.add_haze(image, generator(), depth=depth[1:])
 
 
 def test_synthetic_depth_is_far_above_and_near_below():
@@ -177,21 +177,21 @@ def test_straight_diagonal_rises_to_the_right():
     assert kernel[0, -1] + kernel[1, -2] > 0.05 > kernel[0, 0] + kernel[-1, -1]
 
 
-def test_blur_preserves_constants_and_mean(picture):
+def test_blur_preserves_constants_and_mean(image):
     flat = np.full((30, 33, 3), 0.37, np.float32)
     np.testing.assert_allclose(degradations.defocus_blur(flat, generator(), radius=0.1), flat, atol=1e-5)
     np.testing.assert_allclose(degradations.motion_blur(flat, generator(), length=0.3), flat, atol=1e-5)
-    soft = degradations.defocus_blur(picture, generator(), radius=0.1, gamma=1.0)
-    assert soft.mean() == pytest.approx(picture.mean(), abs=1e-5)
-    assert soft.var() < picture.var()
+    soft = degradations.defocus_blur(image, generator(), radius=0.1, gamma=1.0)
+    assert soft.mean() == pytest.approx(image.mean(), abs=1e-5)
+    assert soft.var() < image.var()
 
 
-def test_convolve_agrees_with_the_definition(picture):
+def test_convolve_agrees_with_the_definition(image):
     kernel = generator().random((5, 3), dtype=np.float32)
-    padded = np.pad(picture, ((2, 2), (1, 1), (0, 0)), mode="symmetric")
-    height, width, _ = picture.shape
+    padded = np.pad(image, ((2, 2), (1, 1), (0, 0)), mode="symmetric")
+    height, width, _ = image.shape
     expected = sum(kernel[4 - i, 2 - j] * padded[i : i + height, j : j + width] for i in range(5) for j in range(3))
-    np.testing.assert_allclose(blur.convolve(picture, kernel), expected, atol=1e-5)
+    np.testing.assert_allclose(blur.convolve(image, kernel), expected, atol=1e-5)
 
 
 def test_blur_averages_light_and_not_display_values():
@@ -201,9 +201,9 @@ def test_blur_averages_light_and_not_display_values():
     assert middle == pytest.approx(0.5 ** (1 / 2.2), abs=0.03)
 
 
-def test_lengths_follow_the_picture(picture):
-    """A picture of twice the size gets twice the blur: reduced again, the two agree."""
-    large = picture[:40, :56].repeat(4, axis=0).repeat(4, axis=1)
+def test_lengths_follow_the_image(image):
+    """A image of twice the size gets twice the blur: reduced again, the two agree."""
+    large = image[:40, :56].repeat(4, axis=0).repeat(4, axis=1)
     reduce = lambda array, by: array.reshape(160 // by, by, -1, by, 3).mean(axis=(1, 3))
     settings = {"radius": 0.08, "gamma": 1.0}
     from_large = reduce(degradations.defocus_blur(large, generator(), **settings), 4)
@@ -234,17 +234,17 @@ def test_weather_brightens_and_covers_more_with_density(degrade):
     assert degrade(dark, generator(1), density=1.0).min() >= 0.1 - 1e-4
 
 
-def test_no_weather_is_no_change(picture):
+def test_no_weather_is_no_change(image):
     clear = [
-        degradations.add_rain(picture, generator(), density=0),
-        degradations.add_snow(picture, generator(), density=0, veil=0),
-        degradations.add_haze(picture, generator(), density=0),
-        degradations.add_raindrops(picture, generator(), coverage=0),
-        degradations.motion_blur(picture, generator(), length=0),
-        degradations.darken(picture, generator(), exposure=1, curve=1, noise=0),
+        degradations.add_rain(image, generator(), density=0),
+        degradations.add_snow(image, generator(), density=0, veil=0),
+        degradations.add_haze(image, generator(), density=0),
+        degradations.add_raindrops(image, generator(), coverage=0),
+        degradations.motion_blur(image, generator(), length=0),
+        degradations.darken(image, generator(), exposure=1, curve=1, noise=0),
     ]
-    for image in clear:
-        np.testing.assert_allclose(image, picture, atol=1e-5)
+    for unchanged in clear:
+        np.testing.assert_allclose(unchanged, image, atol=1e-5)
 
 
 def test_photon_noise_variance_grows_with_light():
@@ -253,8 +253,8 @@ def test_photon_noise_variance_grows_with_light():
     np.testing.assert_allclose(variance, [0.002, 0.0045, 0.012], rtol=0.03)
 
 
-def test_gamma_and_back(picture):
-    np.testing.assert_allclose(light.to_display(light.to_light(picture)), picture, atol=1e-5)
+def test_gamma_and_back(image):
+    np.testing.assert_allclose(light.to_display(light.to_light(image)), image, atol=1e-5)
     assert light.to_display(np.float32([-1, 2])).tolist() == [0, 1]
 
 
@@ -274,14 +274,14 @@ def test_sensor_noise_is_correlated_and_stronger_in_red():
     assert np.corrcoef(plane[:, :-1].ravel(), plane[:, 1:].ravel())[0, 1] > 0.3
 
 
-def test_raindrops_change_covered_pixels_only(picture):
-    height, width, _ = picture.shape
+def test_raindrops_change_covered_pixels_only(image):
+    height, width, _ = image.shape
     drops = raindrop.scatter_drops(height, width, generator(7), coverage=0.15, radius=4.0)
     wet = drops.mask > 0
     assert 0.05 < wet.mean() < 0.5
-    seen = raindrop.refract(picture, drops)
-    assert np.array_equal(seen[~wet], picture[~wet])
-    assert (np.abs(seen - picture).max(axis=-1)[drops.mask > 0.9] > 0.01).mean() > 0.5
+    seen = raindrop.refract(image, drops)
+    assert np.array_equal(seen[~wet], image[~wet])
+    assert (np.abs(seen - image).max(axis=-1)[drops.mask > 0.9] > 0.01).mean() > 0.5
 
 
 def test_a_drop_turns_the_scene_upside_down():

@@ -1,4 +1,4 @@
-"""Reading pictures: every mode to the right numbers, every broken file to one clear error."""
+"""Reading images: every mode to the right numbers, every broken file to one clear error."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import as_float, checked_size, decode_picture, read_picture
+from data_pipelines.images import as_float, checked_size, decode_image, read_image
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 8, 7], [200, 100, 50], [0, 0, 0]]], np.uint8)
 
@@ -29,7 +29,7 @@ def png_16_bits(pixels: np.ndarray) -> bytes:
 
 def test_rgb_is_float32_between_0_and_1(tmp_path):
     Image.fromarray(COLOURS).save(tmp_path / "a.png")
-    image = read_picture(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
     assert image.dtype == np.float32 and image.flags.c_contiguous
     np.testing.assert_array_equal(image, COLOURS.astype(np.float32) / np.float32(255))
 
@@ -38,7 +38,7 @@ def test_rgb_is_float32_between_0_and_1(tmp_path):
 def test_16_bit_png_keeps_every_bit_and_drops_alpha(tmp_path, channels):
     pixels = np.random.default_rng(channels).integers(0, 65536, (5, 7, channels)).astype(np.uint16)
     (tmp_path / "a.png").write_bytes(png_16_bits(pixels))
-    decoded = decode_picture(tmp_path / "a.png")
+    decoded = decode_image(tmp_path / "a.png")
     expected = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     assert decoded.dtype == np.uint16
     np.testing.assert_array_equal(decoded, expected)
@@ -47,17 +47,17 @@ def test_16_bit_png_keeps_every_bit_and_drops_alpha(tmp_path, channels):
 
 def test_grey_palette_and_one_bit(tmp_path):
     Image.fromarray(COLOURS[..., 1]).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(decode_picture(tmp_path / "grey.png"), COLOURS[..., [1, 1, 1]])
+    np.testing.assert_array_equal(decode_image(tmp_path / "grey.png"), COLOURS[..., [1, 1, 1]])
     Image.fromarray(COLOURS).quantize(6).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(decode_picture(tmp_path / "palette.png"), COLOURS)
+    np.testing.assert_array_equal(decode_image(tmp_path / "palette.png"), COLOURS)
     Image.fromarray(COLOURS[..., 0] > 100).save(tmp_path / "one.png")
-    assert set(decode_picture(tmp_path / "one.png").ravel()) == {0, 255}
+    assert set(decode_image(tmp_path / "one.png").ravel()) == {0, 255}
 
 
 def test_alpha_is_dropped_not_blended(tmp_path):
     alpha = np.full((*COLOURS.shape[:2], 1), 3, np.uint8)
     Image.fromarray(np.concatenate([COLOURS, alpha], axis=2)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(decode_picture(tmp_path / "a.png"), COLOURS)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), COLOURS)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -78,12 +78,12 @@ def test_exif_orientation(tmp_path, orientation, suffix):
         7: np.rot90(COLOURS, 2).transpose(1, 0, 2),
         8: np.rot90(COLOURS, 1),
     }[orientation]
-    np.testing.assert_array_equal(decode_picture(path), expected)
+    np.testing.assert_array_equal(decode_image(path), expected)
 
 
 def test_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (10, 20, 30)).save(tmp_path / "a.png")
-    assert decode_picture(tmp_path / "a.png").tolist() == [[[10, 20, 30]]]
+    assert decode_image(tmp_path / "a.png").tolist() == [[[10, 20, 30]]]
 
 
 @pytest.mark.parametrize("kind", ["zero bytes", "truncated jpeg", "truncated png", "text"])
@@ -93,44 +93,44 @@ def test_broken_files_are_named(tmp_path, kind):
     if kind == "zero bytes":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("no picture")
+        path.write_text("no image")
     else:
         noise.save(path, format=kind.split()[1])
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     what = "the file is empty" if kind == "zero bytes" else ""
-    with pytest.raises(ValueError, match=rf"cannot read the picture .*broken\.png: {what}"):
-        decode_picture(path)
+    with pytest.raises(ValueError, match=rf"cannot read the image .*broken\.png: {what}"):
+        decode_image(path)
 
 
-def test_missing_file_and_float_picture(tmp_path):
+def test_missing_file_and_float_image(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
-        decode_picture(tmp_path / "none.png")
+        decode_image(tmp_path / "none.png")
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(ValueError, match="fixed range"):
-        decode_picture(tmp_path / "f.tif")
+        decode_image(tmp_path / "f.tif")
 
 
 KINDS = {"PNG": "RGB L P RGBA I;16", "JPEG": "RGB L CMYK", "TIFF": "RGB L P RGBA CMYK I;16", "WEBP": "RGB RGBA"}
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind in KINDS for mode in KINDS[kind].split()])
-def test_bytes_are_read_like_files_and_sizes_like_pictures(tmp_path, kind, mode):
-    picture = Image.fromarray(COLOURS) if mode != "I;16" else Image.fromarray(COLOURS[..., 0].astype(np.uint16))
-    picture = picture if mode == "I;16" else picture.convert(mode)
+def test_bytes_are_read_like_files_and_sizes_like_images(tmp_path, kind, mode):
+    image = Image.fromarray(COLOURS) if mode != "I;16" else Image.fromarray(COLOURS[..., 0].astype(np.uint16))
+    image = image if mode == "I;16" else image.convert(mode)
     stored = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(stored, kind, exif=exif)
+    image.save(stored, kind, exif=exif)
     (tmp_path / "a").write_bytes(stored.getvalue())
-    pixels = decode_picture(tmp_path / "a")
-    np.testing.assert_array_equal(decode_picture(stored.getvalue()), pixels)
+    pixels = decode_image(tmp_path / "a")
+    np.testing.assert_array_equal(decode_image(stored.getvalue()), pixels)
     assert checked_size(stored.getvalue()) == checked_size(tmp_path / "a") == pixels.shape[:2] == (3, 2)
 
 
 def test_sizes_of_16_bit_colours_and_broken_bytes():
     content = png_16_bits(np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16))
-    assert checked_size(content) == decode_picture(content).shape[:2] == (5, 7)
-    assert decode_picture(content).dtype == np.uint16
-    for broken in (b"", b"no picture", content[:90]):
-        with pytest.raises(ValueError, match="cannot read the picture: "):
+    assert checked_size(content) == decode_image(content).shape[:2] == (5, 7)
+    assert decode_image(content).dtype == np.uint16
+    for broken in (b"", b"no image", content[:90]):
+        with pytest.raises(ValueError, match="cannot read the image: "):
             checked_size(broken)

@@ -17,49 +17,49 @@ def photograph(path: Path) -> str:
     return path.stem.rsplit("_", 1)[0]
 
 
-def pictures(split: str) -> list[Path]:
+def images(split: str) -> list[Path]:
     return sorted((PHOTOS / split).glob("*.jpg"))
 
 
 def credits() -> dict[str, dict[str, str]]:
     """The table of CREDITS.md, by photograph."""
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (PHOTOS / "CREDITS.md").read_text(encoding="utf-8"), re.M)
-    keys = ("split", "pictures", "title", "author", "source", "size", "licence")
+    keys = ("split", "images", "title", "author", "source", "size", "licence")
     table = {name: dict(zip(keys, cells.split(" | "), strict=True)) for name, cells in rows}
     assert len(table) == len(rows)
     return table
 
 
 def test_numbers_and_total_size():
-    everything = pictures("train") + pictures("heldout")
+    everything = images("train") + images("heldout")
     assert len(everything) >= 100
     assert len({photograph(p) for p in everything}) >= 35
     assert sum(p.stat().st_size for p in PHOTOS.rglob("*") if p.is_file()) <= 25e6
 
 
 def test_split_is_by_photograph_and_80_to_20():
-    train = {photograph(p) for p in pictures("train")}
-    heldout = {photograph(p) for p in pictures("heldout")}
+    train = {photograph(p) for p in images("train")}
+    heldout = {photograph(p) for p in images("heldout")}
     assert not train & heldout
     assert len(heldout) / (len(train) + len(heldout)) == pytest.approx(0.2, abs=0.01)
 
 
 def test_sides_and_mode():
-    for path in pictures("train") + pictures("heldout"):
-        with Image.open(path) as picture:
-            assert picture.mode == "RGB" and picture.format == "JPEG", path.name
-            assert max(picture.size) <= 768, path.name
+    for path in images("train") + images("heldout"):
+        with Image.open(path) as image:
+            assert image.mode == "RGB" and image.format == "JPEG", path.name
+            assert max(image.size) <= 768, path.name
             if photograph(path) in SMALL:
-                assert max(picture.size) >= 400, path.name
+                assert max(image.size) >= 400, path.name
             else:
-                assert min(picture.size) >= 512, path.name
+                assert min(image.size) >= 512, path.name
 
 
 def test_jpeg_quality_is_at_least_92():
     # The first luminance step of the standard table is 16; scaled for quality q it is 16 * (200 - 2 q) / 100.
-    for path in pictures("train") + pictures("heldout"):
-        with Image.open(path) as picture:
-            tables = picture.quantization  # type: ignore[attr-defined]
+    for path in images("train") + images("heldout"):
+        with Image.open(path) as image:
+            tables = image.quantization  # type: ignore[attr-defined]
             assert tables[0][0] <= round(16 * (200 - 2 * 92) / 100), path.name
 
 
@@ -67,10 +67,10 @@ def test_every_photograph_has_author_source_and_free_licence():
     table = credits()
     for split in ("train", "heldout"):
         counts: dict[str, int] = {}
-        for path in pictures(split):
+        for path in images(split):
             counts[photograph(path)] = counts.get(photograph(path), 0) + 1
         assert {n for n, row in table.items() if row["split"] == split} == set(counts)
-        assert {n: int(table[n]["pictures"]) for n in counts} == counts
+        assert {n: int(table[n]["images"]) for n in counts} == counts
     for name, row in table.items():
         assert row["author"].strip() and row["source"].strip(), name
         licence = re.sub(r"\[(.*)\]\(.*\)", r"\1", row["licence"])

@@ -30,7 +30,7 @@ WEIGHTS = {"dark": 2.0, "noise": 1.0, "same": 1.0}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Ten pictures of one grey level each, so that a crop tells which picture it is from."""
+    """Ten images of one grey level each, so that a crop tells which image it is from."""
     folder = tmp_path_factory.mktemp("photos")
     for k in range(10):
         level = np.full((20 + k, 24, 3), 20 * (k + 1), np.uint8)
@@ -44,13 +44,13 @@ def config(photos):
         batch_size=8,
         crop=8,
         image_size=12,
-        photo_scales=(1.0, 1.5),
+        image_scales=(1.0, 1.5),
         clip_size=6,
         weights=WEIGHTS,
         threads=0,
         prefetch=0,
         photos=str(photos),
-        heldout_photos=str(photos),
+        heldout_images=str(photos),
     )
 
 
@@ -70,7 +70,7 @@ def assert_equal(first, second):
 
 
 def records(batch) -> list[tuple[int, int]]:
-    """(task, picture) of each example, read from the grey level of its clean crop."""
+    """(task, image) of each example, read from the grey level of its clean crop."""
     levels = np.rint(batch["gt"][:, 0, 0, 0] * 255 / 20).astype(int) - 1
     return list(zip(batch["task"].tolist(), levels.tolist(), strict=True))
 
@@ -97,7 +97,7 @@ def test_the_stream_is_the_same_for_any_number_of_hosts_and_threads(config, thre
         assert all(np.bincount(b["task"]).tolist() == [4, 2, 2] for b in joined)
 
 
-def test_in_an_epoch_every_picture_of_every_task_goes_to_one_host(config):
+def test_in_an_epoch_every_image_of_every_task_goes_to_one_host(config):
     parts = [take(config, 10, process_index=h, process_count=2) for h in range(2)]
     for task, batches in ((1, 5), (2, 5), (0, 5)):  # dark: two epochs of ten; noise and same: one
         seen = [[p for b in part[:batches] for t, p in records(b) if t == task] for part in parts]
@@ -108,7 +108,7 @@ def test_in_an_epoch_every_picture_of_every_task_goes_to_one_host(config):
     assert {t for b in parts[0] for t, _ in records(b)} == {0, 1, 2}
 
 
-def test_more_hosts_than_pictures(config, tmp_path):
+def test_more_hosts_than_images(config, tmp_path):
     Image.new("RGB", (30, 30), (99, 99, 99)).save(tmp_path / "only.png")
     single = dataclasses.replace(config, photos=str(tmp_path))
     for host in range(8):
@@ -121,7 +121,7 @@ def test_epochs_seeds_and_tasks_are_shuffled_differently(config):
     assert sorted(order[:10]) == sorted(order[10:20]) and order[:10] != order[10:20]
     other = [p for b in take(dataclasses.replace(config, seed=1), 10) for t, p in records(b) if t == 1]
     assert order != other
-    # Two tasks of one weight have the same numbers in a batch; their pictures must differ all the same.
+    # Two tasks of one weight have the same numbers in a batch; their images must differ all the same.
     of_task = [[{p for t, p in records(b) if t == task} for b in batches] for task in (1, 2)]
     assert of_task[0] != of_task[1]
 
@@ -185,7 +185,7 @@ def test_pairs_are_cropped_alike_and_seen_whole_by_clip(config, tmp_path):
             np.testing.assert_allclose(batch["lq"], batch["gt"] + 0.2, atol=1e-6)
     whole = take(dataclasses.replace(paired, flips="none"), 3)
     views = {view.tobytes() for batch in whole for view in batch["lq_clip"]}
-    assert len(views) == 3  # one for each picture, whatever was cropped
+    assert len(views) == 3  # one for each image, whatever was cropped
     crops = take(dataclasses.replace(paired, flips="none", clip_view="crop"), 3)
     assert len({view.tobytes() for batch in crops for view in batch["lq_clip"]}) > 3
 
@@ -222,7 +222,7 @@ def test_bundled_heldout_photographs_come_one_by_one():
 
 
 def test_real_tasks_on_bundled_photographs():
-    config = PipelineConfig(batch_size=9, crop=32, image_size=32, photo_scales=(1, 8), clip_size=8)
+    config = PipelineConfig(batch_size=9, crop=32, image_size=32, image_scales=(1, 8), clip_size=8)
     (batch,) = take(config, 1, tasks=TASKS)
     assert sorted(batch["task"].tolist()) == list(range(9))
     assert np.isfinite(batch["lq"]).all() and batch["lq"].min() >= 0 and batch["lq"].max() <= 1
@@ -235,7 +235,7 @@ def test_real_tasks_on_bundled_photographs():
         ({"batch_size": 0}, "batch_size"),
         ({"crop": 13}, "image_size"),
         ({"seed": -1}, "seed"),
-        ({"photo_scales": (0.5, 1)}, "photo_scales"),
+        ({"image_scales": (0.5, 1)}, "image_scales"),
         ({"clip_view": "half"}, "clip_view"),
         ({"flips": "vertical"}, "flips"),
         ({"pairs": {"dark": {"lq": "x"}}}, "pairs"),
@@ -258,7 +258,7 @@ def test_wrong_use(config, tmp_path):
         train_batches(config, 0, 3, tasks=DOUBLES)
 
 
-def test_broken_picture_stops_the_stream_and_is_named(config, tmp_path):
+def test_broken_image_stops_the_stream_and_is_named(config, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"")
     for threads in (0, 2):
         broken = dataclasses.replace(config, photos=str(tmp_path), threads=threads, prefetch=threads)

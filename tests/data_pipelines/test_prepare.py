@@ -17,8 +17,8 @@ from data_pipelines.datasets.pack import free_space_problem
 from data_pipelines.datasets.pairing import find
 from data_pipelines.datasets.tree import Tree
 from data_pipelines.prepare import main
-from data_pipelines.sources.shards import PreparedPictures
-from tests.support.dataset_trees import write_picture
+from data_pipelines.sources.shards import PreparedImages
+from tests.support.dataset_trees import write_image
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def tree(tmp_path) -> Path:
     """GoPro with eleven pairs: one unreadable, one of two sizes, one without a partner."""
     root = tmp_path / "GOPRO"
     for k in range(11):
-        write_picture(root / f"train/s1/blur/{k:06d}.png", k)
-        write_picture(root / f"train/s1/sharp/{k:06d}.png", 100 + k)
+        write_image(root / f"train/s1/blur/{k:06d}.png", k)
+        write_image(root / f"train/s1/sharp/{k:06d}.png", 100 + k)
     broken = root / "train/s1/blur/000002.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    write_picture(root / "train/s1/sharp/000005.png", 5, (9, 6))
+    write_image(root / "train/s1/sharp/000005.png", 5, (9, 6))
     (root / "train/s1/sharp/000007.png").unlink()
     return root
 
@@ -68,7 +68,7 @@ def test_faults_are_told_and_left_out(tree, tmp_path, capsys):
         ["manifest.json", *(shard["file"] for shard in manifest["splits"]["train"]["shards"])]
     )
 
-    source = PreparedPictures(output)
+    source = PreparedImages(output)
     assert len(source) == 8 == manifest["splits"]["train"]["records"]
     for k in range(len(source)):
         record = source.record(k)
@@ -87,9 +87,9 @@ def test_strict_refuses_and_leaves_no_output(tree, tmp_path, capsys):
     assert run(*arguments) == 1 and not output.exists()
     refusal = capsys.readouterr().err
     assert "unreadable: train/s1/blur/000002.png" in refusal and "size: train/s1/sharp/000005.png: 9x6" in refusal
-    write_picture(tree / "train/s1/blur/000002.png", 2)
-    write_picture(tree / "train/s1/sharp/000005.png", 5)
-    assert run(*arguments) == 0 and len(PreparedPictures(output)) == 10
+    write_image(tree / "train/s1/blur/000002.png", 2)
+    write_image(tree / "train/s1/sharp/000005.png", 5)
+    assert run(*arguments) == 0 and len(PreparedImages(output)) == 10
 
 
 def test_check_tells_and_writes_nothing(tree, tmp_path, capsys):
@@ -131,7 +131,7 @@ def test_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch):
         again.append(file)
         return shards.write_shard(folder, file, records, source)
 
-    # A picture of a finished shard was replaced in the meantime: that shard is made anew.
+    # A image of a finished shard was replaced in the meantime: that shard is made anew.
     first = sorted((tree / "train/s1/blur").iterdir())[0]
     os.utime(first, ns=(1, 1))
     monkeypatch.setattr(pack, "write_shard", counting)
@@ -155,29 +155,29 @@ def test_output_must_be_new_and_outside(tree, tmp_path, capsys):
     assert "has the splits train, test, not val" in capsys.readouterr().err
 
 
-def test_own_pairs_and_clean_pictures(tmp_path, capsys):
+def test_own_pairs_and_clean_images(tmp_path, capsys):
     for n in (1, 2):
-        write_picture(tmp_path / f"mine/foggy/{n}_thick.png", n)
-        write_picture(tmp_path / f"mine/clear/{n}.png", n)
+        write_image(tmp_path / f"mine/foggy/{n}_thick.png", n)
+        write_image(tmp_path / f"mine/clear/{n}.png", n)
     common = ("--source", tmp_path / "mine", "--lq=foggy", "--gt=clear")
     assert run("pairs", *common, "--output", tmp_path / "a") == 2  # which task?
     assert "--task" in capsys.readouterr().err
     assert run("pairs", *common, "--task=dehaze", "--pairing=prefix", "--output", tmp_path / "a") == 0
     assert run("pairs", *common, "--task=dehaze", "--pairing={n}_thick=>{n}", "--output", tmp_path / "b") == 0
     assert (tmp_path / "a/manifest.json").read_text() == (tmp_path / "b/manifest.json").read_text()
-    assert PreparedPictures(tmp_path / "a").task == "dehaze"
+    assert PreparedImages(tmp_path / "a").task == "dehaze"
     assert run("clean", "--source", tmp_path / "mine/clear", "--output", tmp_path / "c") == 0
-    assert PreparedPictures(tmp_path / "c")[0]["image"].shape == (6, 8, 3)
+    assert PreparedImages(tmp_path / "c")[0]["image"].shape == (6, 8, 3)
 
 
-def test_blocks_of_a_matlab_file_become_lossless_pictures(tmp_path):
+def test_blocks_of_a_matlab_file_become_lossless_images(tmp_path):
     blocks = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 5, 3), np.uint8)
     source = tmp_path / "SIDD"
     source.mkdir()
     for name, values in (("ValidationNoisyBlocksSrgb", blocks), ("ValidationGtBlocksSrgb", 255 - blocks)):
         scipy.io.savemat(source / f"{name}.mat", {name: values})
     assert run("sidd", "--source", source, "--split=val", "--output", tmp_path / "out") == 0
-    prepared = PreparedPictures(tmp_path / "out")
+    prepared = PreparedImages(tmp_path / "out")
     np.testing.assert_array_equal([prepared[k]["lq"] for k in range(4)], blocks.reshape(-1, 4, 5, 3))
     np.testing.assert_array_equal([prepared[k]["gt"] for k in range(4)], 255 - blocks.reshape(-1, 4, 5, 3))
 
@@ -204,7 +204,7 @@ def test_a_damaged_matlab_file_is_read_once(tmp_path, monkeypatch, capsys):
     assert "6 unreadable" in capsys.readouterr().out and len(calls) == 1
 
 
-def test_dead_links_are_unreadable_pictures(tree, tmp_path, capsys):
+def test_dead_links_are_unreadable_images(tree, tmp_path, capsys):
     for name, target in (("000003", "nowhere.png"), ("000004", "000004.png")):
         path = tree / f"train/s1/blur/{name}.png"
         path.unlink()
@@ -212,20 +212,18 @@ def test_dead_links_are_unreadable_pictures(tree, tmp_path, capsys):
     assert run("gopro", "--source", tree, "--output", tmp_path / "out", "--subset") == 0
     printed = capsys.readouterr().out
     assert "unreadable: train/s1/blur/000003.png: " in printed and "unreadable: train/s1/blur/000004.png: " in printed
-    assert len(PreparedPictures(tmp_path / "out")) == 6
+    assert len(PreparedImages(tmp_path / "out")) == 6
 
 
 def test_names_in_other_encodings(tmp_path, capsys):
     for side, form in (("lq", "NFC"), ("gt", "NFD")):
-        write_picture(tmp_path / "mine" / side / f"{unicodedata.normalize(form, 'ü')}.png")
-        os.rename(
-            write_picture(tmp_path / "mine" / side / "x.png"), os.fsencode(tmp_path / "mine" / side) + b"/\xff.png"
-        )
+        write_image(tmp_path / "mine" / side / f"{unicodedata.normalize(form, 'ü')}.png")
+        os.rename(write_image(tmp_path / "mine" / side / "x.png"), os.fsencode(tmp_path / "mine" / side) + b"/\xff.png")
     arguments = ("pairs", "--source", tmp_path / "mine", "--task=derain")
     assert run(*arguments, "--output", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "misnamed: lq/\\udcff.png: its name is not UTF-8" in printed and "1 records" in printed
-    assert PreparedPictures(tmp_path / "out")[0]["name"] == "lq/ü"
+    assert PreparedImages(tmp_path / "out")[0]["name"] == "lq/ü"
     assert run(*arguments, "--output", tmp_path / "strict", "--strict") == 1
 
 
@@ -234,11 +232,11 @@ def test_names_in_other_encodings(tmp_path, capsys):
     [
         (("pairs", "--pairing={a}=>{b}"), "{b} is a field of the clean pattern only"),
         (("pairs", "--pairing={a:(}=>{a}"), "--pairing={a:(}=>{a}: missing )"),
-        (("pairs", "--split=train"), "none of the pictures can be used"),
+        (("pairs", "--split=train"), "none of the images can be used"),
     ],
 )
 def test_what_cannot_be_prepared_leaves_nothing(arguments, said, tmp_path, capsys):
-    write_picture(tmp_path / "gt/1.png")
+    write_image(tmp_path / "gt/1.png")
     (tmp_path / "lq").mkdir()
     (tmp_path / "lq/1.png").write_bytes(b"")
     output = tmp_path.parent / f"{tmp_path.name}_out"
@@ -246,7 +244,7 @@ def test_what_cannot_be_prepared_leaves_nothing(arguments, said, tmp_path, capsy
     assert said in capsys.readouterr().err and not list(tmp_path.parent.glob(f"{output.name}*"))
 
 
-@pytest.mark.parametrize("text", ["[]", '{"format": "prepared pictures 1"}'])
+@pytest.mark.parametrize("text", ["[]", '{"format": "prepared images 1"}'])
 def test_manifests_that_are_none(text, tmp_path, capsys):
     (tmp_path / "manifest.json").write_text(text)
     assert run("verify", tmp_path) == 2 and "not a manifest" in capsys.readouterr().err
@@ -273,4 +271,4 @@ def test_damaged_output_is_found(tree, tmp_path, capsys):
     assert "not what was written" in capsys.readouterr().err
     shard.write_bytes(content[:-7])
     with pytest.raises(FileNotFoundError, match="cut short"):
-        PreparedPictures(output)
+        PreparedImages(output)

@@ -1,4 +1,4 @@
-"""The picture test sheet."""
+"""The image test sheet."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def photos(tmp_path):
     for index, mode in enumerate(("RGB", "L", "RGBA")):
         pixels = np.random.default_rng(index).integers(0, 256, (30, 40), dtype=np.uint8)
         Image.fromarray(pixels).convert(mode).save(folder / f"{index}.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -69,7 +69,7 @@ def test_a_failed_write_leaves_the_old_sheet(photos, tmp_path, monkeypatch):
         (["--photos=nowhere"], "nowhere is no folder"),
         (["--photos=empty"], "holds no photographs"),
         (["--photos=broken"], "bad.png cannot be read"),
-        (["--output=sheet.xyz"], "picture format"),
+        (["--output=sheet.xyz"], "image format"),
         (["--rows=0"], "--rows must be at least 1"),
         (["--seed=-1"], "--seed must not be negative"),
     ],

@@ -17,12 +17,12 @@ from data_pipelines.degradations.protocol_real_esrgan import _poisson_noise, rea
 from data_pipelines.degradations.protocols import PROTOCOLS, degraded, protocol_named
 from data_pipelines.degradations.rain import add_rain
 from data_pipelines.degradations.resample import resample
-from data_pipelines.sources.folders import PhotoSource, bundled_photos
+from data_pipelines.sources.folders import ImageFolder, bundled_photos
 
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    pixels = PhotoSource(bundled_photos("heldout"))[0]["image"]
+    pixels = ImageFolder(bundled_photos("heldout"))[0]["image"]
     return np.ascontiguousarray(pixels[:96, :80]).astype(np.float32) / np.float32(255)
 
 

@@ -27,7 +27,7 @@ def test_labels_follow_the_class_order_of_the_predictor():
 
 
 def test_every_task_degrades_by_its_own_kind():
-    """Haze, snow and rain add light to a dark picture, low light takes it, blur leaves a flat one alone."""
+    """Haze, snow and rain add light to a dark image, low light takes it, blur leaves a flat one alone."""
     dark = np.full((48, 48, 3), 0.2, np.float32)
     change = {task.name: task.synthesise(dark, np.random.default_rng(0)) - dark for task in TASKS}
     for name in ("dehaze", "desnow", "derain"):

@@ -18,28 +18,28 @@ from data_pipelines.transforms import (
 )
 
 
-def image(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((height, width, 3), np.float32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2), (8, 20)])
-def test_padding_reflects_small_pictures_and_keeps_them_whole(size):
-    picture = image(*size)
-    padded = pad_to(picture, 16)
+def test_padding_reflects_small_images_and_keeps_them_whole(size):
+    image = random_image(*size)
+    padded = pad_to(image, 16)
     assert padded.shape == (16, max(16, size[1]), 3)
     top, left = (16 - size[0]) // 2, max(16 - size[1], 0) // 2
-    np.testing.assert_array_equal(padded[top : top + size[0], left : left + size[1]], picture)
+    np.testing.assert_array_equal(padded[top : top + size[0], left : left + size[1]], image)
     if size[0] > 1:
         np.testing.assert_array_equal(padded[top - 1], padded[top + 1])  # mirrored, the border not repeated
 
 
-def test_large_picture_is_not_touched():
-    picture = image(16, 17)
-    assert pad_to(picture, 16) is picture
+def test_large_image_is_not_touched():
+    image = random_image(16, 17)
+    assert pad_to(image, 16) is image
 
 
 def test_crops_take_the_same_window_of_both():
-    lq = image(20, 30)
+    lq = random_image(20, 30)
     gt = lq + 1
     seen = set()
     for seed in range(20):
@@ -56,13 +56,13 @@ def test_crops_take_the_same_window_of_both():
 
 
 def test_every_window_can_be_drawn():
-    picture = np.arange(4, dtype=np.float32).reshape(1, 4, 1).repeat(2, axis=0)
-    starts = {float(random_crop((picture,), 2, np.random.default_rng(s))[0][0, 0, 0]) for s in range(40)}
+    image = np.arange(4, dtype=np.float32).reshape(1, 4, 1).repeat(2, axis=0)
+    starts = {float(random_crop((image,), 2, np.random.default_rng(s))[0][0, 0, 0]) for s in range(40)}
     assert starts == {0, 1, 2}
 
 
 def test_flips_are_joint_and_reach_their_group():
-    lq = image(4, 4)
+    lq = random_image(4, 4)
     for kind, elements in (("none", 1), ("horizontal", 2), ("dihedral", 8)):
         seen = set()
         for seed in range(60):
@@ -86,11 +86,11 @@ def test_resize_is_antialiased_in_every_type():
 
 
 def test_clip_view_is_pillows_bicubic_of_the_whole_image_normalised():
-    picture = image(30, 50)
-    view = clip_view(picture, 16)
+    image = random_image(30, 50)
+    view = clip_view(image, 16)
     assert view.shape == (16, 16, 3) and view.dtype == np.float32 and view.flags.c_contiguous
     for k in range(3):
-        plane = Image.fromarray(picture[..., k]).resize((16, 16), Image.Resampling.BICUBIC)
+        plane = Image.fromarray(image[..., k]).resize((16, 16), Image.Resampling.BICUBIC)
         np.testing.assert_allclose(view[..., k] * CLIP_STD[k] + CLIP_MEAN[k], np.asarray(plane), atol=1e-5)
 
 
@@ -120,6 +120,6 @@ def test_clip_view_keeps_float_precision():
     np.testing.assert_allclose(view * CLIP_STD + CLIP_MEAN, level, atol=1e-6)  # 8 bits would be off by 1e-3
 
 
-def test_clip_view_of_bytes_is_that_of_the_same_picture_as_floats():
+def test_clip_view_of_bytes_is_that_of_the_same_image_as_floats():
     pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
     np.testing.assert_array_equal(clip_view(pixels, 21), clip_view(pixels / np.float32(255), 21))

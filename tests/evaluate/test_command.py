@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import decode_picture
+from data_pipelines.images import decode_image
 from mperceiver_jax.evaluate.__main__ import main
 from mperceiver_jax.evaluate.metrics.full_reference import psnr
 from mperceiver_jax.evaluate.metrics.scorer import Scorer
@@ -83,15 +83,15 @@ def test_a_classical_method_gets_the_figures_of_an_independent_script(peer, tmp_
     assert re.search(r"\| \*\*NLM\*\* \| [\d.]+ \| [\d.]+ \| [\d.]+ \| measured here \|", text)
     assert "| PromptIR (35.6 M) | 33.98 | 31.31 | 28.06 | R, S |" in text
     assert all(trap in text for trap in load_protocol("promptir-3task").traps)
-    assert "warning: CBSD68-15 has 3 pictures here" in capsys.readouterr().err
+    assert "warning: CBSD68-15 has 3 images here" in capsys.readouterr().err
 
 
-def test_the_page_needs_nothing_but_its_own_pictures(peer, tmp_path):
+def test_the_page_needs_nothing_but_its_own_images(peer, tmp_path):
     root, figures = peer
     assert command(root, tmp_path, "--show=2") == 0
     page = (tmp_path / "index.html").read_text()
     assert "http" not in page and "<!--" not in page
-    shown = re.findall(r"pictures/[0-9a-f]{12}-(?:input|output|truth)\.png", page)
+    shown = re.findall(r"images/[0-9a-f]{12}-(?:input|output|truth)\.png", page)
     assert len(shown) == 3 * 4 and all((tmp_path / name).is_file() for name in shown)
     order = re.findall(r"<figcaption>(\S+): (\S+),", page)
     ranked = sorted(figures, key=lambda key: figures[key]["psnr"])
@@ -126,7 +126,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_alike(peer, tmp_path, monkey
     assert command(root, tmp_path / "parts") == 0 and len(measured) == 1
     path = root / "outputs" / "CBSD68-50" / "im2.png"
     before = path.read_bytes()
-    save(path, 255 - decode_picture(path))
+    save(path, 255 - decode_image(path))
     assert command(root, tmp_path / "parts") == 0 and len(measured) == 2
     assert float(table(tmp_path / "parts")["CBSD68-50", "im2"]["psnr"]) < 15
     path.write_bytes(before)
@@ -143,7 +143,7 @@ def test_parts_measured_by_several_processes_make_the_whole(peer, tmp_path, caps
         assert command(root, tmp_path / "parts", f"--part={part}", "--batch-size=1") == 0
         assert not (tmp_path / "parts" / "report.md").exists()
     told = capsys.readouterr().out
-    assert "part 1/2 of outputs: 4 pictures" in told and "part 0/2 of outputs: 5 pictures" in told
+    assert "part 1/2 of outputs: 4 images" in told and "part 0/2 of outputs: 5 images" in told
     assert command(root, tmp_path / "parts") == 0
     assert (tmp_path / "parts" / "images.csv").read_bytes() == (tmp_path / "whole" / "images.csv").read_bytes()
     # The last call measured nothing.
@@ -168,9 +168,9 @@ def test_faults_are_named_before_anything_is_measured(peer, tmp_path, capsys):
     status, told = run("--partial")
     assert status == 0 and "warning: folder: 1 outputs are missing" in told
     assert len(table(tmp_path / "out")) == 2 and "inf" in (tmp_path / "out" / "report.md").read_text()
-    assert report(tmp_path / "out")["sets"]["folder"]["output"]["psnr"] is None  # infinite: equal pictures
+    assert report(tmp_path / "out")["sets"]["folder"]["output"]["psnr"] is None  # infinite: equal images
     save(tmp_path / "made" / "9.png", photos()[0])
-    assert "1 of 3 pictures" in run()[1]
+    assert "1 of 3 images" in run()[1]
     (tmp_path / "made" / "9.png").unlink()
     other = tmp_path / "training_run"
     other.mkdir()
@@ -226,7 +226,7 @@ def test_luma_resizing_and_borders_are_those_of_their_papers(tmp_path):
 
 
 class Halver:
-    """A restorer whose model halves a picture and adds a hundredth of noise; it pads to multiples of 16."""
+    """A restorer whose model halves an image and adds a hundredth of noise; it pads to multiples of 16."""
 
     seed, refine, colour, notes = 7, True, "none", ("a stage is unfinished",)
     weight_kind = "last parameters"
@@ -234,21 +234,21 @@ class Halver:
     _params: ClassVar = {"factor": jnp.array(0.5)}
     _tile = 0
 
-    def _padded(self, picture):
-        return pad_to(picture, 16, 16)
+    def _padded(self, image):
+        return pad_to(image, 16, 16)
 
-    def _seen(self, picture, padded):
+    def _seen(self, image, padded):
         return np.zeros((1, 2, 2, 3), np.float32)
 
     @staticmethod
     def _restored(params, lq, lq_clip, key):
-        assert lq.shape[0] == 1  # every picture by itself, with the same noise
+        assert lq.shape[0] == 1  # every image by itself, with the same noise
         return params["factor"] * lq + 0.01 * jax.random.uniform(key, lq.shape), None
 
-    def alone(self, picture):
-        padded = self._padded(picture)[None]
+    def alone(self, image):
+        padded = self._padded(image)[None]
         out, _ = self._restored(self._params, padded, None, jax.random.key(self.seed))
-        return np.asarray(out)[0, : picture.shape[0], : picture.shape[1]]
+        return np.asarray(out)[0, : image.shape[0], : image.shape[1]]
 
 
 def small_pairs(root):
@@ -264,7 +264,7 @@ def test_a_model_is_run_over_devices_and_scored_before_rounding(tmp_path, monkey
     data = small_pairs(tmp_path / "data")
     monkeypatch.setattr(Restorer, "from_checkpoint", lambda *_, **__: Halver())
     (tmp_path / "mine.toml").write_text(
-        'title = "Mine"\nabout = ""\ntraps = []\n[ruler]\nlevels = "float"\nmetrics = ["psnr"]\n'
+        'title = "Mine"\nabout = ""\ntraps = []\n[preprocessing]\nlevels = "float"\nmetrics = ["psnr"]\n'
         '[[sets]]\nname = "a"\ntask = "x"\nlq = "lq"\ngt = "gt"\n'
     )
     arguments = [f"--checkpoint={tmp_path / 'run'}", f"--data={data}", f"--protocol={tmp_path / 'mine.toml'}"]
@@ -274,14 +274,14 @@ def test_a_model_is_run_over_devices_and_scored_before_rounding(tmp_path, monkey
     assert "warning: a stage is unfinished" in capsys.readouterr().err
     rows = table(tmp_path / "out")
     for k in range(5):
-        degraded, truth = (decode_picture(data / side / f"{k}.png") / np.float32(255) for side in ("lq", "gt"))
+        degraded, truth = (decode_image(data / side / f"{k}.png") / np.float32(255) for side in ("lq", "gt"))
         restored = Halver().alone(degraded)
         assert float(rows["a", str(k)]["psnr"]) == pytest.approx(psnr(restored, truth), abs=1e-4)
-        written = decode_picture(tmp_path / "out" / "restored" / "a" / f"{k}.png")
+        written = decode_image(tmp_path / "out" / "restored" / "a" / f"{k}.png")
         assert np.abs(255 * restored - written).max() <= 0.51
     identity = report(tmp_path / "out")["evaluated"]
     assert identity["seed"] == 7 and identity["steps"] == 3 and len(identity["weights"]) == 16
-    # A restored picture that has gone is made again.
+    # A restored image that has gone is made again.
     (tmp_path / "out" / "restored" / "a" / "2.png").unlink()
     assert main([*arguments, f"--output={tmp_path / 'out'}", "--title=half"]) == 0
     assert (tmp_path / "out" / "restored" / "a" / "2.png").is_file()
@@ -295,8 +295,8 @@ def test_a_trained_model_in_batches_restores_as_it_does_alone(tmp_path):
     assert main([*arguments, f"--output={tmp_path / 'out'}"]) == 0
     restorer = Restorer.from_checkpoint(tmp_path / "run")
     for k in range(5):
-        alone = restorer(decode_picture(data / "lq" / f"{k}.png"))
-        written = decode_picture(tmp_path / "out" / "restored" / "folder" / f"{k}.png")
+        alone = restorer(decode_image(data / "lq" / f"{k}.png"))
+        written = decode_image(tmp_path / "out" / "restored" / "folder" / f"{k}.png")
         assert np.abs(alone.astype(int) - written).max() <= 1
 
 
@@ -320,5 +320,5 @@ def test_distances_by_networks_do_not_depend_on_batches_and_devices(peer, tmp_pa
         assert command(root, output, "--metrics=lpips_vgg", f"--batch-size={batch_size}", "--sets=CBSD68-50") == 0
         found.append([float(row["lpips_vgg"]) for row in table(output).values()])
     np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-6)
-    clean, made = middle(photos()[0]), decode_picture(root / "outputs" / "CBSD68-50" / "im0.png")
+    clean, made = middle(photos()[0]), decode_image(root / "outputs" / "CBSD68-50" / "im0.png")
     assert found[0][0] == pytest.approx(2 * np.abs(clean / 255 - made / 255).mean(), rel=1e-5)

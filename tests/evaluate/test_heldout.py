@@ -1,4 +1,4 @@
-"""Evaluation on held-out pictures: right numbers, whatever the batches and the mesh."""
+"""Evaluation on held-out images: right numbers, whatever the batches and the mesh."""
 
 import signal
 from dataclasses import replace
@@ -13,7 +13,7 @@ from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, Preemption
 from mperceiver_jax.distributed.sharding import MeshConfig
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.metrics.full_reference import psnr
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -31,7 +31,7 @@ def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     changes = {"data.photos": str(write_photographs(folder / "train")), "evaluation.per_task": 3}
     heldout = str(write_photographs(folder / "heldout", seed=1))
-    experiment = tiny_run(changes | {"data.heldout_photos": heldout})
+    experiment = tiny_run(changes | {"data.heldout_images": heldout})
     model = MPerceiver(experiment.model)
     return experiment, model, tiny_values(model)
 
@@ -42,7 +42,7 @@ def evaluator(setting, mesh: MeshConfig, batch_size: int, workdir=None):
     mesh = sharding.make_mesh(mesh, devices)
     experiment = replace(experiment, evaluation=replace(experiment.evaluation, batch_size=batch_size))
     params = sharding.shard_params(mesh, values)
-    return HeldOut(experiment, model, mesh, workdir), params
+    return HeldoutEvaluator(experiment, model, mesh, workdir), params
 
 
 def test_figures_do_not_depend_on_batches_or_devices(setting):
@@ -53,19 +53,19 @@ def test_figures_do_not_depend_on_batches_or_devices(setting):
         results.append(heldout.evaluate("predictor", params))
     assert results[0] == results[1] == results[2]
     confusion = np.array(results[0]["predictor"]["confusion"])
-    # Three pictures each of the tasks 0 and 2.
+    # Three images each of the tasks 0 and 2.
     assert confusion.sum(1).tolist() == [3, 0, 3, 0, 0, 0, 0, 0, 0]
     assert results[0]["scalars"]["accuracy"] == np.trace(confusion) / 6
 
 
-def test_figures_of_a_network_that_mixes_a_batch_are_those_of_pictures_alone(tmp_path):
+def test_figures_of_a_network_that_mixes_a_batch_are_those_of_images_alone(tmp_path):
     """As the release of AM-PromptIR does with the words of a batch; the restorer has no batches."""
-    changes = {f"data.{name}": str(write_photographs(tmp_path / name)) for name in ("photos", "heldout_photos")}
+    changes = {f"data.{name}": str(write_photographs(tmp_path / name)) for name in ("photos", "heldout_images")}
     sizes = AMPromptIRConfig(
         dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1, prompt_sides=(4, 4, 4), text_path="release"
     )
     tasks = tuple(task.name for task in TASK_SETS["pip"])
-    model = RegressionConfig("am_promptir", sizes, tasks, told_by="label")
+    model = RegressionConfig("am_promptir", sizes, tasks, condition_source="label")
     experiment = replace(tiny_regression(changes), model=model)
     built = experiment.build()
     values = {path: 2 * value for path, value in parameters.initial_values(built, 0).items()}
@@ -79,7 +79,7 @@ def test_figures_of_a_network_that_mixes_a_batch_are_those_of_pictures_alone(tmp
     assert found["denoise"]["restored"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_autoencoder_is_measured_on_clean_pictures(setting, tmp_path):
+def test_the_autoencoder_is_measured_on_clean_images(setting, tmp_path):
     experiment, model, values = setting
     heldout, params = evaluator(setting, MeshConfig(data=1), 4, tmp_path)
     scalars = heldout.evaluate("vae", params, final=True)["scalars"]
@@ -88,9 +88,9 @@ def test_the_autoencoder_is_measured_on_clean_pictures(setting, tmp_path):
     gt = np.stack([examples[k]["gt"] for k in range(3)])
 
     @jax.jit
-    def reconstruct(values, picture):
+    def reconstruct(values, image):
         merged = parameters.merge(structure, values)
-        return (merged.decode(merged.encode(picture * 2 - 1)[0]) + 1) / 2
+        return (merged.decode(merged.encode(image * 2 - 1)[0]) + 1) / 2
 
     out = np.clip(reconstruct({k: jnp.asarray(v) for k, v in values.items()}, gt), 0, 1)
     expected = np.mean([psnr(a, b) for a, b in zip(np.asarray(out), gt, strict=True)])
@@ -102,7 +102,7 @@ def test_the_autoencoder_is_measured_on_clean_pictures(setting, tmp_path):
 def test_a_signal_ends_it_between_two_batches(setting):
     experiment, model, values = setting
     preemption = Preemption()
-    heldout = HeldOut(experiment, model, mesh := sharding.make_mesh(), None, preemption)
+    heldout = HeldoutEvaluator(experiment, model, mesh := sharding.make_mesh(), None, preemption)
     seen = []
 
     def compute(params, batch, key):
@@ -116,8 +116,8 @@ def test_a_signal_ends_it_between_two_batches(setting):
     assert seen == [experiment.evaluation.batch_size]
 
 
-def test_too_few_pictures_are_told_at_once(setting):
+def test_too_few_images_are_told_at_once(setting):
     experiment, model, _ = setting
     experiment = replace(experiment, evaluation=replace(experiment.evaluation, per_task=5))
-    with pytest.raises(ValueError, match=r"per_task must be 1 to 4 \(held-out pictures\), not 5"):
-        HeldOut(experiment, model, sharding.make_mesh(), None)
+    with pytest.raises(ValueError, match=r"per_task must be 1 to 4 \(held-out images\), not 5"):
+        HeldoutEvaluator(experiment, model, sharding.make_mesh(), None)

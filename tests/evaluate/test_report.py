@@ -69,7 +69,7 @@ def test_markdown_says_what_got_worse():
     text = to_markdown(RESULTS)
     assert "- dehaze: better in PSNR (+2.50 dB) and SSIM (+0.0500); worse in LPIPS (+0.1000)." in text
     assert "- denoise: better in SSIM (+0.0500) and LPIPS (-0.1000); not measured in PSNR." in text
-    assert "worse than leaving the picture alone**, by at least one metric, on 1 of 2 tasks: dehaze." in text
+    assert "worse than leaving the image alone**, by at least one metric, on 1 of 2 tasks: dehaze." in text
     good = {"tasks": {"dehaze": {"degraded": {"psnr": 15.0}, "restored": {"psnr": 16.0}}}}
     assert "worse" not in to_markdown(good)
 
@@ -91,7 +91,7 @@ def test_both_files_are_written(tmp_path):
     assert to_markdown({}) == "# Report\n"
 
 
-def test_sample_sheet_shows_the_pictures_side_by_side(tmp_path):
+def test_sample_sheet_shows_the_images_side_by_side(tmp_path):
     red, green, blue = (np.full((32, 64, 3), colour, np.float32) for colour in np.eye(3))
     rows = [("first", red, green, blue), ("no truth", red[:16], blue[:16], None)]
     sample_sheet(rows, tmp_path / "sheet.png")
@@ -102,7 +102,7 @@ def test_sample_sheet_shows_the_pictures_side_by_side(tmp_path):
     left = np.nonzero((sheet == (255, 0, 0)).all(-1))[1].max()
     middle = np.nonzero((sheet == (0, 255, 0)).all(-1))[1]
     assert left < middle.min() and middle.max() < sheet.shape[1] // 3 * 2
-    # Titles: something dark and grey above the first pictures.
+    # Titles: something dark and grey above the first images.
     assert sheet[:16].min() < 128 and (sheet[:16] == sheet[:16, :, :1]).all()
 
 

@@ -41,7 +41,7 @@ def test_the_last_restoring_stage_is_the_result(tmp_path):
     assert report["seconds"] == {"vae": 1.5, "predictor": 1.5, "dual_branch": 1.5, "drm": 1.5}
     notes = " ".join(report["notes"])
     assert "before the detail refinement 22.00 dB, after it 25.00 dB" in notes
-    assert "clean held-out pictures back with 30.00 dB" in notes
+    assert "clean held-out images back with 30.00 dB" in notes
     readable = (tmp_path / "report.md").read_text()
     assert "dehaze" in readable and "25.0" in readable
 

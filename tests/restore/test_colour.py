@@ -32,7 +32,7 @@ def test_whole_path_on_8_bit_images_equals_the_release(name, fix):
     assert (ours == expected).mean() > 0.99
 
 
-def test_one_pixel_pictures_work_and_unequal_ones_are_refused():
+def test_one_pixel_images_work_and_unequal_ones_are_refused():
     one = np.full((1, 1, 3), 0.25, np.float32)
     np.testing.assert_allclose(adain(one, one + 0.5), one + 0.5, atol=1e-6)
     np.testing.assert_allclose(wavelet_fix(one, one + 0.5), one + 0.5, atol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mperceiver_jax.image_files import encode_png, read_picture
+from mperceiver_jax.image_files import encode_png, read_image
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main
 from mperceiver_jax.restore.jobs import plan
@@ -41,7 +41,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def restored(workdir, tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     source = root / "in"
     write(source / "colour.png", pixels(40, 30))
     write(source / "deep" / "colour.png", pixels(17, 23, seed=1))
@@ -52,7 +52,7 @@ def restored(workdir, tmp_path_factory):
     Image.fromarray(pixels(24, 24)).save(source / "photo.jpg")
     (source / "empty.png").write_bytes(b"")
     (source / "truncated.jpg").write_bytes((source / "photo.jpg").read_bytes()[:600])
-    (source / "words.png").write_text("not a picture")
+    (source / "words.png").write_text("not an image")
     (source / "notes.txt").write_text("left alone")
     (source / ".hidden.png").write_bytes(b"")
     before = {name: (source / name).read_bytes() for name in files(source)}
@@ -72,19 +72,19 @@ def outcome(restored):
     return status, said.getvalue(), errors.getvalue()
 
 
-def test_good_pictures_are_restored_and_bad_ones_named(restored, outcome):
+def test_good_images_are_restored_and_bad_ones_named(restored, outcome):
     source, before, out, _ = restored
     status, _, errors = outcome
     good = ["alpha", "colour", "deep/colour", "dot", "grey", "photo", "sixteen"]
     assert status == 1
     assert files(out) == sorted(f"{name}{end}.png" for name in good for end in ("", "_side_by_side"))
-    assert "3 of 10 pictures could not be restored" in errors
+    assert "3 of 10 images could not be restored" in errors
     for name in ("empty.png", "truncated.jpg", "words.png"):
         assert f"{source / name}: cannot read" in errors
     assert {name: (source / name).read_bytes() for name in files(source)} == before
 
 
-def test_each_picture_has_a_line_with_size_degradations_and_seconds(restored, outcome):
+def test_each_image_has_a_line_with_size_degradations_and_seconds(restored, outcome):
     (line,) = (line for line in outcome[1].splitlines() if line.startswith(str(restored[2] / "colour.png")))
     assert re.search(r"  30x40  (\w[\w ]* \d+ %(, )?){1,3}  \d+\.\d s", line)
     assert outcome[1].count("with compiling") == 1  # all are padded to one size
@@ -101,11 +101,11 @@ def test_files_hold_what_the_restorer_makes(workdir, restored, outcome):
 def test_files_keep_size_depth_greyness_and_alpha(restored, outcome):
     source, _, out, _ = restored
     for name in ("alpha", "colour", "deep/colour", "dot", "grey", "sixteen"):
-        before, after = read_picture(source / f"{name}.png"), read_picture(out / f"{name}.png")
+        before, after = read_image(source / f"{name}.png"), read_image(out / f"{name}.png")
         assert after.pixels.shape == before.pixels.shape
         assert (after.bits, after.grey) == (before.bits, before.grey), name
         assert (after.alpha is None) == (before.alpha is None)
-    np.testing.assert_array_equal(read_picture(out / "alpha.png").alpha, read_picture(source / "alpha.png").alpha)
+    np.testing.assert_array_equal(read_image(out / "alpha.png").alpha, read_image(source / "alpha.png").alpha)
 
 
 def test_side_by_side_shows_both(restored, outcome):
@@ -127,9 +127,9 @@ def test_results_are_replaced_only_on_demand(restored, outcome, capsys):
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_missing_checkpoint_is_one_message(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
-    picture = write(tmp_path / "a.png", pixels(4, 4))
+    image = write(tmp_path / "a.png", pixels(4, 4))
     out = tmp_path / "out"
-    assert main([str(picture), f"--checkpoint={tmp_path / name}", f"--output={out}"]) == 2
+    assert main([str(image), f"--checkpoint={tmp_path / name}", f"--output={out}"]) == 2
     assert f"{tmp_path / name} holds no run" in capsys.readouterr().err
     assert not out.exists()
 
@@ -137,8 +137,8 @@ def test_missing_checkpoint_is_one_message(tmp_path, capsys, name):
 def test_stages_not_trained_yet_are_named(workdir, tmp_path, capsys):
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "dual_branch")
-    picture = write(tmp_path / "a.png", pixels(4, 4))
-    assert main([str(picture), f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 2
+    image = write(tmp_path / "a.png", pixels(4, 4))
+    assert main([str(image), f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 2
     assert "no checkpoint of dual_branch" in capsys.readouterr().err
 
 
@@ -146,11 +146,11 @@ def test_missing_inputs_are_named(tmp_path, capsys):
     assert main([str(tmp_path / "a.png"), "--checkpoint=x", f"--output={tmp_path / 'out'}"]) == 2
     assert f"there is no {tmp_path / 'a.png'}" in capsys.readouterr().err
     (tmp_path / "sub").mkdir()
-    with pytest.raises(ValueError, match=r"no pictures in .*--recursive"):
+    with pytest.raises(ValueError, match=r"no images in .*--recursive"):
         plan([tmp_path], tmp_path / "out")
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path):
+def test_two_images_of_one_name_are_refused(tmp_path):
     write(tmp_path / "one" / "a.png", pixels(4, 4))
     write(tmp_path / "two" / "a.jpg", pixels(4, 4))
     with pytest.raises(ValueError, match=r"(?s)one name.*a\.png.*a\.jpg -> .*a\.png"):
@@ -171,16 +171,16 @@ def test_folders_keep_their_subfolders_and_files_named_twice_are_taken_once(tmp_
 
 
 def test_inputs_are_never_written_to(tmp_path):
-    picture = write(tmp_path / "in" / "a.png", pixels(4, 4))
+    image = write(tmp_path / "in" / "a.png", pixels(4, 4))
     for output in (tmp_path / "in", tmp_path / "in" / ".." / "in"):
         with pytest.raises(ValueError, match="input folder"):
             plan([tmp_path / "in"], output, overwrite=True)
     with pytest.raises(ValueError, match="input folder"):
         plan([tmp_path / "in"], tmp_path / "in" / "out", recursive=True)
     with pytest.raises(ValueError, match="is an input"):
-        plan([picture], tmp_path / "in", overwrite=True)
+        plan([image], tmp_path / "in", overwrite=True)
     with pytest.raises(ValueError, match="is a file"):
-        plan([tmp_path / "in"], picture)
+        plan([tmp_path / "in"], image)
     assert plan([tmp_path / "in"], tmp_path / "in" / "out")
 
 

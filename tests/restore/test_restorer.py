@@ -12,7 +12,7 @@ from mperceiver_jax.checkpoints.manager import CheckpointError
 from mperceiver_jax.checkpoints.workdir import claim_workdir
 from mperceiver_jax.config.experiment import to_mapping
 from mperceiver_jax.diffusion.restoration import restore_batch
-from mperceiver_jax.image_files import Picture
+from mperceiver_jax.image_files import LoadedImage
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.restore import Restorer
@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def restorer(run):
-    """All its pictures are padded to one size, so that one program is compiled."""
+    """All its images are padded to one size, so that one program is compiled."""
     return Restorer.from_checkpoint(run[0])
 
 
@@ -51,7 +51,7 @@ def noise(height, width, channels=3, dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, top, (height, width, channels), dtype, endpoint=True)
 
 
-def test_the_model_is_what_the_stages_trained_and_the_picture_what_it_makes_of_the_padded_one(run, restorer):
+def test_the_model_is_what_the_stages_trained_and_the_image_what_it_makes_of_the_padded_one(run, restorer):
     lq = noise(64, 64).astype(np.float32) / 255
     model = MPerceiver(experiment().model)
     parameters.assign(model, run[1])
@@ -59,7 +59,7 @@ def test_the_model_is_what_the_stages_trained_and_the_picture_what_it_makes_of_t
     out, logits = jax.jit(lambda *a: restore_batch(model, restorer.sampler, *a))(*args)
     expected = np.clip((np.asarray(out[0]) + 1) / 2, 0, 1)
     found = restorer.restore(lq)
-    np.testing.assert_allclose(found.picture, expected, atol=1e-4)
+    np.testing.assert_allclose(found.image, expected, atol=1e-4)
     assert expected.std() > 0.02  # not saturated: the comparison means something
     assert list(found.probabilities) == [task.name for task in TASKS]
     np.testing.assert_allclose(list(found.probabilities.values()), jax.nn.softmax(logits[0]), atol=1e-5)
@@ -101,7 +101,7 @@ def test_every_kind_of_array_comes_back_as_it_was_given(restorer):
     threefold = restorer(np.repeat(eight[..., :1], 3, -1).astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(grey, np.rint(threefold @ np.float32([0.299, 0.587, 0.114]) * 255))
 
-    file = Picture(eight.astype(np.float32) / np.float32(255), bits=16, icc=b"profile")
+    file = LoadedImage(eight.astype(np.float32) / np.float32(255), bits=16, icc=b"profile")
     restored = restorer(file)
     np.testing.assert_array_equal(restored.pixels, exact)
     assert replace(restored, pixels=None) == replace(file, pixels=None)
@@ -134,7 +134,7 @@ def test_colour_and_rounding_are_applied_last(run, restorer):
 
 
 @pytest.mark.parametrize(
-    "picture, message",
+    "image, message",
     [
         (np.zeros((4, 4, 2), np.uint8), r"not \(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"not \(0, 4, 3\)"),
@@ -143,9 +143,9 @@ def test_colour_and_rounding_are_applied_last(run, restorer):
         (np.full((4, 4, 3), np.nan), "finite"),
     ],
 )
-def test_what_is_no_picture_is_refused(restorer, picture, message):
+def test_what_is_no_image_is_refused(restorer, image, message):
     with pytest.raises(ValueError, match=message):
-        restorer(picture)
+        restorer(image)
 
 
 def test_settings_out_of_range_are_refused(run):

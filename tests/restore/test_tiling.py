@@ -1,4 +1,4 @@
-"""Tiles: weights that sum to one, no seams, and the whole picture's result where the receptive field allows."""
+"""Tiles: weights that sum to one, no seams, and the whole image's result where the receptive field allows."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
 from mperceiver_jax.models.restorers.mioir.swinir import SwinIRConfig
 from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.restore.batched import ManyPictures
+from mperceiver_jax.restore.batched import BatchedRestorer
 from mperceiver_jax.restore.tiling import restore_in_tiles, tile_starts, tile_weights
 
 SEVEN = tuple(task.name for task in TASK_SETS["mioir"])
@@ -48,8 +48,8 @@ def test_tiles_begin_where_windows_do():
         return tile
 
     where = np.stack([*np.meshgrid(np.arange(61), np.arange(75), indexing="ij"), np.zeros((61, 75))], -1)
-    picture = where.astype(np.float32)
-    np.testing.assert_allclose(restore_in_tiles(restore, picture, 24, 12, align=8), picture, rtol=1e-6)
+    image = where.astype(np.float32)
+    np.testing.assert_allclose(restore_in_tiles(restore, image, 24, 12, align=8), image, rtol=1e-6)
     inner = [(top, left) for top, left in seen if top < 61 - 24 and left < 75 - 24]
     assert inner and all(top % 8 == left % 8 == 0 for top, left in inner)
     # They share at least what was asked for, also where that is no multiple of the windows.
@@ -73,53 +73,53 @@ def test_sizes_that_do_not_go_together_are_refused(tile, overlap):
 @pytest.fixture(scope="module")
 def network():
     model = RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1), SEVEN))
-    # Initial values change a picture too little to tell.
+    # Initial values change an image too little to tell.
     return model, {path: 4 * value for path, value in parameters.initial_values(model, 0).items()}
 
 
-def test_tiles_give_what_the_whole_picture_gives(network):
+def test_tiles_give_what_the_whole_image_gives(network):
     """Two convolutions in a block, and three around: the receptive field reaches 5 pixels."""
-    picture = np.random.default_rng(0).random((61, 90, 3), np.float32)
-    whole = Restorer(*network, minimum=1, tasks=())(picture)
-    in_tiles = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=20)(picture)
-    assert np.ptp(whole - picture) > 0.01
+    image = np.random.default_rng(0).random((61, 90, 3), np.float32)
+    whole = Restorer(*network, minimum=1, tasks=())(image)
+    in_tiles = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=20)(image)
+    assert np.ptp(whole - image) > 0.01
     np.testing.assert_allclose(in_tiles, whole, atol=1e-6)
     # With less overlap than that the tiles' borders show.
-    narrow = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=4)(picture)
+    narrow = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=4)(image)
     assert np.abs(narrow - whole).max() > 1e-5
 
 
-def test_every_tile_is_told_what_is_wrong_with_the_whole_picture():
+def test_every_tile_is_told_what_is_wrong_with_the_whole_image():
     model = RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN))
     params = {path: 4 * value for path, value in parameters.initial_values(model, 0).items()}
-    picture = np.random.default_rng(0).random((61, 90, 3), np.float32)
-    picture[6:54, 21:69] = 0.9  # the tile in the middle, which is of another kind
+    image = np.random.default_rng(0).random((61, 90, 3), np.float32)
+    image[6:54, 21:69] = 0.9  # the tile in the middle, which is of another kind
     # Half of what is computed is padding, which the classifier must not see.
     restorer, in_tiles = (
         Restorer(model, params, minimum=128, tasks=TASK_SETS["mioir"], **size)
         for size in ({}, {"tile": 48, "overlap": 20})
     )
     parameters.assign(model, params)
-    truly = dict(zip(SEVEN, jax.nn.softmax(model.classifier(picture[None]))[0].tolist(), strict=True))
-    assert restorer.predict(picture) == pytest.approx(truly, abs=1e-5)
+    truly = dict(zip(SEVEN, jax.nn.softmax(model.classifier(image[None]))[0].tolist(), strict=True))
+    assert restorer.predict(image) == pytest.approx(truly, abs=1e-5)
     likeliest = lambda found: max(found, key=found.get)
-    assert likeliest(restorer.predict(picture[6:54, 21:69])) != likeliest(truly)
-    whole, parts = restorer.restore(picture), in_tiles.restore(picture)
+    assert likeliest(restorer.predict(image[6:54, 21:69])) != likeliest(truly)
+    whole, parts = restorer.restore(image), in_tiles.restore(image)
     assert whole.probabilities == pytest.approx(truly, abs=1e-5) and parts.probabilities == whole.probabilities
-    np.testing.assert_allclose(parts.picture, whole.picture, atol=1e-6)
-    (batched,) = ManyPictures(restorer, sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))([picture])
-    np.testing.assert_allclose(batched, whole.picture, atol=1e-6)
+    np.testing.assert_allclose(parts.image, whole.image, atol=1e-6)
+    (batched,) = BatchedRestorer(restorer, sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))([image])
+    np.testing.assert_allclose(batched, whole.image, atol=1e-6)
 
 
-def test_windows_lie_as_in_the_whole_picture_in_the_last_tiles_too():
+def test_windows_lie_as_in_the_whole_image_in_the_last_tiles_too():
     """Two blocks of windows of 4 reach 14 pixels with the convolutions around them; sides are no multiples of 4."""
     sizes = SwinIRConfig(width=4, heads=1, depths=(2,), window=4, tail=4, drop_path=0.0)
     model = RegressionModel(RegressionConfig("mioir_swinir", sizes, SEVEN))
     # Away from uniform attention, which would hide where windows begin.
     params = {path: 3 * value for path, value in parameters.initial_values(model, 0).items()}
-    picture = np.random.default_rng(0).random((61, 121, 3), np.float32)
-    whole = Restorer(model, params, minimum=1, tasks=())(picture)
-    in_tiles = Restorer(model, params, minimum=1, tasks=(), tile=112, overlap=56)(picture)
+    image = np.random.default_rng(0).random((61, 121, 3), np.float32)
+    whole = Restorer(model, params, minimum=1, tasks=())(image)
+    in_tiles = Restorer(model, params, minimum=1, tasks=(), tile=112, overlap=56)(image)
     np.testing.assert_allclose(in_tiles, whole, atol=1e-5)
 
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 TOLERANCE = 1e-4
 SIZES = [(64, 64), (48, 72)]
-"""Latents of a picture of 512x512 pixels, and of one of 384x576."""
+"""Latents of an image of 512x512 pixels, and of one of 384x576."""
 
 
 class Pair:
@@ -42,14 +42,14 @@ class Pair:
             for name, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_meta:  # the positions, which no checkpoint stores
                     module._buffers[name] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
-        self._ours, self._layout = ours, layout
+        self._to_jax_array, self._layout = ours, layout
 
     def take_over(self) -> tuple[Callable, parameters.Params]:
         """(function of a module's parameters and inputs, parameters); PyTorch's module is given up."""
-        values = convert.from_torch(self._ours, self._state, self._layout)
+        values = convert.from_torch(self._to_jax_array, self._state, self._layout)
         del self.theirs, self._state
         params = {path: jnp.asarray(values.pop(path)) for path in list(values)}
-        structure, _ = parameters.split(self._ours)
+        structure, _ = parameters.split(self._to_jax_array)
 
         def call(method: str):
             return jax.jit(lambda p, *inputs: getattr(parameters.merge(structure, p), method)(*inputs))
@@ -123,17 +123,17 @@ def test_autoencoder(capsys):
         AutoencoderKL(VAEConfig.sd()),
         "diffusers",
     )
-    pictures = [np.tanh(draw(1, 8 * h, 8 * w, 3)) for h, w in SIZES]
+    images = [np.tanh(draw(1, 8 * h, 8 * w, 3)) for h, w in SIZES]
     latents = [draw(1, *size, 4) for size in SIZES]
     with torch.no_grad():
-        means = [nhwc(pair.theirs.encode(torch.from_numpy(nchw(x))).latent_dist.mean.numpy()) for x in pictures]
+        means = [nhwc(pair.theirs.encode(torch.from_numpy(nchw(x))).latent_dist.mean.numpy()) for x in images]
         decoded = [nhwc(pair.theirs.decode(torch.from_numpy(nchw(z))).sample.numpy()) for z in latents]
     call, params = pair.take_over()
     encode, decode = call("encode"), call("decode")
-    compare(capsys, "encoder, float32", (encode(params, x).mean for x in pictures), means)
+    compare(capsys, "encoder, float32", (encode(params, x).mean for x in images), means)
     compare(capsys, "decoder, float32", (decode(params, z) for z in latents), decoded)
     half = lambda x: jnp.asarray(x, jnp.bfloat16)
-    compare(capsys, "encoder, bfloat16", [encode(params, half(pictures[0])).mean], means[:1], 0.1)
+    compare(capsys, "encoder, bfloat16", [encode(params, half(images[0])).mean], means[:1], 0.1)
     compare(capsys, "decoder, bfloat16", [decode(params, half(latents[0]))], decoded[:1], 0.1)
 
 

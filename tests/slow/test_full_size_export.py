@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
-from mperceiver_jax.convert.diffusers.components import homes
+from mperceiver_jax.convert.diffusers.components import library_components
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
@@ -20,13 +20,15 @@ import resource, sys
 from functools import partial
 from pathlib import Path
 from mperceiver_jax.convert.export import export
-from mperceiver_jax.checkpoints.lazy_params import OnDemand
+from mperceiver_jax.checkpoints.lazy_params import LazyMapping
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
 model = MPerceiver(MPerceiverConfig.sd21())
 declared = parameters.declared(model)
-values = OnDemand({path: partial(parameters.initial_value, path, variable, 0) for path, variable in declared.items()})
+values = LazyMapping(
+    {path: partial(parameters.initial_value, path, variable, 0) for path, variable in declared.items()}
+)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 before = peak()
 export(model, values, Path(sys.argv[1]), sys.argv[2], "bfloat16")
@@ -56,7 +58,7 @@ def test_full_size_directories_are_what_the_libraries_build():
     """Names and shapes of the classes that `config.json` asks for, without any values."""
     torch = pytest.importorskip("torch")
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
-    for home in homes(MPerceiver(MPerceiverConfig.sd21())):
+    for home in library_components(MPerceiver(MPerceiverConfig.sd21())):
         with torch.device("meta"):
             if home.layout == "diffusers":
                 cls = getattr(diffusers, home.config["_class_name"])

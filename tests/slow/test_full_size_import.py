@@ -94,7 +94,7 @@ START = """
     def place(path, value):
         where = sharding.parameter_sharding(mesh, path, value.shape, 2)
         return sharding.place(value, where, jnp.bfloat16)
-    values = weights.starting_values(experiment, MPerceiver(experiment.model), place)
+    values = weights.init_params(experiment, MPerceiver(experiment.model), place)
     held = dict.fromkeys(jax.devices(), 0)
     for value in values.values():
         for shard in value.addressable_shards:

@@ -42,7 +42,7 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def picture(batch: int = 1) -> np.ndarray:
+def image(batch: int = 1) -> np.ndarray:
     """The fixtures' input in our layout: (1, 128, 128, 3), or (2, 128, 128, 3)."""
     seed = {1: 12345, 2: 54321}[batch]
     flat = (sequence(batch * 3 * 128 * 128, seed) + 1) / 2

@@ -32,8 +32,8 @@ _SAMPLES = (
 _FIELD = re.compile(r"\{(\w+)(?::((?:[^{}]|\{\d+,?\d*\})+))?\}")
 
 
-def write_picture(path: Path, seed: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
-    """A picture of noise, the same for the same seed."""
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
+    """An image of noise, the same for the same seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -61,5 +61,5 @@ def write_pair(root: Path, rule: Rule) -> tuple[str, str]:
     paths = tuple(filled(pattern, known) if pattern else "" for pattern in (rule.lq, rule.gt))
     for seed, path in enumerate(paths):
         if path:
-            write_picture(root / path, seed)
+            write_image(root / path, seed)
     return paths

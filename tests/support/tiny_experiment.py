@@ -1,4 +1,4 @@
-"""A whole run in small: all five stages of the tiny model, a few updates each, on a few pictures.
+"""A whole run in small: all five stages of the tiny model, a few updates each, on a few images.
 
 Also a config file: `python -m mperceiver_jax.main --config=tests/tiny_run.py`.
 """
@@ -48,7 +48,7 @@ def tiny_run_mapping() -> dict[str, Any]:
             "clip_size": CLIP_SIDE,
             "threads": 0,
             "photos": "",
-            "heldout_photos": "",
+            "heldout_images": "",
             "pairs": {},
             "weights": {"dehaze": 1.0, "denoise": 1.0},
         },
@@ -89,10 +89,10 @@ def tiny_run(changes: Mapping[str, Any] | None = None) -> Experiment:
 
 
 def write_photographs(folder: Path, count: int = 4, side: int = 24, seed: int = 0) -> Path:
-    """A folder of small smooth colour pictures: decoding the bundled photographs takes longer than a test."""
+    """A folder of small smooth colour images: decoding the bundled photographs takes longer than a test."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(count):
         coarse = (rng.random((4, 4, 3)) * 255).astype(np.uint8)
-        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"picture_{index}.png")
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"image_{index}.png")
     return folder

@@ -25,12 +25,12 @@ from mperceiver_jax.models.mperceiver.unet import UNetConfig
 from mperceiver_jax.models.mperceiver.vae import VAEConfig
 
 CLASSES = 3
-SIDE = 16  # of a picture
+SIDE = 16  # of an image
 CLIP_SIDE = 8
 
 
 def tiny_config(**changes) -> MPerceiverConfig:
-    """Three degradations; pictures of 16 pixels become latents of 8."""
+    """Three degradations; images of 16 pixels become latents of 8."""
     parts = {
         "unet": UNetConfig(
             latent_channels=4,
@@ -119,7 +119,7 @@ def single_scale_config() -> MPerceiverConfig:
 
 
 def tiny_batch(size: int = 8, side: int = SIDE, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch as the data pipeline gives it: smooth pictures, degraded by class-dependent noise."""
+    """A batch as the data pipeline gives it: smooth images, degraded by class-dependent noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((size, 4, 4, 3), np.float32)
     gt = coarse.repeat(side // 4, 1).repeat(side // 4, 2)

@@ -34,7 +34,7 @@ def tiny_regression_mapping(prompts: str = "plain") -> dict[str, Any]:
         model={"identity_start": False},
         small=True,
     )
-    mapping["data"] |= {"image_size": SIDE, "photo_scales": (1.0, 1.0), "threads": 0}
+    mapping["data"] |= {"image_size": SIDE, "image_scales": (1.0, 1.0), "threads": 0}
     mapping["evaluation"] |= {"per_task": 2, "batch_size": 4}
     return mapping | {"checkpoint": {"every": 2, "keep": 2, "keep_best": 1}, "log_every": 1, "seed": 5}
 

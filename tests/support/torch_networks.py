@@ -18,7 +18,7 @@ class Block(nn.Module):
 class SRResNet(nn.Module):
     """The plain one, without up-sampling. `slope` is that of the activations, published as 0.1.
 
-    With `pair` something comes with the picture, as PIP's release has it.
+    With `pair` something comes with the image, as PIP's release has it.
     """
 
     def __init__(self, width: int, blocks: int, slope: float = 0.1, pair: bool = False):
@@ -29,7 +29,7 @@ class SRResNet(nn.Module):
         self.conv_last = nn.Conv2d(width, 3, 3, padding=1)
         self.slope, self.pair = slope, pair
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, None]:
-        h = self.body(functional.leaky_relu(self.conv_first(picture), self.slope))
-        restored = self.conv_last(functional.leaky_relu(self.conv_hr(h), self.slope)) + picture
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, None]:
+        h = self.body(functional.leaky_relu(self.conv_first(image), self.slope))
+        restored = self.conv_last(functional.leaky_relu(self.conv_hr(h), self.slope)) + image
         return (restored, None) if self.pair else restored

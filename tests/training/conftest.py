@@ -28,9 +28,9 @@ def one_device_and_a_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> dict[str, str]:
-    """The fields that name two folders of small pictures."""
+    """The fields that name two folders of small images."""
     folder = tmp_path_factory.mktemp("photographs")
     return {
         "data.photos": str(write_photographs(folder / "train")),
-        "data.heldout_photos": str(write_photographs(folder / "heldout", seed=1)),
+        "data.heldout_images": str(write_photographs(folder / "heldout", seed=1)),
     }

@@ -18,10 +18,10 @@ from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
 from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.class_expansion import with_new_class
+from mperceiver_jax.models.mperceiver.class_expansion import expand_classes
 from mperceiver_jax.restore.restorer import Restorer
 from mperceiver_jax.training.adaptation import adapted, predicted_mixture
 from mperceiver_jax.training.run import run_experiment
@@ -39,7 +39,7 @@ def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     photographs = {
         "data.photos": str(write_photographs(folder / "train")),
-        "data.heldout_photos": str(write_photographs(folder / "heldout", seed=1)),
+        "data.heldout_images": str(write_photographs(folder / "heldout", seed=1)),
     }
     steps = {f"stages.{name}.steps": STEPS for name in ("vae", "prior", "predictor", "dual_branch", "drm")}
     finished_run(folder / "run", tiny_run(photographs | steps))
@@ -126,7 +126,7 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     # The detail refinement is left out to compile less; 'degraded' does not depend on the stage.
     made = experiment(source, workdir, **{"stages.drm.steps": 0, "new_task.percent": 25.0})
-    records = run_experiment(made, workdir, HeldOut)
+    records = run_experiment(made, workdir, HeldoutEvaluator)
     assert [record["summary"]["name"] for record in records] == ["zero_shot", "predictor", "dual_branch"]
 
     start = {path: np.asarray(value) for path, value in PriorsDirectory(workdir / "start").values()}
@@ -152,7 +152,7 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
     assert "**jpeg** (new)" in (workdir / "report.md").read_text()
 
     # The same command finds all done; what the workdir holds restores without the run it came from.
-    assert [r["scalars"] for r in run_experiment(made, workdir, HeldOut)] == [r["scalars"] for r in records]
+    assert [r["scalars"] for r in run_experiment(made, workdir, HeldoutEvaluator)] == [r["scalars"] for r in records]
     with pytest.warns(UserWarning, match="refinement was not trained"):
         restorer = Restorer.from_checkpoint(workdir)
     assert [*restorer.predict(np.zeros((16, 16, 3), np.uint8))][OLD] == NEW
@@ -161,7 +161,7 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
     again = experiment(workdir, **{"new_task.name": "sr4", "new_task.degradation": "mioir_sr4"})
     assert [task.name for task in again.tasks][OLD:] == [NEW, "sr4"] and again.mperceiver.drm.classes == OLD + 2
     assert again.data.weights == pytest.approx({"dehaze": 0.28125, "denoise": 0.28125, NEW: 0.1875, "sr4": 0.25})
-    larger = dict(with_new_class(open_weights(workdir).values, np.full(OLD + 1, 0.1)))
+    larger = dict(expand_classes(open_weights(workdir).values, np.full(OLD + 1, 0.1)))
     assert {path: v.shape for path, v in larger.items()} == {
         path: variable.get_value().shape for path, variable in parameters.declared(again.build()).items()
     }

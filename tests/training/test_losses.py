@@ -71,8 +71,8 @@ def test_adaptive_weight_is_the_clipped_ratio_of_norms_and_a_constant():
     assert np.all(jax.grad(lambda x: losses.adaptive_gan_weight(x, g))(g) == 0)
 
 
-def pair_of_pictures() -> tuple[np.ndarray, np.ndarray]:
-    """Differences from nearly 0 to above 1, for every branch of a loss, of oblong pictures, which tell axes apart."""
+def pair_of_images() -> tuple[np.ndarray, np.ndarray]:
+    """Differences from nearly 0 to above 1, for every branch of a loss, of oblong images, which tell axes apart."""
     rng = np.random.default_rng(0)
     target = rng.random((2, 8, 6, 3), np.float32)
     difference = rng.normal(0, 1.0, target.shape).astype(np.float32)
@@ -91,21 +91,21 @@ def check(loss, formula, prediction, target):
 
 
 def test_smooth_l1_is_pytorchs():
-    prediction, target = pair_of_pictures()
+    prediction, target = pair_of_images()
     assert np.abs(prediction - target).max() > 1.5
     check(losses.smooth_l1, torch.nn.SmoothL1Loss(), prediction, target)
 
 
 def test_the_spectral_distance_is_the_mean_modulus_of_the_full_spectrum():
     """Not normalised, over height and width of every channel; a zero difference has a gradient of zero."""
-    prediction, target = pair_of_pictures()
+    prediction, target = pair_of_images()
     formula = lambda x, y: (torch.fft.fft2(x, dim=(1, 2)) - torch.fft.fft2(y, dim=(1, 2))).abs().mean()
     check(losses.spectral_distance, formula, prediction, target)
     assert not np.asarray(jax.grad(losses.spectral_distance)(jnp.asarray(target), jnp.asarray(target))).any()
 
 
 def test_charbonnier_is_the_root_of_the_squared_difference_and_a_millionth():
-    prediction, target = pair_of_pictures()
+    prediction, target = pair_of_images()
     difference = prediction.astype(np.float64) - target
     roots = np.sqrt(difference**2 + 1e-6)
     value, gradient = jax.value_and_grad(losses.charbonnier)(jnp.asarray(prediction), jnp.asarray(target))

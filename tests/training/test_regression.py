@@ -11,7 +11,7 @@ from mperceiver_jax.config import phases
 from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
@@ -70,22 +70,24 @@ def test_every_family_is_called_alike_and_survives_a_configuration(family, sizes
     config = RegressionConfig(family, sizes, tasks)
     assert from_mapping(RegressionConfig, to_mapping(config)) == config
     model = RegressionModel(config)
-    assert config.is_told == told == hasattr(model, "classifier")
+    assert config.is_conditional == told == hasattr(model, "classifier")
     structure, declared = parameters.split(model)
-    picture = jax.ShapeDtypeStruct((2, 48, 40, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((2, 48, 40, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
 
     def restored(params, lq, task):
         return parameters.merge(structure, params).restore(lq, task)
 
-    out, logits = jax.eval_shape(restored, declared, picture, labels)
-    assert out.shape == picture.shape
+    out, logits = jax.eval_shape(restored, declared, image, labels)
+    assert out.shape == image.shape
     assert (logits is not None) == told and (not told or logits.shape == (2, len(tasks)))
 
 
 def test_what_the_network_is_told_matters_and_comes_from_the_classifier_or_the_label():
     blind, oracle = (
-        RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN, told_by=told))
+        RegressionModel(
+            RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN, condition_source=told)
+        )
         for told in ("classifier", "label")
     )
     for model in (blind, oracle):
@@ -147,7 +149,7 @@ def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
 
 
 def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
-    told = {"losses.told": "classifier"}
+    told = {"losses.condition_source": "classifier"}
     experiment = tiny_regression(told, prompts="explicit")
     model = experiment.build()
     params = parameters.initial_values(model, 0)
@@ -167,14 +169,14 @@ def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
     )
     assert abs(heard - true) > 1e-5
     np.testing.assert_allclose(distance(experiment, params), heard, rtol=1e-6)
-    oracle = tiny_regression(told | {"model.told_by": "label"}, prompts="explicit")
+    oracle = tiny_regression(told | {"model.condition_source": "label"}, prompts="explicit")
     alone = {path: value for path, value in params.items() if path.startswith("network.")}
     np.testing.assert_allclose(distance(oracle, alone), true, rtol=1e-6)
 
 
 def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     experiment = tiny_regression(photographs, prompts="explicit")
-    records = run.run_experiment(experiment, tmp_path / "run", HeldOut)
+    records = run.run_experiment(experiment, tmp_path / "run", HeldoutEvaluator)
     told = write_run_report(experiment, records, tmp_path / "run")
     assert "2 held-out tasks" in told
     report = (tmp_path / "run" / "report.md").read_text()
@@ -185,7 +187,7 @@ def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     ema, last = (trained(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
     assert any(not np.array_equal(ema[path], last[path]) for path in ema)
     # Both sets are measured, each as it would be alone, and told apart.
-    alone = HeldOut(experiment, experiment.build(), sharding.make_mesh(None), None)
+    alone = HeldoutEvaluator(experiment, experiment.build(), sharding.make_mesh(None), None)
     for kind, params in (("moving averages", ema), ("last parameters", last)):
         scalars = alone.evaluate("regression", params)["scalars"]
         expected = {metric: scalars[f"restored_{metric}"] for metric in ("psnr", "ssim")}
@@ -267,7 +269,7 @@ def test_a_phase_of_a_task_that_does_not_exist_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_learned_beside_the_pictures_is_not_limited(photographs, tmp_path):
+def test_what_is_learned_beside_the_images_is_not_limited(photographs, tmp_path):
     """Every loss is a spike here, and the optimizer as good as plain descent: the network must stay where it is."""
     optimizer = {"spike_limit": 1e-6, "eps": 1e3, "weight_decay": 0.0, "learning_rate": 1e3}
     changes = {f"stages.regression.optimizer.{name}": value for name, value in optimizer.items()}

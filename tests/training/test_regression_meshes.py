@@ -30,7 +30,7 @@ def train(config: MeshConfig, devices: int):
     rng = np.random.default_rng(0)
     batch = {name: rng.random((8, 16, 16, 3), np.float32) for name in ("lq", "gt")}
     batch |= {"task": np.arange(8, dtype=np.int32) % 7}
-    step = jax.jit(make_step(stage.loss, optimizer, ema_decay=0.5, mesh=mesh, limited=True))
+    step = jax.jit(make_step(stage.loss, optimizer, ema_decay=0.5, mesh=mesh, limits_spikes=True))
     losses = []
     for _ in range(STEPS):
         state, metrics = step(state, {}, sharding.to_global(mesh, batch), jax.random.key(0))

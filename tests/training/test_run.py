@@ -15,7 +15,7 @@ from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
 from mperceiver_jax.distributed.runtime import Preempted
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -39,7 +39,7 @@ def whole(photographs):
 def finished(whole, tmp_path_factory):
     """Workdir and records of an uninterrupted run with its real evaluation."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    records = run.run_experiment(whole, workdir, HeldOut)
+    records = run.run_experiment(whole, workdir, HeldoutEvaluator)
     write_run_report(whole, records, workdir)
     return workdir, records
 
@@ -68,8 +68,8 @@ def test_a_run_leaves_everything_behind(whole, finished):
     assert report["seconds"].keys() == set(ORDER) and "cpu" in report["device"]
     readable = (workdir / "report.md").read_text()
     assert all(name in readable for name in (*ORDER, "dehaze", "denoise"))
-    pictures = {path.name for path in (workdir / "samples").glob("*.png")}
-    assert pictures >= {"vae.png", "dual_branch.png", "drm.png", "drm_dehaze.png", "drm_denoise.png"}
+    images = {path.name for path in (workdir / "samples").glob("*.png")}
+    assert images >= {"vae.png", "dual_branch.png", "drm.png", "drm_dehaze.png", "drm_denoise.png"}
     assert all(list((workdir / "tensorboard" / name).glob("*tfevents*")) for name in ORDER)
     assert "ir_adapter" in (workdir / "parameters.txt").read_text()
     assert sorted(path.name for path in (workdir / "drm_latents").glob("*.npz"))[-1] == "0000015.npz"
@@ -137,7 +137,7 @@ def test_another_configuration_is_refused_and_what_may_change_is_taken(whole, fi
     assert json.loads((workdir / "config.json").read_text())["config"]["log_every"] == 7
     # As an earlier version left it, which did not know one field, and as a later one might.
     stored = json.loads((workdir / "config.json").read_text())
-    del stored["config"]["losses"]["penalty_weight"]
+    del stored["config"]["losses"]["regularizer_weight"]
     (workdir / "config.json").write_text(json.dumps(stored))
     assert start(tiny_run(photographs | allowed), workdir) is not None
     stored["config"]["losses"]["novel"] = 1
@@ -220,15 +220,15 @@ def test_a_stop_in_an_evaluation_loses_nothing(photographs, tmp_path, capsys):
 TWO_PROCESSES = """
     import json, sys
     from mperceiver_jax.config.experiment import Experiment, from_mapping
-    from mperceiver_jax.evaluate.heldout import HeldOut
+    from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
     from mperceiver_jax.evaluate.run_report import write_run_report
     from mperceiver_jax.training.run import run_experiment
     from mperceiver_jax.distributed.runtime import on_first_process
 
     experiment = from_mapping(Experiment, json.loads(sys.argv[1]))
-    records = run_experiment(experiment, sys.argv[2], HeldOut)
+    records = run_experiment(experiment, sys.argv[2], HeldoutEvaluator)
     on_first_process(lambda: write_run_report(experiment, records, sys.argv[2]))
-    assert len(run_experiment(experiment, sys.argv[2], HeldOut)) == len(records)
+    assert len(run_experiment(experiment, sys.argv[2], HeldoutEvaluator)) == len(records)
     print("done")
 """
 

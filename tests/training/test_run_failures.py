@@ -15,7 +15,7 @@ from mperceiver_jax import convert
 from mperceiver_jax.checkpoints.manager import CheckpointError
 from mperceiver_jax.config.experiment import ConfigError
 from mperceiver_jax.distributed import sharding
-from mperceiver_jax.evaluate.heldout import HeldOut
+from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.perceptual import lpips
@@ -53,7 +53,7 @@ def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, 
 
 
 class Poisoned:
-    """The stream of batches with pictures of NaN where asked for."""
+    """The stream of batches with images of NaN where asked for."""
 
     def __init__(self, batches, bad):
         self._batches, self._bad = batches, bad
@@ -85,15 +85,15 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
 
 
 class Spoiled(Poisoned):
-    """The stream of batches with a picture that cannot be read."""
+    """The stream of batches with an image that cannot be read."""
 
     def __next__(self):
         if self._batches.get_state()["next_batch"] in self._bad:
-            raise ValueError("cannot read the picture x.png")
+            raise ValueError("cannot read the image x.png")
         return next(self._batches)
 
 
-def test_a_bad_picture_costs_no_updates(photographs, tmp_path, monkeypatch):
+def test_a_bad_image_costs_no_updates(photographs, tmp_path, monkeypatch):
     experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
     healthy = loop.train_batches
     monkeypatch.setattr(loop, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
@@ -146,7 +146,7 @@ def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path,
 
 UNUSABLE = {
     "data.photos": ("nowhere", OSError, r"^config\.data\.photos: no data folder at nowhere$"),
-    "data.heldout_photos": ("nowhere", OSError, r"^config\.data\.heldout_photos: no data folder at nowhere$"),
+    "data.heldout_images": ("nowhere", OSError, r"^config\.data\.heldout_images: no data folder at nowhere$"),
     "data.pairs": ({"dehaze": {"lq": "nowhere", "gt": "x"}}, OSError, r"^config\.data\.pairs\.dehaze: no data folder"),
     "data.weights": ({"fog": 1.0}, ValueError, r"^config\.data\.weights\.fog: no task is named so; the tasks are"),
     "stages.vae.batch_size": (12, ConfigError, r"config\.stages\.vae\.batch_size: 12 .* over the 8 devices"),
@@ -164,7 +164,7 @@ def test_what_cannot_run_is_told_before_anything_is_written(photographs, tmp_pat
     monkeypatch.setattr(sharding, "make_mesh", ALL_DEVICES)
     changes = photographs | {field: value}
     with pytest.raises(kind, match=message):
-        run.run_experiment(tiny_run(changes), tmp_path / "run", HeldOut)
+        run.run_experiment(tiny_run(changes), tmp_path / "run", HeldoutEvaluator)
     assert not (tmp_path / "run").exists()
 
 

@@ -19,7 +19,7 @@ WHOLE = 2_110_295_733  # the sum of the specification's table: every part, wheth
 
 
 def _abstract(stage_name: str, mesh: jax.sharding.Mesh):
-    """(jitted step, its arguments), all abstract: trained float32, frozen bfloat16, 8 pictures of 512 px."""
+    """(jitted step, its arguments), all abstract: trained float32, frozen bfloat16, 8 images of 512 px."""
     config = MPerceiverConfig.sd21()
     model = MPerceiver(config)
     stage = build_stage(stage_name, tiny_experiment(config, dtype="bfloat16"), model)

@@ -176,7 +176,7 @@ def test_a_limiter_of_spikes_judges_and_scales_its_part_of_the_loss_alone(accumu
         return distance + beside, {"distance": distance, "beside": beside}
 
     optimizer = optax.chain(limit_spikes(5.0), optax.sgd(1.0))
-    state, step = stepper(optimizer, loss, accumulation=accumulation, limited=True)
+    state, step = stepper(optimizer, loss, accumulation=accumulation, limits_spikes=True)
     w, least = np.asarray(start()["w"]), np.inf
     for target, spike in ((0.0, False), (8.0, True), (-2.0, False)):
         state, metrics = step(state, {}, {"y": jnp.full(4, target)}, ROOT)

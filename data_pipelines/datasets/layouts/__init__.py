@@ -1,4 +1,4 @@
-"""The published data sets, as data: where their pictures lie, which belong together, how many there are.
+"""The published data sets, as data: where their images lie, which belong together, how many there are.
 
 Counts that are not `confirmed` are what is commonly quoted; a tree that differs from them is told so, but not
 refused. Sizes are rough, and licences are what the home pages said: read them there before use.

@@ -17,7 +17,7 @@ def _gopro(name: str, count: int) -> Split:
 
 
 def _realblur(letter: str, kind: str) -> Layout:
-    # Both sets come in one folder, with their lists above the pictures.
+    # Both sets come in one folder, with their lists above the images.
     scene, other = "{scene:scene[^/]*}", f"RealBlur-[^{letter}]"
     tops = (f"{{top:RealBlur-{letter}[^/]*}}/", "")
     rules = tuple(Rule(f"{top}{scene}/blur/blur_{{k}}", f"{top}{scene}/gt/gt_{{k}}", other) for top in tops)

@@ -14,7 +14,7 @@ class Layout:
     Attributes:
       name: as typed; case, '-' and '_' do not matter.
       title: for people.
-      task: what its degraded pictures suffer from; of `tasks.TASKS` where it is one of those.
+      task: what its degraded images suffer from; of `tasks.TASKS` where it is one of those.
       splits: see `splits.Split`.
       size: of the download, roughly.
       licence: in short.
@@ -36,10 +36,10 @@ INPUT_TARGET = (("input", "target"), ("input", "gt"))
 
 
 def same_name(top: str, *folders: tuple[str, str]) -> tuple[Rule, ...]:
-    """Rules for pictures of one name in two folders below `top` ('' or 'folder/')."""
+    """Rules for images of one name in two folders below `top` ('' or 'folder/')."""
     return tuple(Rule(f"{top}{lq}/{{name}}", f"{top}{gt}/{{name}}") for lq, gt in folders)
 
 
 def clean_only(name: str, count: int, *patterns: str, skip: str = "", **more) -> Split:
-    """A split of clean pictures; `skip` as in `splits.Rule`."""
+    """A split of clean images; `skip` as in `splits.Rule`."""
     return Split(name, count, tuple(Rule("", pattern, skip) for pattern in patterns), **more)

@@ -1,4 +1,4 @@
-"""Clean pictures, and the user's own folders."""
+"""Clean images, and the user's own folders."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PHOTOGRAPHS = (
         "{name}",
         size="~0.15 GB",
         home="https://github.com/jbhuang0604/SelfExSR",
-        # Beside every picture lie its small version and what several methods made of that.
+        # Beside every image lie its small version and what several methods made of that.
         rules={"skip": r"_SRF_\d_(?!HR)"},
     ),
     _one_folder(
@@ -110,5 +110,5 @@ PHOTOGRAPHS = (
     ),
     # The user's own: the folders are filled in from the command line.
     Layout("pairs", "any two folders of pairs", "", (Split("train", 0, (Rule("lq/{name:.+}", "gt/{name:.+}"),)),)),
-    Layout("clean", "any folder of clean pictures", "clean", (clean_only("train", 0, "./{name:.+}"),)),
+    Layout("clean", "any folder of clean images", "clean", (clean_only("train", 0, "./{name:.+}"),)),
 )

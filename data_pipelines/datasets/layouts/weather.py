@@ -158,7 +158,7 @@ WEATHER = (
     ),
     Layout(
         "rain1400",
-        "Rain1400 (DDN): 14 kinds of rain on every picture",
+        "Rain1400 (DDN): 14 kinds of rain on every image",
         "derain",
         (_rain1400("train", "training", 12600), _rain1400("test", "testing", 1400)),
         "~2 GB",

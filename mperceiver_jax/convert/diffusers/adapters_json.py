@@ -17,17 +17,17 @@ PARTS = {
     "ReLU(mlp_shared.0(c)), gamma = mlp_gamma(a), beta = mlp_beta(a), n = param_free_norm(h), a group norm; "
     "h becomes {modulated}. c is the ir_adapter's map of the level's size. `module` is the residual block, in "
     "the names of diffusers' UNet in unet/.",
-    "ir_adapter": "From the degraded picture's scaled latent, the timestep and softmax(logits) to one map of "
+    "ir_adapter": "From the degraded image's scaled latent, the timestep and softmax(logits) to one map of "
     "features for each level of the UNet, finest first.",
-    "cm_inv": "Cross-modal inversion: the picture's embedding, projected, reshaped to tokens and normalised, "
+    "cm_inv": "Cross-modal inversion: the image's embedding, projected, reshaped to tokens and normalised, "
     "goes through one self-attention for each class; the results are image-dependent words of the caption.",
     "tp": "Learned words of the caption, (classes, tokens, width). A caption is the start token, {words}, the end "
     "token, padding. The context is the mean of the classes' last_hidden_state of text_encoder/, weighted by "
     "softmax(logits).",
     "predictor": "Logits of the degradations: fc2(ReLU(fc1(image_embeds))), with image_embeds from "
-    "image_encoder/, of the whole degraded picture resized (bicubic, antialiased) and normalised as for CLIP.",
+    "image_encoder/, of the whole degraded image resized (bicubic, antialiased) and normalised as for CLIP.",
     "drm": "Detail refinement: corrects the decoder's features at taps.i by the encoder's of the degraded "
-    "picture, both before the i-th finest level changes size. No part of the public release; our own design.",
+    "image, both before the i-th finest level changes size. No part of the public release; our own design.",
     "text_encoder": "Kept so that nothing is lost; no part of what is computed. text_encoder/ ends before it.",
 }
 ROLES = (

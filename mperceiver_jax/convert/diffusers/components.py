@@ -14,11 +14,11 @@ from mperceiver_jax.models.mperceiver.unet import UNetConfig
 from mperceiver_jax.models.mperceiver.vae import VAEConfig
 
 PICTURE_SIDE = 512
-"""What the libraries take for the size of a picture where nobody says another; that of SD 2.1-base."""
+"""What the libraries take for the size of an image where nobody says another; that of SD 2.1-base."""
 
 
 @dataclass(frozen=True)
-class Home:
+class LibraryComponent:
     """A directory that a library's `from_pretrained` reads.
 
     Attributes:
@@ -44,7 +44,7 @@ class Home:
         return tuple(self.root + path for path in own)
 
 
-def homes(model: MPerceiver) -> list[Home]:
+def library_components(model: MPerceiver) -> list[LibraryComponent]:
     """The four parts that the libraries know: UNet without modulators, autoencoder, and the CLIP towers.
 
     Of the text tower, that is the part which is run, as in Stable Diffusion 2.1's own directory.
@@ -56,10 +56,14 @@ def homes(model: MPerceiver) -> list[Home]:
     idle = "|".join(filter(None, [r"^text_projection$|^logit_scale$", idle]))
     text, tower = text_config(config.text), vision_config(config.predictor.vision)
     return [
-        Home("unet", "unet.", model.unet, "diffusers", diffusers, unet_config(config.unet, side), r"\.spade\."),
-        Home("vae", "vae.", model.vae, "diffusers", diffusers, vae_config(config.vae)),
-        Home("text_encoder", "text_encoder.", model.text_encoder, "transformers", transformers, text, idle),
-        Home("image_encoder", "predictor.model.", model.predictor.model, "transformers", transformers, tower),
+        LibraryComponent(
+            "unet", "unet.", model.unet, "diffusers", diffusers, unet_config(config.unet, side), r"\.spade\."
+        ),
+        LibraryComponent("vae", "vae.", model.vae, "diffusers", diffusers, vae_config(config.vae)),
+        LibraryComponent("text_encoder", "text_encoder.", model.text_encoder, "transformers", transformers, text, idle),
+        LibraryComponent(
+            "image_encoder", "predictor.model.", model.predictor.model, "transformers", transformers, tower
+        ),
     ]
 
 
@@ -149,7 +153,7 @@ def text_config(config: TextConfig) -> dict[str, Any]:
 
 
 def vision_config(config: VisionConfig) -> dict[str, Any]:
-    """For transformers' CLIPVisionModelWithProjection; its `image_embeds` are the picture's embedding."""
+    """For transformers' CLIPVisionModelWithProjection; its `image_embeds` are the image's embedding."""
     return {
         "architectures": ["CLIPVisionModelWithProjection"],
         "model_type": "clip_vision_model",

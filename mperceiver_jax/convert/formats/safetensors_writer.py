@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 def write_streamed(path: str | os.PathLike[str], shapes: Shapes, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes `tensors` to the new file `path`, for good; inside `new_outputs`, it appears complete or not at all.
+    """Writes `tensors` to the new file `path`, for good; inside `atomic_outputs`, it appears complete or not at all.
 
     Args:
         shapes: {name: (dtype, shape)}, dtypes in falling width (readers want float32 aligned).

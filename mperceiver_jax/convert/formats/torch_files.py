@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mperceiver_jax.convert.formats.pickled_tensors import PICKLED, open_pickled
-from mperceiver_jax.convert.outputs import room_beside
+from mperceiver_jax.convert.outputs import scratch_dir
 
 SUFFIXES = (".safetensors", *PICKLED)
 
@@ -121,7 +121,7 @@ def shards(index: Path) -> list[Path]:
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes tensors to `path`; the file appears complete or not at all, also in the place of another."""
     path = Path(path)
-    with room_beside(path) as room:
+    with scratch_dir(path) as room:
         save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, room / path.name)
         (room / path.name).replace(path)
 

@@ -17,7 +17,7 @@ def uformer_release(module: Any) -> KeyMap:
 
 
 def swinir_release(module: Any) -> KeyMap:
-    """The same, and blocks with shifted windows carry their mask for pictures of `image_size`."""
+    """The same, and blocks with shifted windows carry their mask for images of `image_size`."""
     config = module.config
     mask = shift_mask(config.image_size, config.image_size, config.window, config.window // 2)
     masks = {

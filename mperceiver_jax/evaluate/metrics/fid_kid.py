@@ -1,8 +1,8 @@
-"""Distances between two sets of pictures: FID and KID, from features of a network that the user names.
+"""Distances between two sets of images: FID and KID, from features of a network that the user names.
 
 The published numbers are for one network, the Inception-v3 of 2015, whose weights no package ships. Name
 its TorchScript file, or any other network; a figure is only comparable under the same one, so reports
-carry its name and the number of pictures.
+carry its name and the number of images.
 """
 
 import importlib
@@ -20,7 +20,7 @@ Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 def feature_extractor(name: str) -> Extractor:
-    """uint8 pictures (b, h, w, 3) -> features (b, d) of a network.
+    """uint8 images (b, h, w, 3) -> features (b, d) of a network.
 
     Args:
         name: `vgg16`, the spatial mean of VGG-16's last convolution (512 features; weights of the package
@@ -53,7 +53,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
         y: (m, d) features of the other.
 
     Raises:
-        ValueError: fewer than two pictures, or different numbers of features.
+        ValueError: fewer than two images, or different numbers of features.
     """
     x, y = _checked(x, y)
     mean = x.mean(0) - y.mean(0)
@@ -73,7 +73,7 @@ def kernel_distance(
     Args:
         x: as `frechet_distance`.
         y: as `frechet_distance`.
-        subsets: drawn without replacement, each of `size` pictures or of all where there are fewer.
+        subsets: drawn without replacement, each of `size` images or of all where there are fewer.
 
     Returns:
         Mean and standard deviation over the subsets.
@@ -94,7 +94,7 @@ def kernel_distance(
 
 def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(f"needs features (pictures >= 2, d) of two sets, got {x.shape} and {y.shape}")
+        raise ValueError(f"needs features (images >= 2, d) of two sets, got {x.shape} and {y.shape}")
     return x.astype(np.float64), y.astype(np.float64)
 
 
@@ -102,12 +102,12 @@ def _vgg16() -> Extractor:
     params = {key: jnp.asarray(value) for key, value in load_lpips("vgg").items()}
 
     @jax.jit
-    def extract(pictures):
-        return lpips_features(params, pictures.astype(jnp.float32) / 127.5 - 1)[-1].mean((1, 2))
+    def extract(images):
+        return lpips_features(params, images.astype(jnp.float32) / 127.5 - 1)[-1].mean((1, 2))
 
-    def exactly(pictures: np.ndarray) -> np.ndarray:
+    def exactly(images: np.ndarray) -> np.ndarray:
         with jax.default_matmul_precision("highest"):
-            return np.asarray(extract(pictures))
+            return np.asarray(extract(images))
 
     return exactly
 
@@ -125,9 +125,9 @@ def _torchscript(path: Path) -> Extractor:
     arguments = [argument.name for argument in network.forward.schema.arguments]
     options = {"return_features": True} if "return_features" in arguments else {}
 
-    def extract(pictures: np.ndarray) -> np.ndarray:
+    def extract(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            batch = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
-            return network(batch, **options).reshape(len(pictures), -1).float().numpy()
+            batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+            return network(batch, **options).reshape(len(images), -1).float().numpy()
 
     return extract

@@ -1,7 +1,7 @@
-"""Full-reference metrics of single pictures, on the host in float64: the figures that are reported.
+"""Full-reference metrics of single images, on the host in float64: the figures that are reported.
 
-Pictures are float in [0, 1]. What a paper's protocol does before it measures (8-bit rounding, cropping,
-luma) is `evaluate.rulers`; the same metrics for batches inside jit are `evaluate.batch_metrics`.
+Images are float in [0, 1]. What a paper's protocol does before it measures (8-bit rounding, cropping,
+luma) is `evaluate.preprocessings`; the same metrics for batches inside jit are `evaluate.batch_metrics`.
 With no such preparation PSNR and SSIM are what the `promptir` family of papers reports: comparable with
 PromptIR, AirNet and their successors, not with Y-channel or 8-bit protocols.
 """
@@ -69,7 +69,7 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
 def ssim(image: np.ndarray, truth: np.ndarray, window: WindowName = "uniform") -> float:
     """Structural similarity (Wang et al., 2004), mean over pixels and channels.
 
-    Only windows that lie wholly inside the picture count. K1 = 0.01, K2 = 0.03, data range 1.
+    Only windows that lie wholly inside the image count. K1 = 0.01, K2 = 0.03, data range 1.
 
     Args:
         image: as for `psnr`.

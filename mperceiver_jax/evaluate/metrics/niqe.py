@@ -1,7 +1,7 @@
-"""NIQE (Mittal, Soundararajan, Bovik, 2013): how unlike pristine photographs the local statistics of a picture are.
+"""NIQE (Mittal, Soundararajan, Bovik, 2013): how unlike pristine images the local statistics of an image are.
 
 Written from the paper, in the steps of the authors' MATLAB release: grey levels rounded to 8 bits, blocks
-of 96 pixels, two scales. No package ships the authors' model of pristine photographs (`modelparameters.mat`
+of 96 pixels, two scales. No package ships the authors' model of pristine images (`modelparameters.mat`
 of that release; also circulating as `niqe_pris_params.npz`), so the user names the file.
 """
 
@@ -25,7 +25,7 @@ _NAMES = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param")
 
 
 class PristineModel(NamedTuple):
-    """A Gaussian over the features of pristine photographs: mean (36,) and covariance (36, 36)."""
+    """A Gaussian over the features of pristine images: mean (36,) and covariance (36, 36)."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -40,7 +40,7 @@ def read_niqe_model(path: str | Path) -> PristineModel:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; NIQE needs the model of pristine photographs")
+        raise FileNotFoundError(f"{path}: no such file; NIQE needs the model of pristine images")
     try:
         stored = np.load(path, allow_pickle=False) if path.suffix == ".npz" else loadmat(path)
         for mean, covariance in _NAMES:
@@ -56,7 +56,7 @@ def read_niqe_model(path: str | Path) -> PristineModel:
 
 
 def niqe(image: np.ndarray, model: PristineModel) -> float:
-    """Distance from pristine photographs: about 2 to 4 for good ones, 10 and more for bad ones.
+    """Distance from pristine images: about 2 to 4 for good ones, 10 and more for bad ones.
 
     Args:
         image: (h, w, 3) float in [0, 1]. Only whole blocks of 96 pixels from the top left count.
@@ -70,7 +70,7 @@ def niqe(image: np.ndarray, model: PristineModel) -> float:
     features = niqe_features(np.rint(levels @ _GREY))
     complete = features[np.isfinite(features).all(1)]
     if len(complete) < 2:
-        raise ValueError("niqe: the picture has no texture (fewer than two blocks could be described)")
+        raise ValueError("niqe: the image has no texture (fewer than two blocks could be described)")
     difference = np.nanmean(features, 0) - model.mean
     covariance = (np.cov(complete, rowvar=False) + model.covariance) / 2
     # Few blocks leave it singular: what counts as zero is MATLAB's choice, the rounding error of the largest.
@@ -79,7 +79,7 @@ def niqe(image: np.ndarray, model: PristineModel) -> float:
 
 
 def niqe_features(grey: np.ndarray) -> np.ndarray:
-    """(blocks, 36) statistics of a grey picture with levels 0 to 255; NaN where a block is flat."""
+    """(blocks, 36) statistics of a grey image with levels 0 to 255; NaN where a block is flat."""
     rows, columns = (side // BLOCK for side in grey.shape)
     grey = grey[: rows * BLOCK, : columns * BLOCK]
     found = []

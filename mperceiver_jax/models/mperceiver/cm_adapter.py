@@ -1,9 +1,9 @@
-"""The textual branch: what a picture shows, and which degradation it has, as a context for the UNet.
+"""The textual branch: what an image shows, and which degradation it has, as a context for the UNet.
 
 Cross-modal inversion turns the image embedding into a few pseudo-words for each
 degradation. Together with learned prompt words they fill an empty caption, the text
 tower reads one caption per degradation, and the results are mixed by probability.
-Source: the release; sharing the captions' beginning between pictures is our own.
+Source: the release; sharing the captions' beginning between images is our own.
 """
 
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def text_context(
     """The UNet's context: the text tower's reading of one caption per degradation, mixed by softmax(logits).
 
     A caption is: start, prompt words, pseudo-words, end, padding. What stands before the
-    first pseudo-word does not depend on the picture and is run once for the whole batch.
+    first pseudo-word does not depend on the image and is run once for the whole batch.
 
     Args:
         tp: learned prompt words.

@@ -1,4 +1,4 @@
-"""The detail refinement module: encoder features of the degraded picture, handed to the decoder.
+"""The detail refinement module: encoder features of the degraded image, handed to the decoder.
 
 A diffusion model restores in a latent that has lost the finest detail. At three sizes
 the decoder's features are corrected by what the encoder saw, filtered by two NAF
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mperceiver_jax.models.layers import Conv, LayerNorm, Linear
-from mperceiver_jax.models.parameters import ONES, Init, parameter, start_variance_preserving
+from mperceiver_jax.models.parameters import ONES, Init, parameter, variance_preserving_init
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class DRMConfig:
         channels: channels of the autoencoder's taps, finest first (`VAEConfig.tap_channels`).
         classes: number of degradations.
         sca_pool: what the channel attention averages over: the whole map, or a window as large as the
-            training crop around each pixel, so that large pictures meet the statistics of training.
-        sca_window: side of that window in picture pixels; tap i sees 1 / 2**i of it.
+            training crop around each pixel, so that large images meet the statistics of training.
+        sca_window: side of that window in image pixels; tap i sees 1 / 2**i of it.
         gain: where the gains beta and gamma of every NAF block start. At 0 the blocks grow out of nothing, which is
             gentle and slow; above 0 they act from the first step, with weights that keep the variance of their
             input, for trainings of a few hundred updates. The decoder is left as it was either way.
@@ -70,7 +70,7 @@ class DetailRefinement(nnx.Module):
             for channels, window in zip(config.channels, windows, strict=True)
         )
         if config.gain:
-            start_variance_preserving(self, zero=r"\.out\.|\.degradation\.|\.sca\.")
+            variance_preserving_init(self, zero=r"\.out\.|\.degradation\.|\.sca\.")
 
     def __call__(
         self,
@@ -82,7 +82,7 @@ class DetailRefinement(nnx.Module):
         """The decoder's features d of tap i, corrected.
 
         Args:
-            e: the encoder's features of the degraded picture at the same tap.
+            e: the encoder's features of the degraded image at the same tap.
             p: how probable each degradation is, summing to one; uniform where nothing is known.
         """
         return self.taps[i](d, e, p)

@@ -3,7 +3,7 @@
     lq_clip -> predictor -> embedding, logits -> cm_inv, tp, text_encoder -> context
     lq -> vae encoder -> z_lq (-> ir_adapter with t, logits -> features), taps
     noisy latent, t, context, features -> unet -> noise
-    latent, taps, logits -> vae decoder with drm -> restored picture
+    latent, taps, logits -> vae decoder with drm -> restored image
 
 Source: MPerceiver (CVPR 2024, arXiv 2312.02918); the detail refinement module is our own design.
 """
@@ -114,17 +114,17 @@ class MPerceiverConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels of the picture per pixel of the latent."""
+        """Pixels of the image per pixel of the latent."""
         return 2 ** (len(self.vae.channel_mult) - 1)
 
     @property
     def multiple(self) -> int:
-        """Sides of a picture must be multiples of this many pixels."""
+        """Sides of an image must be multiples of this many pixels."""
         return self.downscale * 2 ** (len(self.unet.channel_mult) - 1)
 
 
 class Condition(NamedTuple):
-    """What the low-quality picture says, independent of the timestep.
+    """What the low-quality image says, independent of the timestep.
 
     Attributes:
         z_lq: scaled latent, (b, h, w, latent channels).
@@ -140,7 +140,7 @@ class Condition(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What the frozen towers make of a pair of pictures: all that the dual branch learns from.
+    """What the frozen towers make of a pair of images: all that the dual branch learns from.
 
     Attributes:
         lq, gt: moments of the autoencoder's posterior, (b, h, w, 2 * latent channels), see `vae.posterior`.
@@ -153,7 +153,7 @@ class Observation(NamedTuple):
 
 
 class MPerceiver(nnx.Module):
-    """The whole model. Pictures are NHWC in [-1, 1]; latents are scaled by the autoencoder's factor."""
+    """The whole model. Images are NHWC in [-1, 1]; latents are scaled by the autoencoder's factor."""
 
     def __init__(self, config: MPerceiverConfig):
         self.config = config
@@ -167,10 +167,10 @@ class MPerceiver(nnx.Module):
         self.drm = DetailRefinement(config.drm)
 
     def encode(
-        self, picture: Float[Array, "b h w 3"], noise: Float[Array, "b hh ww c"] | None = None
+        self, image: Float[Array, "b h w 3"], noise: Float[Array, "b hh ww c"] | None = None
     ) -> tuple[Float[Array, "b hh ww c"], tuple[Array, ...]]:
         """(scaled posterior sample, or the mean without noise; encoder taps for the DRM)."""
-        found = self.vae.encode(picture)
+        found = self.vae.encode(image)
         z = found.mean if noise is None else found.sample(noise)
         return z * self.config.vae.scaling_factor, found.taps
 
@@ -203,7 +203,7 @@ class MPerceiver(nnx.Module):
         lq_clip: Float[Array, "b s s 3"],
         noise: Float[Array, "b hh ww c"] | None = None,
     ) -> Condition:
-        """Everything the low-quality picture contributes, once per picture."""
+        """Everything the low-quality image contributes, once per image."""
         z_lq, taps = self.encode(lq, noise)
         embedding, logits = self.perceive(lq_clip)
         return Condition(z_lq, taps, logits, self.context(embedding, logits))
@@ -225,7 +225,7 @@ class MPerceiver(nnx.Module):
         taps: tuple[Array, ...] | None = None,
         logits: Float[Array, "b classes"] | None = None,
     ) -> Float[Array, "b hh ww 3"]:
-        """The picture of a scaled latent, refined by the DRM where taps are given; not clipped."""
+        """The image of a scaled latent, refined by the DRM where taps are given; not clipped."""
         z = z / self.config.vae.scaling_factor
         if taps is None:
             return self.vae.decode(z)
@@ -234,7 +234,7 @@ class MPerceiver(nnx.Module):
         p = jax.nn.softmax(logits.astype(jnp.float32)).astype(z.dtype)
         return self.vae.decode(z, lambda i, d: self.drm(i, d, taps[i], p))
 
-    def latent_shape(self, picture_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """Shape of the latent of a batch of pictures."""
-        b, h, w = picture_shape[:3]
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Shape of the latent of a batch of images."""
+        b, h, w = image_shape[:3]
         return b, h // self.config.downscale, w // self.config.downscale, self.config.vae.latent_channels

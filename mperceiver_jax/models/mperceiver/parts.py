@@ -65,10 +65,10 @@ def part_of(path: str) -> Part:
 
 def optional_groups(model: MPerceiver) -> tuple[str, ...]:
     """What a file may lack, each pattern as a whole: a part; and what published towers have but no model runs."""
-    return (*not_run(model), *(part.pattern for part in PARTS))
+    return (*unused_by_model(model), *(part.pattern for part in PARTS))
 
 
-def not_run(model: MPerceiver) -> tuple[str, ...]:
+def unused_by_model(model: MPerceiver) -> tuple[str, ...]:
     """The text tower's blocks after the last that is run, its projection and its temperature.
 
     OpenCLIP's file has them, Stable Diffusion's has not.
@@ -78,9 +78,9 @@ def not_run(model: MPerceiver) -> tuple[str, ...]:
     return (*blocks, r"text_encoder\.text_projection$", r"text_encoder\.logit_scale$")
 
 
-def lacking(model: MPerceiver, paths: Collection[str]) -> list[str]:
+def missing_parts(model: MPerceiver, paths: Collection[str]) -> list[str]:
     """One sentence for each part that a training needs and `paths` lack, and each that is half there."""
-    ignored = re.compile("|".join(not_run(model)))
+    ignored = re.compile("|".join(unused_by_model(model)))
     of_part: dict[Part, list[str]] = {part: [] for part in PARTS}
     for path in parameters.declared(model):
         if not ignored.match(path):

@@ -1,4 +1,4 @@
-"""The degradation predictor: which of the known degradations does a picture have?
+"""The degradation predictor: which of the known degradations does an image have?
 
 A small head on the frozen CLIP image tower. Source: the release.
 """
@@ -40,7 +40,7 @@ class DegradationPredictor(nnx.Module):
         self.fc2 = Linear(config.hidden, config.classes)
 
     def __call__(self, images: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b e"], Float[Array, "b classes"]]:
-        """(embedding of the tower, logits of the degradations) of CLIP-normalised pictures."""
+        """(embedding of the tower, logits of the degradations) of CLIP-normalised images."""
         e = self.model(images)
         return e, self.head(e)
 

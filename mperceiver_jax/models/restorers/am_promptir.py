@@ -20,9 +20,9 @@ from mperceiver_jax.models.restorers.promptir import PROMPTED, PromptComponents
 from mperceiver_jax.models.restorers.restormer import RestormerConfig, Stage, UShape
 
 TextPath = Literal["clip", "release"]
-"""How words become a map. `clip`: a linear of a frozen CLIP embedding, per picture, as the paper says.
+"""How words become a map. `clip`: a linear of a frozen CLIP embedding, per image, as the paper says.
 `release`: what the released code computes, for its weights: token ids are taken for numbers, only the signs
-of their linear function count, and pictures of a batch share one map that mixes their classes row by row.
+of their linear function count, and images of a batch share one map that mixes their classes row by row.
 """
 
 Text = Float[Array, "b e"] | Int[Array, "b n"]
@@ -135,14 +135,14 @@ class AMPromptIR(UShape):
         return (self.Feature_Refinement3 if level == 2 else self.Feature_Refinement2)(both)
 
     def __call__(self, x: Float[Array, "b h w 3"], text: Text) -> Float[Array, "b h w 3"]:  # type: ignore[override]
-        """Restored pictures, as of `UShape`.
+        """Restored images, as of `UShape`.
 
         Args:
-            text: what is wrong with each picture. For `clip` a text embedding (`degradation_names.caption_vectors`),
+            text: what is wrong with each image. For `clip` a text embedding (`degradation_names.caption_vectors`),
                 for `release` token ids (`degradation_names.release_ids`).
 
         Raises:
-            ValueError: the text does not fit the text path or the pictures.
+            ValueError: the text does not fit the text path or the images.
         """
         embedded = jnp.issubdtype(text.dtype, jnp.floating) and text.shape[1:] == (self.config.text_width,)
         if self.config.text_path == "clip" and not embedded:
@@ -151,7 +151,7 @@ class AMPromptIR(UShape):
         if self.config.text_path == "release" and (text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer)):
             raise ValueError(f"AMPromptIR: text {text.dtype} {text.shape} given, token ids (batch, n) expected")
         if len(text) != len(x):
-            raise ValueError(f"AMPromptIR: {len(text)} texts for {len(x)} pictures")
+            raise ValueError(f"AMPromptIR: {len(text)} texts for {len(x)} images")
 
         def prompted(stage: Stage, features: Array) -> Array:
             number = PROMPTED.get(stage)

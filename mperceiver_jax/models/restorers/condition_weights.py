@@ -11,7 +11,7 @@ CLASS_OF_TASK = {"deblur_defocus": "deblur_motion", "denoise_real": "denoise"}
 """Degradation -> the one that stands for it where a network tells fewer apart, as PIP does. Our own choice."""
 
 
-def meaning_of(predicted: Sequence[str], known: Sequence[str | None]) -> tuple[int | None, ...]:
+def class_map_of(predicted: Sequence[str], known: Sequence[str | None]) -> tuple[int | None, ...]:
     """`meaning` for `weights_of_logits`: where a network has what another's predictor names.
 
     Args:

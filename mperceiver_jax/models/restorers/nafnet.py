@@ -75,7 +75,7 @@ class NAFBlock(nnx.Module):
 
 
 class NAFNet(nnx.Module):
-    """Encoder, middle and decoder; skips are added, and so is the picture.
+    """Encoder, middle and decoder; skips are added, and so is the image.
 
     Attributes:
         skip_channels: channels of the skip connections, finest first.
@@ -96,10 +96,10 @@ class NAFNet(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w 3"], *, skip: Skip = lambda level, features: features
     ) -> Float[Array, "b h w 3"]:
-        """Restored pictures in the range of the input, nominally [0, 1]; not clipped.
+        """Restored images in the range of the input, nominally [0, 1]; not clipped.
 
         Args:
-            x: degraded pictures of any size; padded inside, and cropped again.
+            x: degraded images of any size; padded inside, and cropped again.
             skip: as in `restormer.UShape`.
         """
         height, width = x.shape[1:3]

@@ -41,7 +41,7 @@ class Backbone(Protocol):
     skip_channels: tuple[int, ...]
 
     def __call__(self, x: Float[Array, "b h w 3"], *, skip: Skip) -> Float[Array, "b h w 3"]:
-        """The restored picture. Every `skip(level, features)` replaces what a skip connection carries;
+        """The restored image. Every `skip(level, features)` replaces what a skip connection carries;
         `level` counts from 0, the finest."""
         ...
 
@@ -185,7 +185,7 @@ class PIP(nnx.Module):
         self.config = config
 
     def __call__(self, x: Float[Array, "b h w 3"], weights: Float[Array, "b classes"]) -> Float[Array, "b h w 3"]:
-        """Restored pictures of the same size, nominally in [0, 1]; not clipped.
+        """Restored images of the same size, nominally in [0, 1]; not clipped.
 
         Args:
             weights: of the classes, see `conditions`.

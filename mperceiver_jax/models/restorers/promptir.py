@@ -1,7 +1,7 @@
 """PromptIR: Restormer whose decoder asks a small set of learned prompts what degradation it is looking at.
 
 At three decoder levels the features weight a few prompt components; their sum is joined
-to the features and mixed in by a transformer block. Blind: the picture is the only
+to the features and mixed in by a transformer block. Blind: the image is the only
 input. Attribute names follow the published checkpoint. Source: the paper and its release.
 """
 
@@ -88,7 +88,7 @@ class PromptGeneration(PromptComponents):
 
 
 class PromptIR(Restormer):
-    """PromptIR. Pictures in and out as of `UShape`."""
+    """PromptIR. Images in and out as of `UShape`."""
 
     config: PromptIRConfig
 

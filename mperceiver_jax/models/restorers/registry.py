@@ -1,8 +1,8 @@
-"""Networks that map a degraded picture straight to the restored one, under one way of calling them.
+"""Networks that map a degraded image straight to the restored one, under one way of calling them.
 
-Each family wants something else besides the picture: nothing, the weights of its classes, or words.
+Each family wants something else besides the image: nothing, the weights of its classes, or words.
 `FAMILIES` is the only place that knows. Training, evaluation and restoring call a `RegressionModel`,
-which is told the tasks of the pictures, or asks its own small classifier.
+which is told the tasks of the images, or asks its own small classifier.
 """
 
 import re
@@ -38,8 +38,8 @@ from mperceiver_jax.models.restorers.restormer import Restormer, RestormerConfig
 from mperceiver_jax.models.restorers.text_prompts import (
     CAPTIONS,
     RELEASE_CLASSES,
+    random_text_embeddings,
     rows_of_ids,
-    stand_in_vectors,
 )
 
 ToldBy = Literal["label", "classifier"]
@@ -54,11 +54,11 @@ class Family:
     Attributes:
         title: for people.
         config, network: the classes of its sizes and of itself.
-        call: (model, pictures, weights of the tasks or None, key of stochastic depth or None) -> pictures.
-        told: whether a network of these sizes must be told what is wrong with a picture.
+        call: (model, images, weights of the tasks or None, key of stochastic depth or None) -> images.
+        told: whether a network of these sizes must be told what is wrong with an image.
         classes: how many classes such a network tells apart; None for any number.
         multiple: sides are padded to multiples of this; by reflection is better than what the network does.
-        last: regular expression of the parameters of the layer that is added to the picture.
+        last: regular expression of the parameters of the layer that is added to the image.
     """
 
     title: str
@@ -79,18 +79,18 @@ class RegressionConfig:
         family: one of `FAMILIES`.
         network: sizes of the network, the family's own dataclass.
         tasks: names of the tasks in the order of their labels.
-        told_by: for networks that must be told what is wrong: `label`, by whoever calls (an oracle), or
+        condition_source: for networks that must be told what is wrong: `label`, by whoever calls (an oracle), or
             `classifier`, a small network that is trained beside (blind).
         words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
             text embeddings, as `python -m mperceiver_jax.convert words` writes it; empty for fixed random ones.
-        identity_start: the layer that is added to the picture starts at zero, so that an untrained network gives
-            pictures back as they are: our own choice for short trainings. Releases start at random.
+        identity_start: the layer that is added to the image starts at zero, so that an untrained network gives
+            images back as they are: our own choice for short trainings. Releases start at random.
     """
 
     family: str
     network: Any
     tasks: tuple[str, ...]
-    told_by: ToldBy = "classifier"
+    condition_source: ToldBy = "classifier"
     words: str = ""
     identity_start: bool = False
 
@@ -112,12 +112,12 @@ class RegressionConfig:
             raise ValueError(f"words: only AM-PromptIR reads words, {self.family} does not")
 
     @property
-    def is_told(self) -> bool:
-        """Whether the network must be told what is wrong with a picture."""
+    def is_conditional(self) -> bool:
+        """Whether the network must be told what is wrong with an image."""
         return _family(self.family).told(self.network)
 
     @property
-    def remark(self) -> str:
+    def warning(self) -> str:
         """What whoever trains this, or reads of it, should know; empty where there is nothing."""
         sizes = self.network
         if self.words or not isinstance(sizes, AMPromptIRConfig) or sizes.text_path == "release":
@@ -142,7 +142,7 @@ class RegressionModel(nnx.Module):
     """A network, and where it must be told what is wrong and nobody does, a classifier.
 
     Attributes:
-        multiple: sides of pictures are best padded to multiples of this.
+        multiple: sides of images are best padded to multiples of this.
     """
 
     def __init__(self, config: RegressionConfig):
@@ -151,9 +151,9 @@ class RegressionModel(nnx.Module):
         if config.identity_start:
             last = [path for path in parameters.declared(self.network) if re.fullmatch(family.last, path)]
             if not last:
-                raise ValueError(f"identity_start: {config.title} adds no layer to the picture")
+                raise ValueError(f"identity_start: {config.title} adds no layer to the image")
             parameters.start_at_zero(self.network, last)
-        if config.is_told and config.told_by == "classifier":
+        if config.is_conditional and config.condition_source == "classifier":
             self.classifier = Classifier(len(config.tasks))
         self.config = config
         self.multiple = family.multiple(self.network)
@@ -161,24 +161,22 @@ class RegressionModel(nnx.Module):
     def __call__(
         self, lq: Float[Array, "b h w 3"], weights: Weights | None = None, *, key: Array | None = None
     ) -> Float[Array, "b h w 3"]:
-        """Restored pictures, nominally in [0, 1]; not clipped.
+        """Restored images, nominally in [0, 1]; not clipped.
 
         Args:
-            lq: degraded pictures in [0, 1].
+            lq: degraded images in [0, 1].
             weights: of the tasks, see `conditions`; networks that are told nothing take no notice.
             key: for stochastic depth while training.
 
         Raises:
             ValueError: the network must be told what is wrong, and `weights` is None.
         """
-        if self.config.is_told and weights is None:
-            raise ValueError(
-                f"{self.config.title} must be told what is wrong with a picture: give weights of the tasks"
-            )
+        if self.config.is_conditional and weights is None:
+            raise ValueError(f"{self.config.title} must be told what is wrong with an image: give weights of the tasks")
         return _family(self.config.family).call(self, lq, weights, key)
 
     def logits(self, lq: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"] | None:
-        """What the classifier takes to be wrong with the pictures; None where there is no classifier."""
+        """What the classifier takes to be wrong with the images; None where there is no classifier."""
         return self.classifier(lq) if hasattr(self, "classifier") else None
 
     def weights(
@@ -192,7 +190,7 @@ class RegressionModel(nnx.Module):
     def restore(
         self, lq: Float[Array, "b h w 3"], labels: Int[Array, "b"] | None = None
     ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b tasks"] | None]:
-        """(restored pictures, the classifier's logits or None). `labels` are for networks without a classifier."""
+        """(restored images, the classifier's logits or None). `labels` are for networks without a classifier."""
         logits = self.logits(lq)
         return self(lq, self.weights(logits, labels)), logits
 
@@ -209,7 +207,7 @@ def word_vectors(path: str, tasks: tuple[str, ...], width: int) -> Float[np.ndar
         FileNotFoundError, ValueError: no such file, or it holds something else.
     """
     if not path:
-        return stand_in_vectors(tasks, width)
+        return random_text_embeddings(tasks, width)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of text embeddings (.npy, {len(tasks)} x {width})")
     try:
@@ -222,7 +220,7 @@ def word_vectors(path: str, tasks: tuple[str, ...], width: int) -> Float[np.ndar
     return vectors.astype(np.float32)
 
 
-def _reads_words(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
+def _text_conditioned(model: RegressionModel, lq: Array, weights: Weights | None, key: Array | None) -> Array:
     assert weights is not None
     config = model.config
     if config.network.text_path == "clip":
@@ -288,7 +286,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "promptir": Family("PromptIR", PromptIRConfig, PromptIR, _blind, multiple=_padded),
     "am_promptir": Family(
-        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _reads_words, told=lambda sizes: True, multiple=_padded
+        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _text_conditioned, told=lambda sizes: True, multiple=_padded
     ),
     "pip": Family(
         "PIP",

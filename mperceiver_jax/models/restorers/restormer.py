@@ -194,7 +194,7 @@ class Upsample(nnx.Module):
 
 
 class UShape(nnx.Module):
-    """Three levels down, a latent, three levels up, refinement, and the picture added at the end.
+    """Three levels down, a latent, three levels up, refinement, and the image added at the end.
 
     Which blocks it is made of and how a skip connection is merged is for the subclass to say.
     """
@@ -237,12 +237,12 @@ class UShape(nnx.Module):
         after: After = lambda stage, features: features,
         skip: Skip = lambda level, features: features,
     ) -> Float[Array, "b h w 3"]:
-        """Restored pictures in the range of the input, nominally [0, 1]; not clipped.
+        """Restored images in the range of the input, nominally [0, 1]; not clipped.
 
         Args:
-            x: degraded pictures of any size; padded inside, and cropped again.
+            x: degraded images of any size; padded inside, and cropped again.
             after: `after(stage, features)` replaces what a stage hands on; called in the order of `Stage`.
-                `output` is what is added to the picture.
+                `output` is what is added to the image.
             skip: `skip(level, features)` replaces encoder features on their way to the decoder; called for
                 level 2, 1 and 0 (full size), each just before the decoder needs it.
         """

@@ -1,4 +1,4 @@
-"""Degradations in words, as a network that is told what is wrong with its picture reads them.
+"""Degradations in words, as a network that is told what is wrong with its image reads them.
 
 Words come as tokens of CLIP's vocabulary. The few that are needed are written down, so
 that no tokenizer is. `caption_vectors` turns them into vectors by a CLIP text tower.
@@ -28,7 +28,7 @@ CAPTIONS: dict[str, tuple[str, tuple[int, ...]]] = {
     "dejpeg": ("jpeg artifacts", (73, 11207, 30249)),
     "superresolution": ("low resolution", (1042, 9977)),
 }
-"""Task -> what is wrong with its pictures, and that in CLIP's tokens."""
+"""Task -> what is wrong with its images, and that in CLIP's tokens."""
 
 RELEASE_CLASSES: dict[str, tuple[int, ...]] = {
     "denoise_15": (1177, 78, 1479, 318, 272, 276),
@@ -69,7 +69,7 @@ def rows_of_ids(words: Sequence[tuple[int, ...]]) -> Int[np.ndarray, "words 8"]:
 
 
 def caption_vectors(tower: TextTower, names: Sequence[str]) -> Float[Array, "names e"]:
-    """CLIP's embeddings of the captions of tasks: of unit length, in the space it shares with pictures.
+    """CLIP's embeddings of the captions of tasks: of unit length, in the space it shares with images.
 
     Args:
         tower: with its weights and its projection; all its blocks are run.
@@ -90,7 +90,7 @@ def caption_vectors(tower: TextTower, names: Sequence[str]) -> Float[Array, "nam
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def stand_in_vectors(names: Sequence[str], width: int) -> Float[np.ndarray, "names width"]:
+def random_text_embeddings(names: Sequence[str], width: int) -> Float[np.ndarray, "names width"]:
     """One fixed random unit vector per task, for training where no CLIP weights are at hand.
 
     They tell tasks apart and say nothing of how alike these are. A vector depends only on its task's name.

@@ -1,7 +1,7 @@
 """Latents for the detail refinement module, produced by the finished dual branch.
 
 Each training example is sampled once, on its crop, and stored in the workdir with its
-pictures. An interrupted run goes on where it stopped.
+images. An interrupted run goes on where it stopped.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.pipeline import PipelineConfig, train_batches
-from data_pipelines.stored.examples import example_path, read_note, write_example, write_note
+from data_pipelines.stored.examples import example_path, read_note, write_example, write_manifest
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
 from mperceiver_jax.distributed import sharding
@@ -82,7 +82,7 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
             batch = next(batches)
             key = jax.random.fold_in(jax.random.key(experiment.seed), start)
             latent = sampled(params, sharding.to_global(run.mesh, batch), key)
-            own = own_rows(latent, index * local, local)
+            own = local_rows(latent, index * local, local)
             for k in range(local):
                 number = start + index * local + k
                 if number < wanted:
@@ -93,7 +93,7 @@ def sample_latents(run: "Run", params: Params, config: PipelineConfig) -> Path:
     return folder
 
 
-def own_rows(value: jax.Array, first: int, count: int) -> np.ndarray:
+def local_rows(value: jax.Array, first: int, count: int) -> np.ndarray:
     """This process's rows of an array divided by rows over the mesh."""
     if value.is_fully_addressable:
         return np.asarray(value)[first : first + count]
@@ -104,7 +104,7 @@ def own_rows(value: jax.Array, first: int, count: int) -> np.ndarray:
 def _claim(folder: Path, note: dict) -> None:
     found = read_note(folder)
     if found is None:
-        write_note(folder, note)
+        write_manifest(folder, note)
     elif found != note:
         differing = [name for name in note if found.get(name) != note[name]]
         raise ValueError(

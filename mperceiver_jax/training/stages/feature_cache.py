@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.pipeline import PipelineConfig, train_batches
-from data_pipelines.stored.examples import read_note, write_note
-from data_pipelines.stored.features import part_path, what_decides, write_part
+from data_pipelines.stored.examples import read_note, write_manifest
+from data_pipelines.stored.features import data_fingerprint_fields, part_path, write_part
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, on_first_process
@@ -25,7 +25,7 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiverConfig, Observation
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.progress import progress_bar
-from mperceiver_jax.training.stages.drm_latents import own_rows
+from mperceiver_jax.training.stages.drm_latents import local_rows
 from mperceiver_jax.training.stages.registry import observation
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def fill_cache(run: "Run", params: Params, config: PipelineConfig) -> Path:
     parts = -(-batches_wanted // per_part)
     note = {
         "towers": fingerprint({k: v for k, v in params.items() if k.startswith(TOWERS)}),
-        "data": what_decides(config),
+        "data": data_fingerprint_fields(config),
         "layout": layout,
         "examples": batches_wanted * config.batch_size,
         "parts": parts,
@@ -104,7 +104,7 @@ def fill_cache(run: "Run", params: Params, config: PipelineConfig) -> Path:
                 if run.preemption.requested():
                     raise Preempted(f"dual_branch: stopped after {part} of {parts} parts of {folder}")
                 seen = observed(params, sharding.to_global(run.mesh, next(batches)))
-                rows = [own_rows(value, index * local, local) for value in seen]
+                rows = [local_rows(value, index * local, local) for value in seen]
                 examples += [
                     dict(zip(Observation._fields, example, strict=True)) for example in zip(*rows, strict=True)
                 ]
@@ -126,7 +126,7 @@ def claim(folder: Path, note: dict[str, Any]) -> None:
     if found is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"config.cache: {folder} is not empty and holds no features of ours; name a new directory")
-        write_note(folder, note)
+        write_manifest(folder, note)
         return
     # Finished, it serves any number of hosts; unfinished, each must go on with its own rows.
     divided = () if _missing(folder, found) is None else ("hosts", "parts")

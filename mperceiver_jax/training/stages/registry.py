@@ -1,17 +1,17 @@
 """The stages: what each trains, and the loss that trains it.
 
     vae          the autoencoder (only where none is published at that size)
-    prior        the latent-diffusion prior on clean pictures (likewise)
+    prior        the latent-diffusion prior on clean images (likewise)
     predictor    which degradation is it?
     dual_branch  modulators, IR-Adapter, textual prompts and CM inversion; all else frozen
     drm          the detail refinement module; encoder and decoder frozen
-    regression   the only stage of models that map the degraded picture straight to the restored one
+    regression   the only stage of models that map the degraded image straight to the restored one
 
 A stage with a curriculum is trained in phases, `dual_branch.1`, `dual_branch.2` and so on; `base` is the
 name without the phase.
 
 A loss is `loss(parameters, batch, key, step) -> (scalar, metrics)`, pure, a mean over
-the batch. Pictures in a batch are in [0, 1]; MPerceiver sees [-1, 1].
+the batch. Images in a batch are in [0, 1]; MPerceiver sees [-1, 1].
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def build_stage(name: str, experiment: Experiment, model: MPerceiver | Regressio
     return replace(stage, trains=trains, title=f"{stage.title}; of these only {narrowed}")
 
 
-def to_model_range(picture: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def to_model_range(image: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """[0, 1] -> [-1, 1] in the compute dtype."""
-    return (picture * 2 - 1).astype(dtype)
+    return (image * 2 - 1).astype(dtype)
 
 
 def diffusion_target(experiment: Experiment, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
@@ -124,11 +124,11 @@ def _vae(experiment: Experiment, assembled, dtype) -> Stage:
 
     def loss(params, batch, key, step):
         model = assembled(params)
-        picture = to_model_range(batch["gt"], dtype)
-        posterior = model.vae.encode(picture)
+        image = to_model_range(batch["gt"], dtype)
+        posterior = model.vae.encode(image)
         noise = jax.random.normal(key, posterior.mean.shape, dtype)
         out = model.vae.decode(posterior.sample(noise))
-        reconstruction = losses.l1(out, picture)
+        reconstruction = losses.l1(out, image)
         kl = losses.kl_to_standard_normal(posterior.mean, posterior.logvar) / posterior.mean[0].size
         moment = jnp.square(jnp.square(posterior.mean.astype(jnp.float32)).mean() - 1)
         total = reconstruction + weight * kl + 0.01 * moment
@@ -174,7 +174,7 @@ def _predictor(experiment: Experiment, assembled, dtype) -> Stage:
 
 
 def observation(model: MPerceiver, batch: Mapping[str, jax.Array], dtype: jnp.dtype) -> Observation:
-    """What the frozen towers make of a batch of pictures; taken from the batch where it was stored before."""
+    """What the frozen towers make of a batch of images; taken from the batch where it was stored before."""
     if "embedding" in batch:
         return Observation(**{name: batch[name].astype(dtype) for name in Observation._fields})
     lq, gt = (to_model_range(batch[name], dtype) for name in ("lq", "gt"))
@@ -182,7 +182,7 @@ def observation(model: MPerceiver, batch: Mapping[str, jax.Array], dtype: jnp.dt
 
 
 def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
-    """Noise prediction under both branches: text context and adapter features of the degraded picture."""
+    """Noise prediction under both branches: text context and adapter features of the degraded image."""
 
     def loss(params, batch, key, step):
         model = assembled(params)
@@ -204,7 +204,7 @@ def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
 
 
 def _drm(experiment: Experiment, assembled, dtype) -> Stage:
-    """L1 + LPIPS (+ hinge GAN) between the refined decoding and the clean picture.
+    """L1 + LPIPS (+ hinge GAN) between the refined decoding and the clean image.
 
     Latents come with the batch (`latent`, sampled by the dual branch) or are the clean ones,
     perturbed. The GAN's gradients for generator and discriminator are disjoint by
@@ -213,7 +213,7 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
     choice = experiment.losses
     critic = PatchGAN(PatchGANConfig() if experiment.mperceiver.vae.base_channels >= 64 else PatchGANConfig.small())
     critic_structure, _ = parameters.split(critic)
-    # The last trained kernel before the picture: the output convolution of the finest tap.
+    # The last trained kernel before the image: the output convolution of the finest tap.
     last_kernel = "drm.taps.0.out.weight"
 
     def extras():
@@ -236,7 +236,7 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
         else:
             (_, _, taps), clean = model.vae.encode_pair(lq, gt)
             z = model.latent(clean.moments, jax.random.normal(key_z, clean.mean.shape, dtype))
-            spread = jax.random.uniform(key_s, (z.shape[0], 1, 1, 1)) * choice.drm_perturbation
+            spread = jax.random.uniform(key_s, (z.shape[0], 1, 1, 1)) * choice.drm_noise_std
             z = z + spread.astype(dtype) * jax.random.normal(key_n, z.shape, dtype)
         perceptual = {k[len(PERCEPTUAL) :]: v for k, v in params.items() if k.startswith(PERCEPTUAL)}
 
@@ -271,8 +271,8 @@ def _drm(experiment: Experiment, assembled, dtype) -> Stage:
 
 
 def _regression(experiment: Experiment, assembled, dtype) -> Stage:
-    """The restored picture against the clean one. Where the network is told anything, it is the true task
-    of every picture, or what its classifier says (`losses.told`), which learns beside it."""
+    """The restored image against the clean one. Where the network is told anything, it is the true task
+    of every image, or what its classifier says (`losses.condition_source`), which learns beside it."""
     choice = experiment.losses
 
     def distance(out, gt):
@@ -288,12 +288,12 @@ def _regression(experiment: Experiment, assembled, dtype) -> Stage:
         out = model(lq, model.weights(heard, batch["task"]), key=key)
         value = distance(out, batch["gt"])
         metrics = {"distance": value, "psnr": losses.mean_psnr(out, batch["gt"])}
-        beside = choice.penalty_weight * model.penalty()
+        beside = choice.regularizer_weight * model.penalty()
         if logits is not None:
             said = jax.nn.softmax(logits.astype(jnp.float32)) if choice.double_softmax else logits
             beside = beside + losses.cross_entropy(said, batch["task"])
             metrics["accuracy"] = (logits.argmax(-1) == batch["task"]).astype(jnp.float32).mean()
-        # A plain number where there is nothing but pictures to learn.
+        # A plain number where there is nothing but images to learn.
         return value + beside, metrics if isinstance(beside, float) else metrics | {"beside": beside}
 
     return Stage("regression", f"{experiment.title}, from degraded to restored", r"network\.|classifier\.", loss)

@@ -101,9 +101,9 @@ def test_published_priors_may_lack_what_mperceiver_adds(filled):
 
 def test_what_is_not_optional_stays_required(filled):
     model, _, tensors = filled
-    lacking = {k: v for k, v in tensors.items() if k != "first_stage_model.quant_conv.bias"}
+    missing_parts = {k: v for k, v in tensors.items() if k != "first_stage_model.quant_conv.bias"}
     with pytest.raises(ValueError, match=r"1 missing: first_stage_model\.quant_conv\.bias"):
-        convert.from_torch(model, lacking, optional=ADDED)
+        convert.from_torch(model, missing_parts, optional=ADDED)
     # An optional tensor that is there must still fit.
     with pytest.raises(ValueError, match=r"tp: \(2, 2\) given, \(3, 2, 16\) expected"):
         convert.from_torch(model, tensors | {"tp": np.zeros((2, 2), np.float32)}, optional=ADDED)

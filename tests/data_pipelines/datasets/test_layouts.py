@@ -35,7 +35,7 @@ def test_a_tree_of_that_layout_is_paired(layout, split, rule, tmp_path):
     (pair,) = found.pairs
     assert (pair.lq and pair.lq.path.relative_to(tmp_path).as_posix()) == (lq or None)
     assert (pair.gt and pair.gt.path.relative_to(tmp_path).as_posix()) == (gt or None)
-    # No other split of the set takes the picture for its own.
+    # No other split of the set takes the image for its own.
     for other in layout.splits:
         if other is not split and not other.listed:
             assert not find(Tree(tmp_path), other, subset=True).pairs

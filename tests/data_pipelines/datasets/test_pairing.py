@@ -13,7 +13,7 @@ from data_pipelines.datasets.patterns import shown, without_suffix
 from data_pipelines.datasets.splits import Fault, Rule, Split
 from data_pipelines.datasets.tree import Tree
 from data_pipelines.prepare import own_rule
-from tests.support.dataset_trees import write_picture
+from tests.support.dataset_trees import write_image
 
 
 def split_of(name: str, split: str) -> Split:
@@ -50,7 +50,7 @@ def test_faults_of_a_tree_of_same_names(tmp_path):
     assert not [f for f in find(Tree(tmp_path), split_of("lol_v1", "train"), subset=True).faults if f.kind == "count"]
 
 
-def test_misnamed_and_unpublished_pictures(tmp_path):
+def test_misnamed_and_unpublished_images(tmp_path):
     rainy, clean = "Derain/rainy/", "Derain/gt/"
     touch(tmp_path, *(f"{rainy}rain-{n}.png" for n in range(1, 201) if n not in (7, 11)), rainy + "rain-300.png")
     touch(tmp_path, *(f"{clean}norain-{n}.png" for n in range(1, 201)), rainy + "rian-11.png", clean + "norain-300.png")
@@ -65,7 +65,7 @@ def test_misnamed_and_unpublished_pictures(tmp_path):
     assert len(found.pairs) == 198
 
 
-def test_many_degraded_pictures_of_one_clean(tmp_path):
+def test_many_degraded_images_of_one_clean(tmp_path):
     values = [(a, b) for a in (0.8, 0.85, 0.9, 0.95, 1) for b in (0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)]
     hazy = [f"synthetic/part1/0005_{a}_{b}.jpg" for a, b in values]
     touch(tmp_path, *hazy[1:], "synthetic/part1/0005_0.7_0.2.jpg", "original/0005.jpg", "original/0006.jpg")
@@ -79,7 +79,7 @@ def test_many_degraded_pictures_of_one_clean(tmp_path):
     }
 
 
-def test_pictures_of_another_split_are_no_fault(tmp_path):
+def test_images_of_another_split_are_no_fault(tmp_path):
     touch(tmp_path, *(f"train/input/im_{n}_s80_a04.png" for n in ("0300", "0301", "0350", "0351")))
     touch(tmp_path, *(f"train/gt/im_{n}.png" for n in ("0300", "0301", "0350", "0351")))
     found = find(Tree(tmp_path), split_of("outdoor_rain", "train"), subset=True)
@@ -106,7 +106,7 @@ def test_a_list_decides_who_belongs(tmp_path):
     assert told(found) == {("missing", "scene001/blur/blur_9")}
 
 
-def test_two_sets_that_come_in_one_folder_and_a_picture_called_like_a_missing_one(tmp_path):
+def test_two_sets_that_come_in_one_folder_and_a_image_called_like_a_missing_one(tmp_path):
     tops = {letter: f"RealBlur-{letter}_ECC" for letter in "JR"}
     for letter, top in tops.items():
         scenes = {"train": f"{top}/scene001", "test": f"{top}/scene002"}
@@ -117,7 +117,7 @@ def test_two_sets_that_come_in_one_folder_and_a_picture_called_like_a_missing_on
     for letter, top in tops.items():
         found = find(Tree(tmp_path), split_of(f"realblur_{letter.lower()}", "train"), subset=True)
         assert ids(found) == [f"{top}/scene001/blur/blur_{n}" for n in (1, 2, 3)] and not found.faults
-    # Picture 2 of the test scene is not taken for it, and the clean half of the list is no fault.
+    # Image 2 of the test scene is not taken for it, and the clean half of the list is no fault.
     missing, without = f"{tops['J']}/scene001/blur/blur_2", f"{tops['J']}/scene001/gt/gt_3"
     for name in (missing, without):
         (tmp_path / f"{name}.png").unlink()
@@ -126,7 +126,7 @@ def test_two_sets_that_come_in_one_folder_and_a_picture_called_like_a_missing_on
     assert told(found) == {("missing", missing), ("missing", f"{tops['J']}/scene001/blur/blur_3.png")}
 
 
-def test_what_lies_beside_published_pictures_is_no_fault(tmp_path):
+def test_what_lies_beside_published_images_is_no_fault(tmp_path):
     touch(tmp_path, *(f"image_SRF_{n}/img_001_SRF_{n}_{kind}.png" for n in (2, 4) for kind in ("HR", "LR", "A+")))
     found = find(Tree(tmp_path), split_of("urban100", "test"), subset=True)
     assert ids(found) == ["image_SRF_4/img_001_SRF_4_HR"] and not found.faults
@@ -173,14 +173,14 @@ def test_pairs_by_number_where_some_are_missing_and_none_where_numbers_leave_a_d
     assert numbers(found) == [(n, n + 1) for k, n in enumerate(firsts) if k not in (3, 20)]
     lonely = {f"train_c/target/1P0A{firsts[3] + 1}.png", f"train_c/source/1P0A{firsts[20]}.png"}
     assert told(found) == {("count", "train"), *(("missing", name) for name in lonely)}
-    # Each degraded picture is between two clean ones, as near to the one as to the other.
+    # Each degraded image is between two clean ones, as near to the one as to the other.
     even = range(1000, 1040, 2)
     found = dpdd(tmp_path / "even", [n for n in even if n != 1006], [n + 1 for n in even if n != 1028])
     lonely = ["train_c/source", "train_c/target/1P0A1005.png", "train_c/source/1P0A1028.png"]
     assert not found.pairs and told(found) == {("count", "train"), *(("missing", name) for name in lonely)}
 
 
-def test_pictures_below_and_beside_those_of_a_split_are_told(tmp_path):
+def test_images_below_and_beside_those_of_a_split_are_told(tmp_path):
     for top in ("", "backup/"):
         touch(tmp_path, *(f"{top}train/blur/{n}.png" for n in "12"), *(f"{top}train/sharp/{n}.png" for n in "12"))
     touch(tmp_path, "train/blur/old/1.png", "train/notes/1.png")
@@ -202,7 +202,7 @@ def test_of_the_users_own_folders_everything_below_belongs(tmp_path):
         assert ids(found) == ["lq/b_2", "lq/s/a_1"] and not found.faults
 
 
-def test_outdoor_rain_has_fifteen_pictures_of_each_scene(tmp_path):
+def test_outdoor_rain_has_fifteen_images_of_each_scene(tmp_path):
     names = [f"im_0400_s{s}_a{a}" for s in ("80", "85", "90", "95", "100") for a in ("04", "05", "06")]
     touch(tmp_path, "test1/gt/im_0400.png", *(f"test1/input/{name}.png" for name in names[1:]))
     touch(tmp_path, "test1/input/im_0400_s999_a99.png")
@@ -239,9 +239,9 @@ def test_folders_may_be_links_even_in_circles(tmp_path):
 
 
 def test_fingerprints_follow_the_file(tmp_path):
-    write_picture(tmp_path / "lq" / "1.png", 1)
-    write_picture(tmp_path / "gt" / "1.png", 2)
+    write_image(tmp_path / "lq" / "1.png", 1)
+    write_image(tmp_path / "gt" / "1.png", 2)
     split = Split("train", 0, (Rule("lq/{name}", "gt/{name}"),))
     before = find(Tree(tmp_path), split).pairs[0].fingerprint()
-    write_picture(tmp_path / "gt" / "1.png", 2, (9, 9))
+    write_image(tmp_path / "gt" / "1.png", 2, (9, 9))
     assert find(Tree(tmp_path), split).pairs[0].fingerprint() != before

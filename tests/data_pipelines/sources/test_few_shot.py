@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_pipelines.pipeline import PipelineConfig, heldout_examples, train_batches
 from data_pipelines.sources.few_shot import CUTS, few_pairs
-from data_pipelines.sources.folders import PairedFolders, PhotoSource
+from data_pipelines.sources.folders import ImageFolder, PairedFolders
 from data_pipelines.tasks import TASKS, with_new_tasks
 
 NEW = len(TASKS)
@@ -34,10 +34,10 @@ def config(photos):
         weights={"denoise": 1.0, "jpeg": 1.0},
         degradations={"jpeg": "mioir_out_jpeg"},
         new_tasks=("jpeg",),
-        percents={"jpeg": 10.0},
+        train_percent={"jpeg": 10.0},
         threads=0,
         photos=str(photos),
-        heldout_photos=str(photos),
+        heldout_images=str(photos),
     )
 
 
@@ -46,7 +46,7 @@ def jpeg(config):
 
 
 def test_the_choice_is_one_for_every_seed_and_grows_with_the_percentage(config, photos):
-    source = PhotoSource(photos)
+    source = ImageFolder(photos)
     chosen, rest = few_pairs(source, config, jpeg(config))
     assert (len(chosen), len(rest)) == (4, 5 * CUTS - 4)
     assert not set(chosen.numbers) & set(rest.numbers)
@@ -54,19 +54,19 @@ def test_the_choice_is_one_for_every_seed_and_grows_with_the_percentage(config, 
     for k in range(4):
         assert np.array_equal(chosen[k]["lq"], again[k]["lq"]) and np.array_equal(chosen[k]["gt"], again[k]["gt"])
         assert chosen[k]["lq"].shape == (16, 16, 3) and np.any(chosen[k]["lq"] != chosen[k]["gt"])
-    more, _ = few_pairs(source, dataclasses.replace(config, percents={"jpeg": 20.0}), jpeg(config))
+    more, _ = few_pairs(source, dataclasses.replace(config, train_percent={"jpeg": 20.0}), jpeg(config))
     assert set(chosen.numbers) < set(more.numbers)
 
 
 def test_a_batch_has_the_new_task_from_its_pairs_alone(config, photos):
-    chosen, _ = few_pairs(PhotoSource(photos), config, jpeg(config))
+    chosen, _ = few_pairs(ImageFolder(photos), config, jpeg(config))
     pairs = [chosen[k]["gt"] for k in range(len(chosen))]
     with train_batches(config) as batches:
         batch = next(batches)
     assert sorted(batch["task"].tolist()) == [2] * 3 + [NEW] * 3
 
-    def cut_from(crop, picture):
-        windows = np.lib.stride_tricks.sliding_window_view(picture, (8, 8, 3))
+    def cut_from(crop, image):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (8, 8, 3))
         return any(np.array_equal(crop, window) for window in windows.reshape(-1, 8, 8, 3))
 
     for gt in np.rint(batch["gt"] * 255)[batch["task"] == NEW]:
@@ -82,7 +82,7 @@ def test_held_out_examples_of_paired_tasks_are_the_other_pairs(config, photos, t
     for name in photos.iterdir():
         Image.fromarray(np.asarray(Image.open(name))[:16, :16]).save(clean / name.name)
     pairs = {"lq": str(tmp_path), "gt": str(clean)}
-    paired = dataclasses.replace(config, degradations={}, pairs={"jpeg": pairs}, percents={"jpeg": 40.0})
+    paired = dataclasses.replace(config, degradations={}, pairs={"jpeg": pairs}, train_percent={"jpeg": 40.0})
     examples = heldout_examples(paired, 3)
     assert [row["task"] for row in examples] == [2] * 3 + [NEW] * 3
     for row in examples[3:]:
@@ -90,7 +90,9 @@ def test_held_out_examples_of_paired_tasks_are_the_other_pairs(config, photos, t
     chosen, rest = few_pairs(PairedFolders(**pairs), paired, jpeg(paired))
     assert [row["name"] for row in examples[3:]] == [rest[k]["name"] for k in range(3)]
     assert len(chosen) == 2
-    with pytest.raises(ValueError, match=r"percents\['jpeg'\] leaves 3 pairs that do not train; per_task asks for 4"):
+    with pytest.raises(
+        ValueError, match=r"train_percent\['jpeg'\] leaves 3 pairs that do not train; per_task asks for 4"
+    ):
         heldout_examples(paired, 4)
 
 
@@ -98,7 +100,7 @@ def test_held_out_examples_of_paired_tasks_are_the_other_pairs(config, photos, t
     ("changes", "message"),
     [
         ({"degradations": {}}, "new_tasks: 'jpeg' needs an entry in degradations or in pairs"),
-        ({"percents": {"jpeg": 0.0}}, r"percents\['jpeg'\] must be above 0 and at most 100, not 0.0"),
+        ({"train_percent": {"jpeg": 0.0}}, r"train_percent\['jpeg'\] must be above 0 and at most 100, not 0.0"),
     ],
 )
 def test_what_cannot_be_is_refused(config, changes, message):
@@ -107,5 +109,5 @@ def test_what_cannot_be_is_refused(config, changes, message):
 
 
 def test_unknown_percents_are_named(config):
-    with pytest.raises(ValueError, match=r"percents\.fog: no task is named so"):
-        train_batches(dataclasses.replace(config, percents={"fog": 5.0}))
+    with pytest.raises(ValueError, match=r"train_percent\.fog: no task is named so"):
+        train_batches(dataclasses.replace(config, train_percent={"fog": 5.0}))

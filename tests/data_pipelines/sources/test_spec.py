@@ -13,14 +13,14 @@ from data_pipelines.datasets.mixture_plan import main as plan_main
 from data_pipelines.datasets.mixture_plan import parts_of, plan
 from data_pipelines.pipeline import PipelineConfig, train_batches
 from data_pipelines.prepare import main as prepare
-from data_pipelines.sources.folders import PhotoSource
-from data_pipelines.sources.shards import PreparedPictures
-from data_pipelines.sources.spec import JoinedSources, open_source, parse_source
+from data_pipelines.sources.folders import ImageFolder
+from data_pipelines.sources.shards import PreparedImages
+from data_pipelines.sources.spec import ConcatSources, open_source, parse_source
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """mine/lq and mine/gt, and what was prepared of them: pairs/ and clean/; picture k is of grey level 20 k."""
+    """mine/lq and mine/gt, and what was prepared of them: pairs/ and clean/; image k is of grey level 20 k."""
     root = tmp_path_factory.mktemp("data")
     for k in range(1, 7):
         for side, level in (("lq", 20 * k), ("gt", 20 * k + 5)):
@@ -40,11 +40,11 @@ def levels(source) -> list[int]:
 
 def test_names_find_sources(folder):
     pairs = open_source(f"{folder}/pairs")
-    assert isinstance(pairs, PreparedPictures) and len(pairs.manifest["splits"]["train"]["shards"]) > 1
+    assert isinstance(pairs, PreparedImages) and len(pairs.manifest["splits"]["train"]["shards"]) > 1
     assert levels(pairs) == levels(open_source(f"{folder}/pairs:train")) == [25, 45, 65, 85, 105, 125]
     assert pairs[2]["name"] == "lq/3" and pairs[2]["lq"][0, 0, 0] == 60
     assert levels(pickle.loads(pickle.dumps(pairs))) == levels(pairs)
-    assert isinstance(open_source(f"{folder}/mine/gt"), PhotoSource)
+    assert isinstance(open_source(f"{folder}/mine/gt"), ImageFolder)
     with pytest.raises(ValueError, match=r"no split 'test'; name one of train"):
         open_source(f"{folder}/pairs:test")
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -53,7 +53,7 @@ def test_names_find_sources(folder):
 
 def test_sums_and_repeats(folder):
     joined = open_source(f"{folder}/clean*3 + {folder}/mine/gt")
-    assert isinstance(joined, JoinedSources)
+    assert isinstance(joined, ConcatSources)
     assert levels(joined) == [25, 45, 65, 85, 105, 125] * 4
     assert parse_source("/a*b + gs://c/d:train*12") == [("/a*b", 1), ("gs://c/d:train", 12)]
     for wrong in ("", "a*0", "a + ", " + a"):
@@ -85,15 +85,15 @@ def test_shards_over_a_network_come_once(folder, tmp_path, monkeypatch):
     taken = lambda: sum(name.endswith(".array_record") for name in Bucket.opened)
     shards = len(list((folder / "pairs").glob("*.array_record")))
     here = levels(open_source(f"{folder}/pairs"))
-    assert levels(PreparedPictures("gs://bucket/pairs", download_folder=tmp_path)) == here and taken() == shards
-    PreparedPictures("gs://bucket/pairs", download_folder=tmp_path)
+    assert levels(PreparedImages("gs://bucket/pairs", download_folder=tmp_path)) == here and taken() == shards
+    PreparedImages("gs://bucket/pairs", download_folder=tmp_path)
     assert taken() == shards
     next(tmp_path.glob("*.array_record")).write_bytes(b"cut short")
-    assert levels(PreparedPictures("gs://bucket/pairs", download_folder=tmp_path)) == here and taken() == shards + 1
+    assert levels(PreparedImages("gs://bucket/pairs", download_folder=tmp_path)) == here and taken() == shards + 1
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert levels(open_source("gs://bucket/pairs:train*2")) == 2 * here
     with pytest.raises(FileNotFoundError, match=r"no prepared data at gs://bucket/other"):
-        PreparedPictures("gs://bucket/other")
+        PreparedImages("gs://bucket/other")
 
 
 def test_a_tfds_set_built_and_read_without_tensorflow(folder, tmp_path, monkeypatch, capsys):
@@ -190,7 +190,7 @@ def test_a_published_degradation_takes_the_place_of_a_tasks_own(config):
         train_batches(PipelineConfig(degradations={"deflicker": "promptir_noise"}))
 
 
-def test_a_plan_says_how_often_a_picture_is_seen(folder, capsys):
+def test_a_plan_says_how_often_a_image_is_seen(folder, capsys):
     plan_main(["promptir"])
     printed = capsys.readouterr().out
     assert "142431 examples, 4451 batches of 32 (proportional)" in printed

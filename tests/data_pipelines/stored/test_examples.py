@@ -10,7 +10,7 @@ from data_pipelines.stored.examples import (
     read_note,
     stored_batches,
     write_example,
-    write_note,
+    write_manifest,
 )
 
 COUNT = 12
@@ -21,15 +21,15 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     rng = np.random.default_rng(0)
     for index in range(COUNT):
-        picture = rng.random((4, 4, 3), np.float32)
+        image = rng.random((4, 4, 3), np.float32)
         latent = np.full((2, 2, 4), index - 0.5, np.float32)
-        write_example(folder, index, {"lq": picture, "gt": 1 - picture, "latent": latent, "task": np.int32(index)})
+        write_example(folder, index, {"lq": image, "gt": 1 - image, "latent": latent, "task": np.int32(index)})
     return folder
 
 
 def test_examples_come_back(folder, tmp_path):
-    picture = np.linspace(-0.5, 1.5, 48, dtype=np.float32).reshape(4, 4, 3)
-    write_example(tmp_path, 3, {"lq": picture, "latent": picture})
+    image = np.linspace(-0.5, 1.5, 48, dtype=np.float32).reshape(4, 4, 3)
+    write_example(tmp_path, 3, {"lq": image, "latent": image})
     with np.load(example_path(tmp_path, 3)) as stored:
         assert stored["lq"].dtype == np.uint16
     with pytest.raises(FileNotFoundError, match=r"0000000\.npz: no such stored example"):
@@ -81,5 +81,5 @@ def test_batches_visit_everything_continue_exactly_and_do_not_depend_on_the_host
 
 def test_notes(tmp_path):
     assert read_note(tmp_path) is None
-    write_note(tmp_path / "new", {"seed": 1, "sampler": {"steps": 4}})
+    write_manifest(tmp_path / "new", {"seed": 1, "sampler": {"steps": 4}})
     assert read_note(tmp_path / "new") == {"seed": 1, "sampler": {"steps": 4}}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.pipeline import PipelineConfig
-from data_pipelines.stored.examples import write_note
-from data_pipelines.stored.features import FeatureStore, feature_batches, part_path, what_decides, write_part
+from data_pipelines.stored.examples import write_manifest
+from data_pipelines.stored.features import FeatureStore, data_fingerprint_fields, feature_batches, part_path, write_part
 
 LAYOUT = {"lq": ((2, 2, 4), "bfloat16"), "embedding": ((3,), "float32")}
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
         for host in range(2):
             first = 6 * part + 3 * host
             write_part(tmp_path, part, host, [example(first + k) for k in range(3)], LAYOUT)
-    write_note(tmp_path, {"parts": 2, "hosts": 2, "layout": LAYOUT})
+    write_manifest(tmp_path, {"parts": 2, "hosts": 2, "layout": LAYOUT})
     return tmp_path
 
 
@@ -57,7 +57,7 @@ def test_what_is_torn_or_missing_is_named(folder):
     with pytest.raises(ValueError, match=r"lq: float32 \(2, 2, 4\) does not fit bfloat16"):
         write_part(folder, 2, 0, [example(0) | {"lq": np.zeros((2, 2, 4), np.float32)}], LAYOUT)
     assert not part_path(folder, 2, 0).exists() and not list(folder.glob("*.partial"))
-    write_note(folder, {"parts": 2, "hosts": 2, "layout": LAYOUT | {"embedding": ((4,), "float32")}})
+    write_manifest(folder, {"parts": 2, "hosts": 2, "layout": LAYOUT | {"embedding": ((4,), "float32")}})
     with pytest.raises(ValueError, match="record 5 has 44 bytes, not 48"):
         FeatureStore(folder)[5]
     part_path(folder, 1, 0).unlink()
@@ -70,4 +70,8 @@ def test_what_is_torn_or_missing_is_named(folder):
 def test_only_what_changes_the_examples_decides():
     config = PipelineConfig(batch_size=4, crop=16)
     same = PipelineConfig(batch_size=4, crop=16, threads=9, workers=3, prefetch=1, cache_megabytes=1)
-    assert what_decides(config) == what_decides(same) != what_decides(PipelineConfig(batch_size=4, crop=32))
+    assert (
+        data_fingerprint_fields(config)
+        == data_fingerprint_fields(same)
+        != data_fingerprint_fields(PipelineConfig(batch_size=4, crop=32))
+    )

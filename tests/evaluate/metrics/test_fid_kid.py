@@ -5,9 +5,9 @@ from mperceiver_jax.evaluate.metrics.fid_kid import feature_extractor, frechet_d
 from mperceiver_jax.models.perceptual.lpips import available
 
 
-def mean_colour(pictures):
+def mean_colour(images):
     """An extractor as a user would write it."""
-    return pictures.mean((1, 2))
+    return images.mean((1, 2))
 
 
 def sets(d=4, n=60, m=50):
@@ -29,7 +29,7 @@ def test_frechet_distance_in_closed_form():
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
 
 
-def test_fewer_pictures_than_features_is_no_obstacle():
+def test_fewer_images_than_features_is_no_obstacle():
     x, y = sets(d=30, n=8, m=9)
     assert np.isfinite(frechet_distance(x, y)) and frechet_distance(x, x) == pytest.approx(0, abs=1e-4)
 
@@ -47,9 +47,9 @@ def test_kernel_distance_is_the_unbiased_discrepancy():
 
 
 def test_extractors_of_the_user(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 255, (2, 8, 9, 3), np.uint8)
-    expected = pictures.mean((1, 2))
-    np.testing.assert_allclose(feature_extractor(f"{__name__}:mean_colour")(pictures), expected)
+    images = np.random.default_rng(0).integers(0, 255, (2, 8, 9, 3), np.uint8)
+    expected = images.mean((1, 2))
+    np.testing.assert_allclose(feature_extractor(f"{__name__}:mean_colour")(images), expected)
     with pytest.raises(ValueError, match="no_such"):
         feature_extractor(f"{__name__}:no_such")
     with pytest.raises(ValueError, match="vgg16"):
@@ -64,7 +64,7 @@ def test_extractors_of_the_user(tmp_path):
             return features if return_features else features[:, :1]
 
     torch.jit.script(Network()).save(tmp_path / "net.pt")
-    np.testing.assert_allclose(feature_extractor(str(tmp_path / "net.pt"))(pictures), expected, rtol=1e-6)
+    np.testing.assert_allclose(feature_extractor(str(tmp_path / "net.pt"))(images), expected, rtol=1e-6)
     (tmp_path / "text.pt").write_text("no network")
     with pytest.raises(ValueError, match="TorchScript"):
         feature_extractor(str(tmp_path / "text.pt"))
@@ -73,8 +73,8 @@ def test_extractors_of_the_user(tmp_path):
 @pytest.mark.skipif(not available(), reason="needs the extra [lpips]")
 def test_the_features_that_a_package_ships():
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 255, (2, 32, 32, 3), np.uint8)
-    features = feature_extractor("vgg16")(pictures)
+    images = rng.integers(0, 255, (2, 32, 32, 3), np.uint8)
+    features = feature_extractor("vgg16")(images)
     assert features.shape == (2, 512) and features.min() >= 0 and np.abs(features[0] - features[1]).max() > 0
 
 

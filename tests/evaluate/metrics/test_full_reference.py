@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.images import decode_picture
+from data_pipelines.images import decode_image
 from data_pipelines.sources.folders import bundled_photos
 from mperceiver_jax.evaluate.metrics.full_reference import luma, ms_ssim, psnr, ssim
 from mperceiver_jax.evaluate.metrics.full_reference_jax import batch_luma, batch_ms_ssim, batch_psnr, batch_ssim
@@ -21,7 +21,7 @@ def photographs(height=176, width=192):
     rng = np.random.default_rng(0)
     names = ("evening_glow_0.jpg", "grace_hopper_0.jpg")
     for name, sigma in zip(names, (4, 60), strict=True):
-        clean = decode_picture(Path(bundled_photos("heldout")) / name)[:height, :width]
+        clean = decode_image(Path(bundled_photos("heldout")) / name)[:height, :width]
         yield np.clip(clean + rng.normal(0, sigma, clean.shape), 0, 255).astype(np.uint8), clean
 
 
@@ -118,7 +118,7 @@ def wave():
 WAVE_MS_SSIM = 0.5737371
 
 
-def test_batches_inside_jit_equal_single_pictures():
+def test_batches_inside_jit_equal_single_images():
     pairs = [[as_unit(levels) for levels in both] for both in photographs()]
     images, truth = (np.stack(part) for part in zip(*pairs, strict=True))
 

@@ -5,14 +5,14 @@ import pytest
 from scipy.io import savemat
 from scipy.linalg import pinvh
 
-from data_pipelines.images import decode_picture
+from data_pipelines.images import decode_image
 from data_pipelines.sources.folders import bundled_photos
 from mperceiver_jax.evaluate.metrics import niqe as module
 from mperceiver_jax.evaluate.metrics.niqe import FEATURES, PristineModel, niqe, niqe_features, read_niqe_model
 
 
 def photo(name, height=288, width=384):
-    return decode_picture(Path(bundled_photos("heldout")) / f"{name}.jpg")[:height, :width] / np.float32(255)
+    return decode_image(Path(bundled_photos("heldout")) / f"{name}.jpg")[:height, :width] / np.float32(255)
 
 
 def pristine():

@@ -1,17 +1,17 @@
-"""Which pictures a protocol means, and what is known of those that were measured."""
+"""Which images a protocol means, and what is known of those that were measured."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from data_pipelines.datasets.records import Picture
+from data_pipelines.datasets.records import ImageRef
 from mperceiver_jax.evaluate.__main__ import main
 from mperceiver_jax.evaluate.protocols.find_pairs import find_pairs
 from mperceiver_jax.evaluate.protocols.pair import list_hash
 from mperceiver_jax.evaluate.protocols.protocol import load_protocol
 from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair
-from mperceiver_jax.evaluate.protocols.results_log import Journal
+from mperceiver_jax.evaluate.protocols.results_log import ResultsLog
 from mperceiver_jax.image_files import encode_png
 from tests.support.evaluation_trees import NOISE, photos, save, table
 
@@ -28,7 +28,7 @@ def test_lists_restrict_a_set_and_the_noise_stream_does_not_depend_on_what_is_ch
     every, _ = find_pairs(protocol, tmp_path, sets=NOISE)
     last, _ = find_pairs(protocol, tmp_path, sets=NOISE[2:])
     assert last == every[6:]
-    noisy = [read_pair(pairs[-1], protocol.ruler, NoiseStream(0, pairs))[0] for pairs in (every, last)]
+    noisy = [read_pair(pairs[-1], protocol.preprocessing, NoiseStream(0, pairs))[0] for pairs in (every, last)]
     np.testing.assert_array_equal(*noisy)
 
 
@@ -53,7 +53,7 @@ def test_published_trees_are_read_by_their_layouts(tmp_path, capsys):
     )
     (tmp_path / "data" / "elsewhere" / "clear" / "0002.png").unlink()
     assert run("c", *everywhere) == 2
-    assert "hazy/0002_0.8_0.2.png (no clean picture" in capsys.readouterr().err
+    assert "hazy/0002_0.8_0.2.png (no clean image" in capsys.readouterr().err
     assert run("d", *everywhere, "--partial") == 0 and len(table(tmp_path / "d")) == 4
 
 
@@ -74,7 +74,7 @@ def test_outputs_may_have_names_of_their_own(tmp_path):
     protocol, outputs = load_protocol("folder"), tmp_path / "made"
     with pytest.raises(ValueError, match="3 outputs are missing"):
         find_pairs(protocol, tmp_path, outputs=outputs)
-    for data in (tmp_path, tmp_path / "gt"):  # with degraded pictures, and without
+    for data in (tmp_path, tmp_path / "gt"):  # with degraded images, and without
         pairs, _ = find_pairs(protocol, data, outputs=outputs, named="_restored$=>")
         assert [(pair.name, pair.output.name) for pair in pairs] == [(f"{k}", f"{k}_restored.png") for k in range(3)]
     with pytest.raises(ValueError, match="both called x"):
@@ -87,7 +87,7 @@ def test_names_of_a_list_that_are_not_there_are_told(tmp_path):
             save(tmp_path / "snow100k" / side / f"s{k}.jpg", photo)
     (tmp_path / "snow100k" / "snowtest100k_L.txt").write_text("s0.jpg\ns7.jpg\n")
     protocol = load_protocol("all-weather")
-    with pytest.raises(ValueError, match=r"1 pictures of the list .*snowtest100k_L\.txt are not there: s7; --partial"):
+    with pytest.raises(ValueError, match=r"1 images of the list .*snowtest100k_L\.txt are not there: s7; --partial"):
         find_pairs(protocol, tmp_path, sets=["Snow100K-L"])
     pairs, warnings = find_pairs(protocol, tmp_path, sets=["Snow100K-L"], partial=True)
     assert [pair.name for pair in pairs] == ["s0"] and "not there: s7" in warnings[0]
@@ -107,9 +107,9 @@ def test_outputs_that_cannot_be_measured_are_all_named_and_left_out_where_asked(
     pairs, warnings = find_pairs(protocol, tmp_path, outputs=made, partial=True)
     assert [pair.name for pair in pairs] == ["0", "4"]
     assert len(warnings) == 1 and all(f"{k}.png" in warnings[0] for k in (1, 2, 3))
-    # Without degraded pictures: an output that no truth is for.
+    # Without degraded images: an output that no truth is for.
     save(made / "9.png", photos(1)[0])
-    with pytest.raises(ValueError, match=r"1 of 6 pictures .* have no truth"):
+    with pytest.raises(ValueError, match=r"1 of 6 images .* have no truth"):
         find_pairs(protocol, tmp_path / "gt", outputs=made)
     pairs, _ = find_pairs(protocol, tmp_path / "gt", outputs=made, partial=True)
     assert [pair.name for pair in pairs] == ["0", "4"]
@@ -123,7 +123,7 @@ def test_a_published_tree_whose_names_differ_is_paired_by_its_layout(tmp_path):
     assert [(p.name, p.gt.path.stem) for p in pairs[:2]] == [("1P0A1000", "1P0A1001"), ("1P0A1004", "1P0A1005")]
 
 
-def test_outputs_may_lie_in_folders_as_the_degraded_pictures_do(tmp_path):
+def test_outputs_may_lie_in_folders_as_the_degraded_images_do(tmp_path):
     photo = photos(1)[0]
     for scene, frames in (("GOPR01", "12"), ("GOPR02", "23")):
         for frame in frames:
@@ -140,7 +140,7 @@ def test_outputs_may_lie_in_folders_as_the_degraded_pictures_do(tmp_path):
         find_pairs(protocol, tmp_path, **given)
 
 
-def test_lists_of_pictures_differ_where_their_noise_does(tmp_path):
+def test_lists_of_images_differ_where_their_noise_does(tmp_path):
     save(tmp_path / "denoise" / "bsd68" / "a.png", photos()[0])
     (pair,), _ = find_pairs(load_protocol("promptir-3task"), tmp_path, sets=NOISE[:1])
     assert list_hash([pair]) == list_hash([replace(pair)]) != list_hash([replace(pair, noise=(50, 0))])
@@ -153,16 +153,16 @@ def test_noise_of_sixteen_bits_is_refused(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(encode_png(np.zeros((48, 64, 3), np.uint16)))
     with pytest.raises(ValueError, match="has 16"):
-        read_pair(replace(pairs[0], gt=Picture(path)), protocol.ruler, NoiseStream(0, pairs))
+        read_pair(replace(pairs[0], gt=ImageRef(path)), protocol.preprocessing, NoiseStream(0, pairs))
 
 
 def test_a_journal_keeps_what_fits_and_refuses_what_does_not(tmp_path):
-    journal = Journal(tmp_path, {"protocol": "a"})
-    journal.append([{"key": "s/1", "stamp": [1, 2], "psnr": float("inf")}])
-    again = Journal(tmp_path, {"protocol": "a"})
+    journal = ResultsLog(tmp_path, {"protocol": "a"})
+    journal.append([{"key": "s/1", "file_signature": [1, 2], "psnr": float("inf")}])
+    again = ResultsLog(tmp_path, {"protocol": "a"})
     assert again.done("s/1", [1, 2]) and not again.done("s/1", [1, 3]) and not again.done("s/2", [1, 2])
     assert again.rows["s/1"]["psnr"] == float("inf")
     with pytest.raises(ValueError, match=r"protocol: a then, b now.*--restart"):
-        Journal(tmp_path, {"protocol": "b"})
+        ResultsLog(tmp_path, {"protocol": "b"})
     (tmp_path / "images.jsonl").write_text('{"protocol": "a"}\n[1]\n')  # torn or foreign lines are none
-    assert not Journal(tmp_path, {"protocol": "a"}).rows
+    assert not ResultsLog(tmp_path, {"protocol": "a"}).rows

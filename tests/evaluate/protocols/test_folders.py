@@ -34,7 +34,7 @@ def test_two_folders_of_sixteen_bits_are_measured_as_they_are_stored(tmp_path):
     assert "Noise:" not in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_pictures_that_turn_out_to_be_damaged_are_all_named_and_the_others_kept(tmp_path, capsys):
+def test_images_that_turn_out_to_be_damaged_are_all_named_and_the_others_kept(tmp_path, capsys):
     for k, photo in enumerate(photos(4, 200, 200)):
         for side in ("gt", "made"):
             path = tmp_path / side / f"{k}.jpg"

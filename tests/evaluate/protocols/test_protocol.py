@@ -3,7 +3,7 @@ import pytest
 
 from data_pipelines.sources.folders import clean_stem
 from mperceiver_jax.evaluate.metrics.full_reference import psnr
-from mperceiver_jax.evaluate.protocols.preprocessing import Ruler, in_colour, measured, prepared, prepared_size
+from mperceiver_jax.evaluate.protocols.preprocessing import Preprocessing, in_colour, measured, prepared, prepared_size
 from mperceiver_jax.evaluate.protocols.protocol import describe, load_protocol, protocol_names
 
 NAMES = [
@@ -71,12 +71,11 @@ def test_pairing_rules_are_the_published_ones(name, set_name, degraded, clean):
 
 def test_protocols_of_the_user(tmp_path):
     path = tmp_path / "mine.toml"
-    head = (
-        'title = "Mine"\nabout = "x"\ntraps = []\n[ruler]\nborder = 2\n[[sets]]\nname = "a"\ntask = "rain"\ngt = "gt"\n'
-    )
+    head = 'title = "Mine"\nabout = "x"\ntraps = []\n[preprocessing]\nborder = 2\n'
+    head += '[[sets]]\nname = "a"\ntask = "rain"\ngt = "gt"\n'
     path.write_text(head)
     protocol = load_protocol(str(path))
-    assert (protocol.name, protocol.ruler.border, protocol.sets[0].gt) == ("mine", 2, ("gt",))
+    assert (protocol.name, protocol.preprocessing.border, protocol.sets[0].gt) == ("mine", 2, ("gt",))
     for addition, message in [
         ("colours = 3\n", "unknown entries .'colours'"),
         ('[[peers]]\nname = "p"\nsource = "R"\npsnr = [1, 2]\n', "2 values for 1 columns"),
@@ -87,12 +86,12 @@ def test_protocols_of_the_user(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_protocol(str(path))
     for part, wrong, message in [
-        ("border = 2", 'colour = "yuv"', "colour of Ruler is one of rgb, y, not 'yuv'"),
-        ("border = 2", 'border = "2"', "border of Ruler must be int"),
+        ("border = 2", 'colour = "yuv"', "colour of Preprocessing is one of rgb, y, not 'yuv'"),
+        ("border = 2", 'border = "2"', "border of Preprocessing must be int"),
         ("border = 2", "border = -1", "border must be at least 0"),
         ('name = "a"', "name = 3", "name of SetOfPairs must be str"),
         ("[[sets]]", "[sets]", "no table of SetOfPairs"),
-        ("[ruler]", "[rulers]", "'ruler' is missing"),
+        ("[preprocessing]", "[preprocessings]", "'preprocessing' is missing"),
     ]:
         path.write_text(head.replace(part, wrong))
         with pytest.raises(ValueError, match=message):
@@ -109,25 +108,25 @@ def test_protocols_of_the_user(tmp_path):
 def test_levels_and_border():
     pixels = np.full((6, 8, 3), 0.5, np.float32)
     pixels[0] = 7  # in the border, and out of range
-    exact = measured(pixels, Ruler(levels="float"))
+    exact = measured(pixels, Preprocessing(levels="float"))
     assert exact.shape == (6, 8, 3) and exact.max() == 1 and exact.dtype == np.float64
-    assert (measured(pixels, Ruler(levels="round", border=1)) == 128 / 255).all()
-    assert (measured(pixels, Ruler(levels="truncate", border=1)) == 127 / 255).all()
-    luma = in_colour(np.ones((2, 2, 3)), Ruler(colour="y"))
+    assert (measured(pixels, Preprocessing(levels="round", border=1)) == 128 / 255).all()
+    assert (measured(pixels, Preprocessing(levels="truncate", border=1)) == 127 / 255).all()
+    luma = in_colour(np.ones((2, 2, 3)), Preprocessing(colour="y"))
     assert luma.shape == (2, 2, 1) and luma == pytest.approx(235 / 255)
     # Half a grey level of truncation is seen.
     truth = np.full((6, 8, 3), 128 / 255)
-    assert psnr(measured(pixels, Ruler(levels="truncate", border=1)), truth[1:-1, 1:-1]) == pytest.approx(
+    assert psnr(measured(pixels, Preprocessing(levels="truncate", border=1)), truth[1:-1, 1:-1]) == pytest.approx(
         48.13, abs=0.01
     )
 
 
 def test_crops_and_sizes():
     pixels = np.arange(35 * 50 * 3, dtype=np.uint16).reshape(35, 50, 3)
-    sixteen = load_protocol("promptir-3task").ruler
+    sixteen = load_protocol("promptir-3task").preprocessing
     # A rest of 3 rows and 2 columns: one row off the top, one column off the left.
     np.testing.assert_array_equal(prepared(pixels, sixteen), pixels[1:33, 1:49])
-    weather = load_protocol("all-weather").ruler
+    weather = load_protocol("all-weather").preprocessing
     assert prepared_size(640, 480, weather) == (640, 480)
     assert prepared_size(641, 480, weather) == (656, 480)
     assert prepared_size(1000, 2001, weather) == (512, 1024)

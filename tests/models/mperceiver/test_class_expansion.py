@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.class_expansion import never, one_more_class, with_new_class
+from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, never, one_more_class
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from tests.support.tiny_model import CLASSES, single_scale_config, tiny_batch, tiny_values
 
@@ -22,11 +22,11 @@ def models():
     values = {
         path: value + rng.normal(0, 0.1, value.shape).astype(np.float32) for path, value in tiny_values(old).items()
     }
-    return old, values, new, dict(with_new_class(values, MIXTURE))
+    return old, values, new, dict(expand_classes(values, MIXTURE))
 
 
 def outputs(model, values, batch):
-    """Everything that depends on the classes, from the picture to the restored one."""
+    """Everything that depends on the classes, from the image to the restored one."""
     structure, _ = parameters.split(model)
 
     @jax.jit
@@ -73,4 +73,4 @@ def test_the_new_class_is_the_mixture(models):
 @pytest.mark.parametrize("mixture", [[0.5, 0.5], [0.5, 0.5, 0.5], [1.5, -0.5, 0.0]])
 def test_what_is_no_mixture_is_refused(models, mixture):
     with pytest.raises(ValueError, match="mixture: 3 probabilities that sum to one"):
-        dict(with_new_class(models[1], np.array(mixture)))
+        dict(expand_classes(models[1], np.array(mixture)))

@@ -79,7 +79,7 @@ def test_shared_beginning_equals_plain_passes_in_value_and_gradient(order):
 
 
 @pytest.mark.parametrize(("order", "once", "rest"), [("t_cm", (9, 17), 60), ("cm_t", (1, 1), 76)])
-def test_only_what_depends_on_the_picture_is_run_per_picture(order, once, rest, monkeypatch):
+def test_only_what_depends_on_the_image_is_run_per_image(order, once, rest, monkeypatch):
     tower = TextTower(replace(TextConfig.small(), context_length=77))
     shapes = []
     original = TextTower._run

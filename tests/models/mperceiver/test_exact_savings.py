@@ -71,7 +71,7 @@ def test_sampling_reads_text_and_prompts_before_the_first_step():
     assert not [path for path in inside if re.match(outside, path)]
 
 
-def test_both_pictures_in_one_batch_equal_two_passes_and_stay_on_their_devices():
+def test_both_images_in_one_batch_equal_two_passes_and_stay_on_their_devices():
     structure, values = awake(AutoencoderKL(tiny_config().vae))
     mesh = sharding.make_mesh()
     rng = np.random.default_rng(2)

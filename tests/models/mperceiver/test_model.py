@@ -232,7 +232,7 @@ def test_parts_that_do_not_fit_are_named(part, change, fields):
     assert all(field in str(caught.value) for field in fields), caught.value
 
 
-def test_sizes_of_pictures_and_latents():
+def test_sizes_of_images_and_latents():
     full, tiny = MPerceiverConfig.sd21(), tiny_config()
     assert (full.downscale, full.multiple) == (8, 64) and (tiny.downscale, tiny.multiple) == (2, 4)
     assert MPerceiver(full).latent_shape((2, 512, 576, 3)) == (2, 64, 72, 4)
@@ -240,7 +240,7 @@ def test_sizes_of_pictures_and_latents():
         tiny_config(token_order="tcm")
 
 
-def test_small_fits_together_for_pictures_that_are_no_squares():
+def test_small_fits_together_for_images_that_are_no_squares():
     config = MPerceiverConfig.small()
     model = MPerceiver(config)
     structure, values = parameters.split(model)

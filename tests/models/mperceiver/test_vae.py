@@ -86,14 +86,14 @@ def test_equals_diffusers():
     assert convert.dump(ours, layout="diffusers").keys() == state.keys()
 
     rng = np.random.default_rng(0)
-    picture, latent = (rng.standard_normal(s, np.float32) for s in ((2, 3, 8, 12), (2, 3, 4, 6)))
+    image, latent = (rng.standard_normal(s, np.float32) for s in ((2, 3, 8, 12), (2, 3, 4, 6)))
     with torch.no_grad():
-        expected = theirs.encode(torch.from_numpy(picture)).latent_dist
-        expected_picture = theirs.decode(torch.from_numpy(latent)).sample.numpy()
-    found = jax.jit(ours.encode)(nhwc(picture))
+        expected = theirs.encode(torch.from_numpy(image)).latent_dist
+        expected_image = theirs.decode(torch.from_numpy(latent)).sample.numpy()
+    found = jax.jit(ours.encode)(nhwc(image))
     assert _relative(nchw(found.mean), expected.mean.numpy()) < 1e-4
     assert _relative(nchw(found.logvar), expected.logvar.numpy()) < 1e-4
-    assert _relative(nchw(jax.jit(ours.decode)(nhwc(latent))), expected_picture) < 1e-4
+    assert _relative(nchw(jax.jit(ours.decode)(nhwc(latent))), expected_image) < 1e-4
 
     # The attention names of early diffusers versions mean the same.
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -106,8 +106,8 @@ def test_equals_diffusers():
 def test_taps_meet_the_decoder_where_sizes_match():
     config = VAEConfig.small()
     vae = parameters.initialise(AutoencoderKL(config))
-    picture = np.zeros((1, 16, 24, 3), np.float32)
-    taps = jax.eval_shape(vae.encode, picture).taps
+    image = np.zeros((1, 16, 24, 3), np.float32)
+    taps = jax.eval_shape(vae.encode, image).taps
     assert [tap.shape for tap in taps] == [(1, 16, 24, 16), (1, 8, 12, 32)]
     assert tuple(tap.shape[-1] for tap in taps) == config.tap_channels
     calls = []
@@ -118,10 +118,10 @@ def test_taps_meet_the_decoder_where_sizes_match():
 
     out = jax.eval_shape(lambda z: vae.decode(z, refine), np.zeros((1, 4, 6, 8), np.float32))
     assert calls == [(1, taps[1].shape), (0, taps[0].shape)]
-    assert out.shape == picture.shape
+    assert out.shape == image.shape
 
 
-def test_refined_features_reach_the_picture():
+def test_refined_features_reach_the_image():
     vae = parameters.initialise(AutoencoderKL(TINY))
     z = np.random.default_rng(0).standard_normal((1, 4, 4, 3), np.float32)
     plain = jax.jit(vae.decode)(z)

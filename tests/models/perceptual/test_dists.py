@@ -18,7 +18,7 @@ def params():
     return load_dists()
 
 
-def pictures():
+def images():
     x = (jnp.repeat(photo(48), 3, 0) + 1) / 2
     noise = jnp.array([0, 0.02, 0.3])[:, None, None, None] * jax.random.normal(jax.random.key(0), x.shape)
     return jnp.clip(x + noise, 0, 1), x
@@ -46,12 +46,12 @@ def test_distances_equal_those_of_the_package_that_ships_the_weights(params, mon
     theirs = pytest.importorskip("DISTS_pytorch.DISTS_pt").DISTS(load_weights=False).eval()
     for name in ("alpha", "beta"):
         getattr(theirs, name).data = torch.tensor(params[name])[None, :, None, None]
-    x, y = pictures()
+    x, y = images()
     with torch.no_grad():
         expected = theirs(*(torch.tensor(np.array(side)).permute(0, 3, 1, 2) for side in (x, y)))
     found = jax.jit(dists)(params, x, y)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    assert abs(found[0]) < 1e-6 < found[1] < found[2]  # equal pictures first
+    assert abs(found[0]) < 1e-6 < found[1] < found[2]  # equal images first
 
 
 @needs_weights
@@ -60,7 +60,7 @@ def test_weights_sum_to_one(params):
     assert params["alpha"].shape == params["beta"].shape == (1475,)
 
 
-def test_unfit_pictures_and_missing_packages_are_named(monkeypatch):
+def test_unfit_images_and_missing_packages_are_named(monkeypatch):
     x = jnp.zeros((1, 15, 64, 3))
     with pytest.raises(ValueError, match="16 pixels"):
         dists({}, x, x)

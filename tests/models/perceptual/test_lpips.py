@@ -16,8 +16,8 @@ needs_weights = pytest.mark.skipif(not available(), reason="needs the extra [lpi
 
 def photo(side=64):
     path = f"{data_pipelines.__path__[0]}/photos/train/astronaut_0.jpg"
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.float32)[:side, :side] / 127.5 - 1
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), np.float32)[:side, :side] / 127.5 - 1
     return jnp.asarray(pixels)[None]
 
 

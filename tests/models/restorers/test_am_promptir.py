@@ -42,7 +42,7 @@ def test_size():
 def test_equals_the_fixture(name, classes):
     net = AMPromptIR(AMPromptIRConfig.release())
     convert.load(net, closed_form.state("AM-PromptIR", "am_promptir"))
-    closed_form.check(name, jax.jit(net)(closed_form.picture(len(classes)), release_ids(classes)))
+    closed_form.check(name, jax.jit(net)(closed_form.image(len(classes)), release_ids(classes)))
 
 
 def test_the_releases_text_map_mixes_a_batch_row_by_row():
@@ -57,7 +57,7 @@ def test_the_releases_text_map_mixes_a_batch_row_by_row():
             assert np.all(found[0, r, c] == np.float32(np.sign(numbers[r % 3, c % 16]) / 4))
 
 
-def test_words_act_per_picture_and_every_parameter_learns():
+def test_words_act_per_image_and_every_parameter_learns():
     prompt = parameters.initialise(AdaptivePrompt(32, 4, TINY))
     structure, params = parameters.split(prompt)
     features = RNG.standard_normal((2, 5, 6, 32), np.float32)
@@ -72,7 +72,7 @@ def test_words_act_per_picture_and_every_parameter_learns():
 
     gradients, both = run(params, TEXT)
     assert [path for path, gradient in gradients.items() if not np.any(gradient)] == []
-    # Another picture's words make no difference; one's own do.
+    # Another image's words make no difference; one's own do.
     _, other = run(params, TEXT * np.array([[1], [-1]], np.float32))
     np.testing.assert_allclose(both[0], other[0], atol=1e-6)
     assert np.abs(both[1] - other[1]).max() > 1e-4
@@ -88,7 +88,7 @@ def test_any_size():
     [
         ("clip", TEXT[:, :5], r"float embeddings \(batch, 12\) expected"),
         ("clip", release_ids(["derain", "derain"]), "float embeddings"),
-        ("clip", TEXT[:1], "1 texts for 2 pictures"),
+        ("clip", TEXT[:1], "1 texts for 2 images"),
         ("release", TEXT, "token ids"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.models.restorers.condition_weights import meaning_of, weights_of_labels, weights_of_logits
+from mperceiver_jax.models.restorers.condition_weights import class_map_of, weights_of_labels, weights_of_logits
 
 NAMES = {name: [task.name for task in tasks] for name, tasks in TASK_SETS.items()}
 LOGITS = np.log([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]).astype(np.float32)
@@ -27,12 +27,12 @@ def test_classes_are_translated_added_up_and_left_out():
 
 def test_what_is_predicted_has_its_class_in_other_networks():
     # Haze, snow, noise, rain, motion blur, defocus blur, camera noise, raindrops, low light.
-    assert meaning_of(NAMES["mperceiver"], NAMES["pip"]) == (2, None, 0, 1, 3, 3, 0, None, 4)
-    assert meaning_of(NAMES["mperceiver"], NAMES["mioir"]) == (4, None, 1, 3, None, None, 1, None, 5)
+    assert class_map_of(NAMES["mperceiver"], NAMES["pip"]) == (2, None, 0, 1, 3, 3, 0, None, 4)
+    assert class_map_of(NAMES["mperceiver"], NAMES["mioir"]) == (4, None, 1, 3, None, None, 1, None, 5)
     three = [name if name != "derain" else None for name in NAMES["pip"][:3]]
-    assert meaning_of(NAMES["mperceiver"], three) == (2, None, 0, None, None, None, 0, None, None)
+    assert class_map_of(NAMES["mperceiver"], three) == (2, None, 0, None, None, None, 0, None, None)
     with pytest.raises(ValueError, match="the network knows sr4; nothing of what is predicted: dehaze, desnow"):
-        meaning_of(NAMES["mperceiver"], ["sr4"])
+        class_map_of(NAMES["mperceiver"], ["sr4"])
 
 
 def test_a_predictor_sure_of_the_unknown_still_gives_weights():

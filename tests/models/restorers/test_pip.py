@@ -67,14 +67,14 @@ def test_figures_are_the_releases():
     structure, params = parameters.split(module)
     weights = weights_of_labels(np.array([0, 3]), 5)
     run = jax.jit(lambda params, x: parameters.merge(structure, params)(x, weights))
-    closed_form.check("PIP topm b2 classes[0,3]", run(params, closed_form.picture(2)))
+    closed_form.check("PIP topm b2 classes[0,3]", run(params, closed_form.image(2)))
 
 
 def test_figures_have_not_changed():
     """The tiny network as it was when the full one had just been compared with the release."""
     module = PIP(TINY)
     structure, _ = parameters.split(module)
-    image = closed_form.picture()[:, :13, :22]
+    image = closed_form.image()[:, :13, :22]
     weights = weights_of_labels(np.array([3]), 5)
     run = jax.jit(lambda params: parameters.merge(structure, params)(image, weights))
     found = np.asarray(run(closed_form.values(module)), np.float64)
@@ -124,7 +124,7 @@ def test_every_interaction_works_and_the_class_matters(interaction):
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
-def test_computes_in_the_dtype_of_its_picture(interaction):
+def test_computes_in_the_dtype_of_its_image(interaction):
     structure, params = parameters.split(PIP(replace(TINY, interaction=interaction)))
     image = jax.ShapeDtypeStruct((2, 13, 9, 3), jnp.bfloat16)
     weights = jax.ShapeDtypeStruct((2, 5), jnp.float32)

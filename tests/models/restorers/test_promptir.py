@@ -30,7 +30,7 @@ def test_size():
 
 def test_equals_the_fixture():
     net = convert.load(PromptIR(PromptIRConfig.full()), closed_form.state("PromptIR", "promptir"))
-    found = jax.jit(net)(closed_form.picture())
+    found = jax.jit(net)(closed_form.image())
     closed_form.check("PromptIR", found)
     closed_form.check("MiO PromptIR", found)
 

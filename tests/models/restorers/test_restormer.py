@@ -37,7 +37,7 @@ def test_size():
 @pytest.mark.slow
 def test_equals_the_fixture():
     net = convert.load(Restormer(RestormerConfig.full()), closed_form.state("MiOIR Restormer", "mioir"))
-    closed_form.check("MiO Restormer", jax.jit(net)(closed_form.picture()))
+    closed_form.check("MiO Restormer", jax.jit(net)(closed_form.image()))
 
 
 def test_channels_attend_to_channels():
@@ -67,14 +67,14 @@ def test_norms():
 
 
 @pytest.mark.slow
-def test_any_size_is_restored_as_its_padded_picture(tiny):
+def test_any_size_is_restored_as_its_padded_image(tiny):
     x = X[:1, :13, :18]
     padded = np.pad(x, ((0, 0), (0, 3), (0, 6), (0, 0)), mode="reflect")
     np.testing.assert_allclose(jax.jit(tiny)(x), jax.jit(tiny)(padded)[:, :13, :18], atol=1e-6)
 
 
 def test_what_stages_and_skips_hand_on_can_be_changed(tiny):
-    """And their sizes are those of a picture padded to multiples of eight."""
+    """And their sizes are those of an image padded to multiples of eight."""
     seen = []
 
     def after(stage, features):
@@ -86,7 +86,7 @@ def test_what_stages_and_skips_hand_on_can_be_changed(tiny):
         return features
 
     x = X[:, :13, :18]
-    # With nothing to add, the picture itself comes back.
+    # With nothing to add, the image itself comes back.
     np.testing.assert_array_equal(jax.jit(lambda x: tiny(x, after=after, skip=skip))(x), x)
     assert seen == [
         ("latent", (2, 3, 64)),

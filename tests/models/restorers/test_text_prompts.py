@@ -9,8 +9,8 @@ from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower
 from mperceiver_jax.models.restorers.text_prompts import (
     caption_ids,
     caption_vectors,
+    random_text_embeddings,
     release_ids,
-    stand_in_vectors,
 )
 
 CONFIG = TextConfig(width=16, layers=2, layers_run=1, heads=2, context_length=9, projection_width=12)
@@ -52,10 +52,10 @@ def test_vectors_equal_transformers():
 
 
 def test_stand_ins_are_unit_vectors_of_the_names():
-    vectors = stand_in_vectors(NAMES, 64)
+    vectors = random_text_embeddings(NAMES, 64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
     assert np.abs(vectors @ vectors.T - np.eye(len(NAMES))).max() < 0.5
-    np.testing.assert_array_equal(stand_in_vectors(NAMES[3:5], 64), vectors[3:5])
+    np.testing.assert_array_equal(random_text_embeddings(NAMES[3:5], 64), vectors[3:5])
 
 
 def test_the_releases_classes():

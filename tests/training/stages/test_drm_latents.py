@@ -26,4 +26,4 @@ def test_own_rows_of_a_divided_array():
     mesh = sharding.make_mesh()
     value = np.arange(32.0).reshape(16, 2)
     divided = jax.device_put(value, sharding.batch_sharding(mesh))
-    np.testing.assert_array_equal(drm_latents.own_rows(divided, 4, 8), value[4:12])
+    np.testing.assert_array_equal(drm_latents.local_rows(divided, 4, 8), value[4:12])

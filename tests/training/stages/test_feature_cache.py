@@ -30,22 +30,22 @@ from tests.support.tiny_experiment import BATCH, STEPS, tiny_run, write_photogra
 from tests.support.tiny_model import single_scale_config, tiny_batch, tiny_experiment, tiny_values
 
 
-def test_the_loss_on_stored_observations_is_that_on_their_pictures_and_runs_no_tower(monkeypatch):
+def test_the_loss_on_stored_observations_is_that_on_their_images_and_runs_no_tower(monkeypatch):
     model = MPerceiver(single_scale_config())
     stage = build_stage("dual_branch", tiny_experiment(model.config), model)
     structure, values = parameters.split(model)[0], tiny_values(model)
     # Nothing at zero, so that everything observed has a part in the loss.
     rng = np.random.default_rng(0)
     values |= {k: 0.1 * rng.standard_normal(v.shape).astype(np.float32) for k, v in values.items() if not v.any()}
-    pictures = tiny_batch(4)
+    images = tiny_batch(4)
 
     @jax.jit
     def observed(values, batch):
         return observation(parameters.merge(structure, values), batch, jnp.dtype("float32"))
 
     loss = jax.jit(lambda values, batch: stage.loss(values, batch, jax.random.key(7), 0)[0])
-    stored = jax.tree.map(np.asarray, observed(values, pictures)._asdict())
-    expected, found = float(loss(values, pictures)), float(loss(values, stored))
+    stored = jax.tree.map(np.asarray, observed(values, images)._asdict())
+    expected, found = float(loss(values, images)), float(loss(values, stored))
     assert abs(found - expected) <= 1e-6 * expected
     for name, other in (("lq", stored["gt"]), ("gt", stored["lq"]), ("embedding", stored["embedding"][::-1])):
         assert abs(float(loss(values, stored | {name: other})) - expected) > 1e-5 * expected, name
@@ -60,7 +60,7 @@ def test_the_loss_on_stored_observations_is_that_on_their_pictures_and_runs_no_t
     )
     traced(stored)
     with pytest.raises(AssertionError, match="a tower runs"):
-        traced(pictures)
+        traced(images)
 
 
 class StopsAfterOneBatch(Preemption):
@@ -81,7 +81,7 @@ def prepared(tmp_path, monkeypatch):
     changes = {f"stages.{name}.steps": 0 for name in ORDER if name != "dual_branch"}
     changes |= {"cache": str(tmp_path / "cache"), "cached_examples": 2 * BATCH - 1}
     changes |= {"data.photos": str(write_photographs(tmp_path / "photos"))}
-    changes |= {"data.heldout_photos": changes["data.photos"]}
+    changes |= {"data.heldout_images": changes["data.photos"]}
 
     class Nothing:
         def __call__(self, stage, params, step):

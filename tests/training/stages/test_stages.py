@@ -177,7 +177,7 @@ def without_spread(values):
 
 
 def test_latents_for_the_refinement_are_the_clean_ones_perturbed():
-    exact, perturbed = Training("drm", drm_perturbation=0.0), Training("drm", drm_perturbation=0.5)
+    exact, perturbed = Training("drm", drm_noise_std=0.0), Training("drm", drm_noise_std=0.5)
     structure, _ = parameters.split(exact.model)
     gt = 2 * exact.batch["gt"] - 1
 
@@ -208,7 +208,7 @@ def test_the_dual_branch_predicts_noise_in_the_clean_latent_given_the_degraded_o
     assert value < 1e-7
 
 
-def test_the_prior_learns_from_clean_pictures_under_the_empty_caption():
+def test_the_prior_learns_from_clean_images_under_the_empty_caption():
     stage = build_stage("prior", tiny_experiment(), model := MPerceiver(tiny_config()))
     batch, values = tiny_batch(), tiny_values(model)
     value = jax.jit(lambda values, batch: stage.loss(values, batch, KEY, 0)[0])
@@ -267,7 +267,7 @@ def test_adversaries_do_not_train_each_other(adversarial):
 
 @pytest.mark.skipif(not available(), reason="the package with the weights of LPIPS is not installed")
 def test_the_perceptual_term_is_added_with_its_weight():
-    run = Training("drm", batch=tiny_batch(2, side=32), lpips_weight=0.25, lpips_net="alex", drm_perturbation=0.0)
+    run = Training("drm", batch=tiny_batch(2, side=32), lpips_weight=0.25, lpips_net="alex", drm_noise_std=0.0)
     weights = load_lpips("alex")
     assert {f"lpips.{key}" for key in weights} == run.frozen.keys() - parameters.declared(run.model).keys()
     structure, _ = parameters.split(run.model)

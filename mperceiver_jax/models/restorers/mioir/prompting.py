@@ -1,8 +1,8 @@
-"""MiOIR's prompts: a network is told what is wrong with its picture, and scales its features by that.
+"""MiOIR's prompts: a network is told what is wrong with its image, and scales its features by that.
 
 A small extractor turns a guide into 64 numbers; two linears per point of the network turn these into a
 scale and a shift per channel. The guide of *explicit* prompts is a fixed random map of the task, chosen
-by a label or by the classifier; the guide of *adaptive* prompts is the degraded picture itself.
+by a label or by the classifier; the guide of *adaptive* prompts is the degraded image itself.
 Source: MiOIR's release. PromptIR with prompts and soft weights of tasks are our own.
 """
 
@@ -95,7 +95,7 @@ def modulate(
 
 
 class Prompted(nnx.Module):
-    """What MiOIR's networks have in common: any size of picture, and a guide that fits the kind of prompts.
+    """What MiOIR's networks have in common: any size of image, and a guide that fits the kind of prompts.
 
     A subclass implements `restore`.
 
@@ -120,7 +120,7 @@ class Prompted(nnx.Module):
         *,
         key: Array | None = None,
     ) -> Float[Array, "b h w 3"]:
-        """The restored picture, of the same size.
+        """The restored image, of the same size.
 
         Args:
             image: RGB in [0, 1].
@@ -136,7 +136,7 @@ class Prompted(nnx.Module):
         return self.restore(image, self.guide(image, tasks), key=key)[:, :height, :width]
 
     def padded(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b hh ww 3"]:
-        """The picture with sides that `restore` takes, extended at the bottom and right."""
+        """The image with sides that `restore` takes, extended at the bottom and right."""
         return pad_to_multiple(image, self.multiple)
 
     def guide(
@@ -160,12 +160,12 @@ class Prompted(nnx.Module):
         *,
         key: Array | None = None,
     ) -> Float[Array, "b h w 3"]:
-        """The restored picture, for sides that are multiples of `multiple` and a guide given directly."""
+        """The restored image, for sides that are multiples of `multiple` and a guide given directly."""
         raise NotImplementedError
 
 
 class Classifier(nnx.Module):
-    """Which of the seven tasks a picture needs; 188,551 parameters. Sides below 9 pixels are extended."""
+    """Which of the seven tasks an image needs; 188,551 parameters. Sides below 9 pixels are extended."""
 
     def __init__(self, tasks: int = len(TASKS)):
         # PyTorch counts the activations between, so convolutions have the even numbers.

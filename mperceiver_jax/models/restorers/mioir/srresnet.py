@@ -18,7 +18,7 @@ class SRResNetConfig:
 
     Attributes:
         width: channels inside; blocks: number of residual blocks.
-        prompts: none, from a task map, or from the picture.
+        prompts: none, from a task map, or from the image.
         task_maps: file of the task maps for explicit prompts, read whenever the model is used (a run made by
             `convert import` has its own copy); empty for our own.
     """
@@ -57,7 +57,7 @@ class ResidualBlock(nnx.Module):
 
 
 class SRResNet(Prompted):
-    """First convolution, residual blocks, two last ones, plus the picture; all with LeakyReLU(0.1) between."""
+    """First convolution, residual blocks, two last ones, plus the image; all with LeakyReLU(0.1) between."""
 
     def __init__(self, config: SRResNetConfig):
         super().__init__(config.prompts, config.task_maps)

@@ -14,7 +14,7 @@ from mperceiver_jax.models.restorers.mioir import prompting, windows
 from mperceiver_jax.models.restorers.mioir.prompting import GUIDE_CHANNELS, Prompted, PromptExtractor, Prompts
 
 MEAN = (0.4488, 0.4371, 0.4040)
-"""Mean of the pictures, taken off and put back."""
+"""Mean of the images, taken off and put back."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class SwinIRConfig:
     Attributes:
         width: channels of the tokens; heads of the attention must divide it.
         depths: transformer blocks of each residual group, every second one with shifted windows.
-        window: side of a window; sides of pictures are padded to multiples of it.
+        window: side of a window; sides of images are padded to multiples of it.
         mlp_ratio: hidden width of the MLP / width; tail: channels before the last convolution.
-        image_size: pictures in training. Only the masks that checkpoints carry are of that size.
+        image_size: images in training. Only the masks that checkpoints carry are of that size.
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
         prompts, task_maps: as in `SRResNetConfig`.
     """
@@ -135,7 +135,7 @@ class PatchEmbed(nnx.Module):
 
 
 class SwinIR(Prompted):
-    """Shallow convolution, residual groups with a long skip, reconstruction. No skip from the picture itself."""
+    """Shallow convolution, residual groups with a long skip, reconstruction. No skip from the image itself."""
 
     def __init__(self, config: SwinIRConfig):
         if config.width % config.heads:

@@ -24,7 +24,7 @@ class UformerConfig:
         head_width: channels of one attention head; must divide `width`.
         window: side of a window at every scale.
         mlp_ratio: hidden width of the feed-forward part / width.
-        square: pictures are padded further, to squares, as the release does when it tests. One of 3:2 then costs
+        square: images are padded further, to squares, as the release does when it tests. One of 3:2 then costs
             1.5 times as much; the crops of a training are squares as they are.
         drop_path: stochastic depth of the bottleneck; it rises towards it and falls after it.
         prompts, task_maps: as in `SRResNetConfig`.
@@ -51,7 +51,7 @@ class UformerConfig:
 
     @classmethod
     def small(cls, prompts: Prompts = "plain") -> "UformerConfig":
-        """For a CPU: two scales, pictures padded to multiples of 16."""
+        """For a CPU: two scales, images padded to multiples of 16."""
         return cls(width=16, head_width=16, depths=(1, 1, 2, 1, 1), window=4, drop_path=0.0, prompts=prompts)
 
 
@@ -95,7 +95,7 @@ class LeWinBlock(nnx.Module):
     """x + attention(norm x) in windows shifted by `shift`, then x + LeFF(norm x).
 
     Args:
-        modulated: a learned picture of one window is added to every window before attention (decoder).
+        modulated: a learned image of one window is added to every window before attention (decoder).
     """
 
     def __init__(self, width: int, config: UformerConfig, shift: int, drop_path: float, modulated: bool):
@@ -161,7 +161,7 @@ class Named(nnx.Module):
 
 
 class Uformer(Prompted):
-    """Encoder, bottleneck and decoder with skips by concatenation, plus the picture."""
+    """Encoder, bottleneck and decoder with skips by concatenation, plus the image."""
 
     def __init__(self, config: UformerConfig):
         scales, width = config.scales, config.width

@@ -1,6 +1,6 @@
 """Self-attention inside square windows, as SwinIR and Uformer share it.
 
-Pictures stay (batch, height, width, channels) between blocks; `partition` and `merge` go to windows
+Images stay (batch, height, width, channels) between blocks; `partition` and `merge` go to windows
 and back. The tables of relative positions are looked up by an index that PyTorch checkpoints carry as
 a buffer, as they do the masks of shifted windows; both are functions of sizes alone here.
 """
@@ -23,10 +23,10 @@ def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
 
 @lru_cache
 def shift_mask(height: int, width: int, window: int, shift: int) -> Float[np.ndarray, "windows n n"]:
-    """0 where two pixels of a shifted window are neighbours in the picture, -100 where they are not."""
+    """0 where two pixels of a shifted window are neighbours in the image, -100 where they are not."""
 
     def bands(size: int) -> np.ndarray:
-        # After the roll the last `shift` rows are the picture's first ones.
+        # After the roll the last `shift` rows are the image's first ones.
         return np.repeat([0, 1, 2], [size - window, window - shift, shift])
 
     region = bands(height)[:, None] * 3 + bands(width)[None]
@@ -36,16 +36,16 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Float[np.nda
 
 
 def partition(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b windows n c"]:
-    """The windows of a picture, row by row. Its sides must be multiples of `window`."""
+    """The windows of an image, row by row. Its sides must be multiples of `window`."""
     b, h, w, c = x.shape
     if h % window or w % window:
-        raise ValueError(f"windows of {window} pixels do not divide {h} x {w}; pad the picture first")
+        raise ValueError(f"windows of {window} pixels do not divide {h} x {w}; pad the image first")
     x = x.reshape(b, h // window, window, w // window, window, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, -1, window * window, c)
 
 
 def merge(windows: Float[Array, "b windows n c"], height: int, width: int) -> Float[Array, "b h w c"]:
-    """The picture whose windows these are."""
+    """The image whose windows these are."""
     b, _, n, c = windows.shape
     side = round(n**0.5)
     x = windows.reshape(b, height // side, width // side, side, side, c).transpose(0, 1, 3, 2, 4, 5)
@@ -76,7 +76,7 @@ def window_attention(
 
 
 def roll(x: Float[Array, "b h w c"], by: int) -> Float[Array, "b h w c"]:
-    """The picture moved down and right by `by` pixels, around its borders."""
+    """The image moved down and right by `by` pixels, around its borders."""
     return jnp.roll(x, (by, by), (1, 2)) if by else x
 
 

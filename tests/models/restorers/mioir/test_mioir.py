@@ -90,7 +90,7 @@ FULL = [
 def test_figures_are_the_releases(name, suffix):
     module = built(name, KINDS[suffix])
     params = convert.from_torch(module, closed_form.state(f"MiOIR {name}{suffix}", "mioir"))
-    image = closed_form.picture()
+    image = closed_form.image()
     guide = {"": None, "_EP": closed_form.task_map(), "_AP": image}[suffix]
     found = restored(module, params, image, guide)
     if suffix == "_EP":
@@ -114,7 +114,7 @@ PINNED = {
 @pytest.mark.parametrize("name", PINNED)
 def test_figures_have_not_changed(name):
     module = tiny(name, "adaptive")
-    image = closed_form.picture()[:, :13, :22]
+    image = closed_form.image()[:, :13, :22]
     found = np.asarray(restored(module, closed_form.values(module), image, method="__call__"), np.float64)
     figures = (found.mean(), found.std(), found[0, 0, 0, 0], found[0, -1, -1, 2])
     np.testing.assert_allclose(figures, PINNED[name], atol=1e-4)
@@ -150,7 +150,7 @@ def test_the_task_picks_the_map_and_the_map_matters():
         module(image)
 
 
-def test_adaptive_prompts_look_at_the_padded_picture():
+def test_adaptive_prompts_look_at_the_padded_image():
     module = parameters.initialise(tiny("SwinIR", "adaptive"))
     image = np.random.default_rng(0).random((1, 9, 14, 3), np.float32)
     padded = np.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="reflect")
@@ -160,7 +160,7 @@ def test_adaptive_prompts_look_at_the_padded_picture():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 9)])
-def test_adaptive_prompts_of_pictures_smaller_than_a_kernel_are_numbers(size):
+def test_adaptive_prompts_of_images_smaller_than_a_kernel_are_numbers(size):
     module = parameters.initialise(tiny("SRResNet", "adaptive"))
     image = np.random.default_rng(0).random((1, *size, 3), np.float32)
     assert np.isfinite(module(image)).all()
@@ -175,8 +175,8 @@ def test_uformer_pads_to_squares_where_it_shall():
     np.testing.assert_array_equal(found[0, :5, 17:], image[0, :, 15:8:-1])
 
 
-def test_uformer_as_released_restores_pictures_as_squares():
-    """A picture of any shape is, first, reflected to a multiple of the windows, then to a square."""
+def test_uformer_as_released_restores_images_as_squares():
+    """An image of any shape is, first, reflected to a multiple of the windows, then to a square."""
     assert all(UformerConfig.release(kind).square for kind in KINDS.values())
     sizes = replace(TINY["Uformer"], square=UformerConfig.release().square, prompts="adaptive")
     module = parameters.initialise(Uformer(sizes))
@@ -189,7 +189,7 @@ def test_uformer_as_released_restores_pictures_as_squares():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_computes_in_the_dtype_of_its_picture(name):
+def test_computes_in_the_dtype_of_its_image(name):
     module = tiny(name, "explicit")
     structure, params = parameters.split(module)
     image = jax.ShapeDtypeStruct((2, 13, 9, 3), jnp.bfloat16)
@@ -230,9 +230,9 @@ def test_classifier():
     assert closed_form.shapes(module) == closed_form.state_keys("MiOIR Classifier", "mioir")
     convert.load(module, closed_form.state("MiOIR Classifier", "mioir"))
     wanted = json.loads((FOLDER / "other_systems.json").read_text())["MiO Classifier"]["vals"]
-    found = jax.nn.softmax(jax.jit(module.__call__)(closed_form.picture()), -1)
+    found = jax.nn.softmax(jax.jit(module.__call__)(closed_form.image()), -1)
     np.testing.assert_allclose(found, [wanted], atol=1e-6)
-    small = closed_form.picture()[:, :4, :20]
+    small = closed_form.image()[:, :4, :20]
     extended = np.pad(small, ((0, 0), (0, 5), (0, 0), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(module(small), module(extended))
 

@@ -20,7 +20,7 @@ def test_partition_goes_row_by_row_and_merge_undoes_it():
 
 @pytest.mark.parametrize(("height", "width", "window", "shift"), [(8, 12, 4, 2), (4, 4, 4, 2), (6, 3, 3, 1)])
 def test_the_mask_parts_what_the_roll_joins(height, width, window, shift):
-    """Two pixels of a shifted window may meet if they are as far apart in the picture as in the window."""
+    """Two pixels of a shifted window may meet if they are as far apart in the image as in the window."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     places = np.stack([rows, columns], -1)[None]
     placed = np.asarray(windows.partition(windows.roll(jnp.asarray(places), -shift), window))[0]
