@@ -3,7 +3,7 @@
 Every system is a configuration. Its model restores random images as `restore` would (MPerceiver with its
 sampler, decoder and refinement) and makes the updates that `main` would, MPerceiver those of its dual branch.
 With --seconds each recipe, all its stages, is then trained for about that long from nothing, on the bundled
-photographs or what --photos names, with every number of updates scaled by one factor, and measured on held-out
+photographs or what --images names, with every number of updates scaled by one factor, and measured on held-out
 images. Times are of one device; reading data, compiling and evaluating come on top of the training's.
 
 With --torch a restorer by regression also runs in PyTorch, eager, with the same weights. The networks of the
@@ -139,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds timed (default: %(default)s)")
     result.add_argument("--seconds", type=float, default=0, metavar="S", help="of training each; 0 trains none")
     result.add_argument("--per-task", type=int, default=16, metavar="N", help="held-out images of each task")
-    result.add_argument("--photos", default="", metavar="DIR", help="clean photographs to train on")
-    result.add_argument("--heldout-photos", default="", metavar="DIR", help="clean photographs to measure on")
+    result.add_argument("--images", default="", metavar="DIR", help="clean photographs to train on")
+    result.add_argument("--heldout-images", default="", metavar="DIR", help="clean photographs to measure on")
     result.add_argument(
         "--torch",
         action="append",
@@ -165,7 +165,7 @@ def _experiment(name: str, options: argparse.Namespace) -> Experiment:
     if not mapping.get("from_scratch") and options.seconds:
         raise ValueError(f"{name} starts from published weights: it is measured without --seconds only")
     experiment = from_mapping(Experiment, mapping | {"from_scratch": True})
-    data = replace(experiment.data, photos=options.photos, heldout_images=options.heldout_images)
+    data = replace(experiment.data, images=options.images, heldout_images=options.heldout_images)
     return replace(experiment, data=data, evaluation=replace(experiment.evaluation, per_task=options.per_task))
 
 

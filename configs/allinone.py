@@ -4,7 +4,7 @@
         Every module and every stage at a size that trains from nothing, on the bundled
         photographs, in well under 20 minutes on two CPU cores and in 4 GB of memory.
 
-    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.priors=DIR
+    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.pretrained=DIR
         The paper's scale: predictor, dual branch and detail refinement on top of the published
         Stable Diffusion 2.1 and OpenCLIP ViT-H/14 weights, in a directory that `python -m
         mperceiver_jax.convert import` wrote. For accelerators. The authors'
@@ -23,14 +23,14 @@ from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    note = ""
+    reason = ""
     if not variant:
-        variant, note = ("sd21", "an accelerator is present") if accelerator() else ("small", "no accelerator here")
+        variant, reason = ("sd21", "an accelerator is present") if accelerator() else ("small", "no accelerator here")
     if variant not in ("small", "sd21"):
         raise ValueError(f"configs/allinone.py has the variants small and sd21, not {variant!r}")
     config = ConfigDict(small() if variant == "small" else sd21())
     config.variant = variant
-    config.note = note
+    config.variant_reason = reason
     return config
 
 
@@ -49,9 +49,9 @@ def small() -> dict:
     averaged = stage | {"ema_decay": 0.98}
     return {
         "variant": "small",
-        "note": "",
+        "variant_reason": "",
         "from_scratch": True,
-        "priors": "",
+        "pretrained": "",
         "model": to_mapping(model),
         "data": {
             "batch_size": 16,
@@ -66,7 +66,7 @@ def small() -> dict:
             "seed": 0,
             "weights": {},
             "pairs": {},
-            "photos": "",
+            "images": "",
             "heldout_images": "",
         },
         "stages": {
@@ -96,7 +96,7 @@ def small() -> dict:
         "sampler": {"name": "dpmpp_2m", "steps": 1, "eta": 0.0},
         "checkpoint": {"every": 200, "keep": 2, "keep_best": 1},
         "evaluation": {"every": 0, "per_task": 16, "batch_size": 24, "samples": 1},
-        "restore": {"minimum": 96},
+        "restore": {"min_size": 96},
         "mesh": {"data": -1, "fsdp": 1, "model": 1},
         "cache": "",
         "cached_examples": 4096,
@@ -122,9 +122,9 @@ def sd21() -> dict:
     }
     return {
         "variant": "sd21",
-        "note": "",
+        "variant_reason": "",
         "from_scratch": False,
-        "priors": "",
+        "pretrained": "",
         "model": to_mapping(model),
         "data": {
             "batch_size": 144,
@@ -140,7 +140,7 @@ def sd21() -> dict:
             "seed": 0,
             "weights": {},
             "pairs": {},
-            "photos": "",
+            "images": "",
             "heldout_images": "",
         },
         "stages": {
@@ -186,7 +186,7 @@ def sd21() -> dict:
         "sampler": {"name": "ddim", "steps": 50, "eta": 0.0},
         "checkpoint": {"every": 1000, "keep": 3, "keep_best": 1},
         "evaluation": {"every": 10000, "per_task": 16, "batch_size": 8, "samples": 1},
-        "restore": {"minimum": 512},
+        "restore": {"min_size": 512},
         "mesh": {"data": -1, "fsdp": 1, "model": 1},
         "cache": "",
         "cached_examples": 4096,

@@ -3,7 +3,7 @@
     python -m mperceiver_jax.main --config=configs/am_promptir.py:small
         Noise, rain and haze at a size that trains in a few minutes on two CPU cores, on the bundled photographs.
 
-    python -m mperceiver_jax.main --config=configs/am_promptir.py:3task --config.data.photos='DIR*9' \\
+    python -m mperceiver_jax.main --config=configs/am_promptir.py:3task --config.data.images='DIR*9' \\
         --config.data.pairs.derain='rain100l:train*120' --config.data.pairs.dehaze=DIR
         As published: Charbonnier and 0.01 of the spectrum's distance, batches of 18 crops of 128, 120 epochs of a
         schedule of 150. The words are CLIP embeddings of the degradations' names where --config.model.words=FILE.npy
@@ -50,7 +50,7 @@ def small() -> dict:
         network,
         stage,
         trained=SETTINGS["3task"],
-        losses=LOSSES | {"told": "classifier"},
+        losses=LOSSES | {"condition_source": "classifier"},
         small=True,
     )
 

@@ -5,7 +5,7 @@
     python -m mperceiver_jax.main --config=configs/mioir.py:small-sequential
         The same, with the tasks one after another in the released order.
 
-    python -m mperceiver_jax.main --config=configs/mioir.py:restormer-explicit-sequential --config.data.photos=DIR
+    python -m mperceiver_jax.main --config=configs/mioir.py:restormer-explicit-sequential --config.data.images=DIR
         As published: L1, crops of 128, Adam with a cosine that restarts, an average of 0.999.
 
 A variant is a backbone (srresnet, swinir, restormer, uformer, promptir), then, in any order and joined by dashes:
@@ -82,7 +82,7 @@ def small(variant: str, options: list[str]) -> dict:
         "mioir_srresnet",
         network,
         stage,
-        losses={"told": "classifier"},
+        losses={"condition_source": "classifier"},
         task_set="mioir",
         trained=_tasks(options),
         small=True,

@@ -3,9 +3,9 @@
 python -m mperceiver_jax.main --config=configs/pip.py:small
     Five tasks at a size that trains in a few minutes on two CPU cores, on the bundled photographs.
 
-python -m mperceiver_jax.main --config=configs/pip.py:5task --config.data.photos=DIR --config.data.pairs.derain=...
+python -m mperceiver_jax.main --config=configs/pip.py:5task --config.data.images=DIR --config.data.pairs.derain=...
     As published, on Restormer: smooth L1 and the angles between classes, batches of 48 crops of 128, 120 epochs, a
-    rate for each epoch. The published shares of the tasks: photos=DIR*9 (noise of three strengths, three times each),
+    rate for each epoch. The published shares of the tasks: images=DIR*9 (noise of three strengths, three times each),
     derain=...*120, dehaze=..., deblur_motion=...*5, lowlight=...*20.
     Which class an image is of is for a small classifier to say, trained beside;
     --config.model.condition_source=label takes the true class, as the paper does. A finished run can also use the
@@ -44,7 +44,7 @@ def small() -> dict:
     }
     stage = {"steps": 300, "batch_size": 10, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
     return regression_recipe(
-        "pip_small", "pip", PIPConfig.small(), stage, losses=LOSSES | {"told": "classifier"}, small=True
+        "pip_small", "pip", PIPConfig.small(), stage, losses=LOSSES | {"condition_source": "classifier"}, small=True
     )
 
 

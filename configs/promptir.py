@@ -4,7 +4,7 @@
         Noise, rain and haze at a size that trains in a few minutes on two CPU cores, on the bundled photographs.
 
     python -m mperceiver_jax.main --config=configs/promptir.py:3task \\
-        --config.data.pairs.derain='rain100l:train*120' --config.data.pairs.dehaze=DIR --config.data.photos='DIR*9'
+        --config.data.pairs.derain='rain100l:train*120' --config.data.pairs.dehaze=DIR --config.data.images='DIR*9'
         As published: 35 M parameters, L1, batches of 32 crops of 128, 120 epochs (of 142,431 examples) of a
         schedule of 150. For accelerators. The tasks share batches by the number of their images, repeats included:
         clean images count nine times, for noise of three strengths, three times each.

@@ -68,7 +68,7 @@ class PipelineConfig:
         entry in `degradations` or `pairs`.
       train_percent: task name -> percent of its pairs that train, chosen once and for all (`few_pairs`); such a
         task degrades fixed cuts of photographs once instead of others every time.
-      photos: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
+      images: source of clean training photographs, a folder or as in `open_source`; '' takes the bundled ones.
       heldout_images: folder of clean photographs kept from training; '' takes the bundled ones.
       cache_megabytes: decoded images kept in memory, for each source and worker.
     """
@@ -91,7 +91,7 @@ class PipelineConfig:
     degradations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     new_tasks: tuple[str, ...] = ()
     train_percent: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    photos: str = ""
+    images: str = ""
     heldout_images: str = ""
     cache_megabytes: float = 300.0
 
@@ -181,10 +181,10 @@ def _paired_source(config: PipelineConfig, task: Task) -> Source:
 
 
 def _image_folder(config: PipelineConfig) -> Source:
-    if not config.photos:
+    if not config.images:
         return ImageFolder(bundled_photos("train"), config.cache_megabytes)
-    with _field("photos"):
-        return open_source(config.photos, config.cache_megabytes)
+    with _field("images"):
+        return open_source(config.images, config.cache_megabytes)
 
 
 @contextlib.contextmanager

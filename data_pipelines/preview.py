@@ -25,7 +25,7 @@ TITLE_HEIGHT = 22
 def photographs_in(directory: Path) -> list[Path]:
     """The image files of a folder by name. Raises FileNotFoundError where there is none."""
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is no folder; name one that holds photographs (--photos=DIR)")
+        raise FileNotFoundError(f"{directory} is no folder; name one that holds photographs (--images=DIR)")
     found = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{directory} holds no photographs ({', '.join(sorted(SUFFIXES))})")
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="sheet to write, replaced when complete",
     )
     parser.add_argument(
-        "--photos",
+        "--images",
         type=Path,
         default=BUNDLED,
         metavar="DIR",
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.seed < 0:
         parser.error("--seed must not be negative")
     try:
-        found = photographs_in(options.photos)
+        found = photographs_in(options.images)
         spread = np.linspace(0, len(found) - 1, min(options.rows, len(found))).round().astype(int)
         photographs = [square_photograph(found[index], options.size) for index in spread]
         save(sheet(photographs, options.seed), options.output)

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     defaults = PipelineConfig(crop=128, image_size=128, image_scales=(1.0, 4.0))
     for name in ("batch_size", "crop", "image_size", "clip_size", "threads", "prefetch", "workers", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
-    parser.add_argument("--photos", default="", help="folder of clean photographs (default: the bundled)")
+    parser.add_argument("--images", default="", help="folder of clean photographs (default: the bundled)")
     parser.add_argument("--task", action="append", help="only this task; may be given several times")
     given = vars(parser.parse_args(arguments))
     batches, names = given.pop("batches"), given.pop("task") or []

@@ -72,8 +72,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     if image.dtype == np.uint8:
-        resized = Image.fromarray(np.ascontiguousarray(image))
-        return np.asarray(resized.resize((width, height), Image.Resampling.BICUBIC))
+        reduced = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(reduced.resize((width, height), Image.Resampling.BICUBIC))
     most = 65535 if image.dtype == np.uint16 else 1
     resized = _resize_float(image.astype(np.float32), height, width, most)
     return np.rint(resized).astype(np.uint16) if image.dtype == np.uint16 else resized

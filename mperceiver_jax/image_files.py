@@ -150,16 +150,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def pad_to(image: np.ndarray, multiple: int = 64, minimum: int = 512) -> np.ndarray:
+def pad_to(image: np.ndarray, multiple: int = 64, min_size: int = 512) -> np.ndarray:
     """Extends (..., height, width, channels) at the bottom and right by reflection.
 
-    Both sides become at least `minimum` and multiples of `multiple`. The edge pixel is not
+    Both sides become at least `min_size` and multiples of `multiple`. The edge pixel is not
     repeated; reflections go back and forth where the image is smaller than its padding,
     and a side of one pixel is repeated. `crop_to` undoes it.
     """
 
     def missing(side: int) -> int:
-        return -(-max(side, minimum) // multiple) * multiple - side
+        return -(-max(side, min_size) // multiple) * multiple - side
 
     height, width = image.shape[-3:-1]
     widths = [(0, 0)] * (image.ndim - 3) + [(0, missing(height)), (0, missing(width)), (0, 0)]

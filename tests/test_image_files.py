@@ -210,7 +210,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 def test_padding_reflects_without_repeating_the_edge():
     image = np.arange(3, dtype=np.float32)[None, :, None].repeat(3, 0)
-    padded = pad_to(image, multiple=4, minimum=7)
+    padded = pad_to(image, multiple=4, min_size=7)
     assert padded.shape == (8, 8, 1)
     np.testing.assert_array_equal(padded[0, :, 0], [0, 1, 2, 1, 0, 1, 2, 1])
     np.testing.assert_array_equal(crop_to(padded, 3, 3), image)

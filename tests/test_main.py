@@ -49,7 +49,7 @@ def tiny(place: Path, workdir: Path, *more: str) -> list[str]:
         f"--config={ROOT / 'tests' / 'support' / 'tiny_experiment.py'}",
         f"--workdir={workdir}",
         f"--compilation_cache={place / 'cache'}",
-        f"--config.data.photos={place / 'train'}",
+        f"--config.data.images={place / 'train'}",
         f"--config.data.heldout_images={place / 'heldout'}",
         *more,
     )
@@ -188,7 +188,10 @@ MISTAKES = {
     ),
     "no config": (["--config=configs/nope.py:small"], r"there is no config file configs/nope\.py\n"),
     "no config to change": (["--config=nope.py", "--config.seed=3"], r"there is no config file nope\.py\n"),
-    "no priors": (["--config=configs/allinone.py:sd21"], r"config\.priors: .*--config\.priors=PATH.*:small"),
+    "no pretrained weights": (
+        ["--config=configs/allinone.py:sd21"],
+        r"config\.pretrained: .*--config\.pretrained=PATH.*:small",
+    ),
     "argument": (["configs/allinone.py"], r"unexpected argument 'configs/allinone\.py'"),
     "unknown flag": (["--work_dir=x"], r"Unknown command line flag 'work_dir'"),
 }
@@ -200,7 +203,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(place, tmp_path, mistak
     arguments = [unpaired(place) if argument == "UNPAIRED" else argument for argument in arguments]
     if not arguments[0].startswith("--config="):
         photographs = [
-            f"--config.data.photos={place / 'train'}",
+            f"--config.data.images={place / 'train'}",
             f"--config.data.heldout_images={place / 'heldout'}",
         ]
         arguments = [f"--config={ROOT / 'tests' / 'support' / 'tiny_experiment.py'}", *photographs, *arguments]
@@ -213,5 +216,5 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(place, tmp_path, mistak
 
 def test_words_that_are_no_embeddings_are_told_at_the_start(tmp_path):
     arguments = command(f"--config={ROOT / 'configs' / 'am_promptir.py'}:3task", f"--workdir={tmp_path / 'run'}")
-    told = run([*arguments, f"--config.data.photos={tmp_path / 'absent'}"]).stderr
+    told = run([*arguments, f"--config.data.images={tmp_path / 'absent'}"]).stderr
     assert told.startswith("warning: The words are fixed random vectors") and "error: " in told

@@ -1,6 +1,6 @@
 """The identity of a set of parameters, whatever mesh they lie on.
 
-A checkpoint holds only what was trained; it is worth nothing next to other frozen priors,
+A checkpoint holds only what was trained; it is worth nothing next to other frozen pretrained weights,
 so it records theirs. A cryptographic hash would need every byte on one host in one
 order. Instead each array is summed on its devices, where the order of summation cannot
 matter because integers wrap around, and only the sums are hashed.

@@ -1,4 +1,4 @@
-"""Where parameters come from: initial values, published priors, and the stages already trained."""
+"""Where parameters come from: initial values, published pretrained weights, and the stages already trained."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,10 +11,10 @@ from flax import nnx
 
 from mperceiver_jax.checkpoints import directory
 from mperceiver_jax.checkpoints.manager import Checkpoints
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
-from mperceiver_jax.convert.import_pretrained import priors_directory
+from mperceiver_jax.convert.importer import pretrained_directory
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.parts import listed, missing_parts
@@ -22,7 +22,7 @@ from mperceiver_jax.models.parameters import Params
 
 Place = Callable[[str, np.ndarray], Any]
 Readers = dict[str, Callable[[], np.ndarray]]
-Which = Literal["trained", "ema"]
+Which = Literal["last", "ema"]
 """Of a trained stage: the last parameters, or their moving average."""
 TASK_MAPS = "task_maps.npy"
 """The map of the tasks in the workdir of an imported run; see `models.prompts`."""
@@ -47,49 +47,49 @@ def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
 
 
 def init_params(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
-    """Initial values, with the published priors in their place where the experiment names some.
+    """Initial values, with the published pretrained weights in their place where the experiment names some.
 
-    Published weights are converted on first use (`convert.importing.priors_directory`). In a distributed
+    Published weights are converted on first use (`convert.importer.pretrained_directory`). In a distributed
     run every process must call this.
 
     Args:
         place: puts each array where it belongs, one at a time.
 
     Raises:
-        ConfigError: the priors cannot be used; says why.
+        ConfigError: the pretrained weights cannot be used; says why.
     """
     given: Params = {}
-    if (directory := _priors(experiment, model)) is not None:
+    if (directory := _pretrained(experiment, model)) is not None:
         try:
             given = {path: place(path, value) for path, value in directory.values()}
         except ValueError as error:
-            raise ConfigError(f"config.priors: {error}") from error
+            raise ConfigError(f"config.pretrained: {error}") from error
     return parameters.initial_values(model, experiment.seed, place, given)
 
 
 def lazy_init_params(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
-    """`init_params` one by one: for every path, what makes its initial value, and for those that the priors
+    """`init_params` one by one: for every path, what makes its initial value, and for those that the pretrained weights
     hold, what reads theirs. For one process."""
     initial: Readers = {
         path: partial(parameters.initial_value, path, variable, experiment.seed)
         for path, variable in parameters.declared(model).items()
     }
-    directory = _priors(experiment, model)
+    directory = _pretrained(experiment, model)
     return initial, {} if directory is None else {path: partial(directory.read, path) for path in directory.shapes}
 
 
-def _priors(experiment: Experiment, model: nnx.Module) -> PriorsDirectory | None:
-    if not experiment.priors:
+def _pretrained(experiment: Experiment, model: nnx.Module) -> PretrainedDirectory | None:
+    if not experiment.pretrained:
         return None
     if not isinstance(model, MPerceiver):
-        raise ConfigError(f"config.priors: {experiment.title} has no priors")
+        raise ConfigError(f"config.pretrained: {experiment.title} has no pretrained weights")
     try:
-        return _fitting(priors_directory(experiment.priors, model), model)
+        return _fitting(pretrained_directory(experiment.pretrained, model), model)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"config.priors: {error}") from error
+        raise ConfigError(f"config.pretrained: {error}") from error
 
 
-def _fitting(directory: PriorsDirectory, model: MPerceiver) -> PriorsDirectory:
+def _fitting(directory: PretrainedDirectory, model: MPerceiver) -> PretrainedDirectory:
     """The directory, if it holds a model of this kind with all that training needs."""
     declared = {path: tuple(v.get_value().shape) for path, v in parameters.declared(model).items()}
     wrong = [
@@ -98,7 +98,7 @@ def _fitting(directory: PriorsDirectory, model: MPerceiver) -> PriorsDirectory:
         if declared.get(path) != shape
     ]
     if wrong:
-        raise ValueError(f"{directory.path}: priors of another model: {listed(wrong, 5)}")
+        raise ValueError(f"{directory.path}: pretrained of another model: {listed(wrong, 5)}")
     if problems := missing_parts(model, directory.shapes):
         raise ValueError(f"{directory.path}: " + "; ".join(problems))
     return directory

@@ -12,7 +12,7 @@ import numpy as np
 
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.initial_params import Which
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.checkpoints.trained_run import TrainedStage, trained_stages, uses_ema
 from mperceiver_jax.config.experiment import ConfigError, Experiment
 from mperceiver_jax.convert.model_config import model_of
@@ -43,7 +43,7 @@ class LazyMapping(Mapping[str, Any]):
 class Weights(NamedTuple):
     """Attributes:
     model: built abstractly.
-    values: its parameters; a directory of priors may lack those that no published model has.
+    values: its parameters; a directory of pretrained weights may lack those that no published model has.
     origin: where they are from, for people.
     notes: what a reader should know, one sentence each.
     averaged: whether moving averages are among them.
@@ -67,41 +67,43 @@ class Weights(NamedTuple):
 def open_weights(
     source: Path,
     which: Which | None = None,
-    priors: Path | None = None,
+    pretrained: Path | None = None,
     config: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Weights:
-    """The weights at a path: those of a training run's workdir, or of a directory of priors.
+    """The weights at a path: those of a training run's workdir, or of a directory of pretrained weights.
 
     Args:
-        which, priors: for a workdir, see `of_workdir`.
-        config, overrides: for a directory of priors, the experiment whose model it holds, see `model_of`.
+        which, pretrained: for a workdir, see `of_workdir`.
+        config, overrides: for a directory of pretrained weights, the experiment whose model it holds, see `model_of`.
 
     Raises:
         FileNotFoundError, ValueError, CheckpointError: there is nothing of the kind, or it cannot be read.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such directory")
-    if is_priors(source):
-        if which or priors:
-            raise ValueError(f"{source}: --weights and --priors are for training runs; this is a directory of priors")
-        return of_priors(source, model_of(config, overrides))
+    if is_pretrained_directory(source):
+        if which or pretrained:
+            raise ValueError(
+                f"{source}: --weights and --pretrained are for training runs; this is a directory of pretrained weights"
+            )
+        return of_pretrained(source, model_of(config, overrides))
     if (source / "config.json").is_file():
         if config or overrides:
-            raise ValueError(f"{source}: --config is for directories of priors; a training run has its own")
-        return of_workdir(source, which, priors)
+            raise ValueError(f"{source}: --config is for directories of pretrained weights; a training run has its own")
+        return of_workdir(source, which, pretrained)
     hint = next((f"; name the run's workdir, {folder}" for folder in source.absolute().parents
                  if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()), "")  # fmt: skip
-    raise ValueError(f"{source}: neither a training run's workdir nor a directory of priors{hint}")
+    raise ValueError(f"{source}: neither a training run's workdir nor a directory of pretrained weights{hint}")
 
 
-def of_priors(directory: Path, model: MPerceiver) -> Weights:
-    """What a directory of priors holds.
+def of_pretrained(directory: Path, model: MPerceiver) -> Weights:
+    """What a directory of pretrained weights holds.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be read, or is of another model.
     """
-    found = PriorsDirectory(directory)
+    found = PretrainedDirectory(directory)
     shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
     if wrong := [path for path, shape in found.shapes.items() if shapes.get(path) != shape]:
         raise ValueError(
@@ -109,25 +111,25 @@ def of_priors(directory: Path, model: MPerceiver) -> Weights:
             "are unknown or of another shape; say which model it is with --config=FILE:VARIANT"
         )
     readers = {path: partial(found.read, path) for path in found.shapes}
-    return Weights(model, LazyMapping(readers), f"the priors {directory}", ())
+    return Weights(model, LazyMapping(readers), f"the pretrained weights {directory}", ())
 
 
-def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = None) -> Weights:
+def of_workdir(workdir: Path, which: Which | None = None, pretrained: Path | None = None) -> Weights:
     """The model that a training run left: what it started from, and on top what every stage trained.
 
     Args:
         which: `ema`, the moving averages, or `trained`, the last parameters themselves. None takes what
             restoring uses: the averages of the stages that keep one.
-        priors: the published weights that the run started from, where they have moved since.
+        pretrained: the published weights that the run started from, where they have moved since.
 
     Raises:
         FileNotFoundError: there is no run in that directory.
-        ValueError: no checkpoint of a stage, no moving average, a configuration or priors that cannot be used.
+        ValueError: no checkpoint of a stage, no moving average, a configuration or pretrained that cannot be used.
         CheckpointError: a checkpoint that cannot be read or does not fit.
     """
     experiment = initial_params.read_experiment(workdir)
-    if priors is not None:
-        experiment = replace(experiment, priors=str(priors))
+    if pretrained is not None:
+        experiment = replace(experiment, pretrained=str(pretrained))
     stages = trained_stages(workdir, experiment)
     averaged = uses_ema(workdir, stages, which)
     model = experiment.build()
@@ -139,7 +141,7 @@ def of_workdir(workdir: Path, which: Which | None = None, priors: Path | None = 
         values = initial_params.trained_values(workdir, stage.name, stage.step) or {}
         stage.check(workdir, shapes, values, _frozen(used, values, experiment.compute_dtype))
         used |= _held(values)
-        if which == "trained" and stage.averaged:
+        if which == "last" and stage.averaged:
             values = initial_params.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
         chosen |= _held(values)
         given |= values.keys()
@@ -156,7 +158,9 @@ def _start(
     try:
         return initial_params.lazy_init_params(experiment, model)
     except ConfigError as error:
-        raise ConfigError(f"{error}; if the priors have moved, say where they are now: --priors=PATH") from error
+        raise ConfigError(
+            f"{error}; if the pretrained weights have moved, say where they are now: --pretrained=PATH"
+        ) from error
 
 
 def _held(values: Mapping[str, np.ndarray]) -> dict[str, Reader]:
@@ -170,7 +174,7 @@ def _frozen(used: Mapping[str, Reader], trained: Mapping[str, np.ndarray], dtype
 
 
 def _told(stage: TrainedStage, which: Which | None) -> str:
-    what = "moving average" if stage.averaged and which != "trained" else "last parameters"
+    what = "moving average" if stage.averaged and which != "last" else "last parameters"
     return f"{stage.name}: {what} as of update {stage.step}" + (
         f" of {stage.planned}; the stage is unfinished" if stage.unfinished else ""
     )

@@ -25,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mperceiver_jax.checkpoints import directory
+from mperceiver_jax.checkpoints import directory as checkpoint_directory
 from mperceiver_jax.checkpoints.data_iterator import DataIterator, gather_positions, set_position
 from mperceiver_jax.checkpoints.leaves import differences, forms, named_leaves, own_copies, restore_args
 from mperceiver_jax.distributed.runtime import on_first_process
@@ -109,7 +109,7 @@ class Checkpoints:
         )
         try:
             if not read_only:
-                on_first_process(lambda: directory.prepare(self.directory))
+                on_first_process(lambda: checkpoint_directory.prepare(self.directory))
             self._manager = _Manager(self.directory, options=self._options)
         except Exception as error:
             raise CheckpointError(f"cannot keep checkpoints in {self.directory}: {_reason(error)}") from error
@@ -157,7 +157,7 @@ class Checkpoints:
                 return False
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("all processes have seen what will be replaced")
-            on_first_process(lambda: directory.move_away(self.directory, step))
+            on_first_process(lambda: checkpoint_directory.move_away(self.directory, step))
             self._manager.reload()
         items = {name: dict(named_leaves(tree)) for name, tree in state.items()}
         record = {
@@ -173,7 +173,7 @@ class Checkpoints:
         self._attempt(step, lambda: self._manager.save(step, args=composite, metrics=numbers, force=True))
         if replace:
             self.wait()
-            on_first_process(lambda: directory.remove_replaced(self.directory))
+            on_first_process(lambda: checkpoint_directory.remove_replaced(self.directory))
         return True
 
     def wait(self) -> None:
@@ -197,7 +197,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, rising."""
-        return directory.complete_steps(self.directory)
+        return checkpoint_directory.complete_steps(self.directory)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -222,7 +222,9 @@ class Checkpoints:
 
     # Restoring.
 
-    def restore(self, step: int, abstract: Mapping[str, Any], data_iterator: DataIterator | None = None) -> Restored:
+    def restore(
+        self, step: int, abstract: Mapping[str, Any], data_iterator: DataIterator | None = None
+    ) -> RestoredState:
         """The state of a checkpoint, on whatever mesh `abstract` names.
 
         The data iterator takes the position it had; what happens with another number of processes
@@ -290,7 +292,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
         try:
-            directory.prepare(self.directory)
+            checkpoint_directory.prepare(self.directory)
             return _Manager(self.directory, options=self._options)
         except Exception:
             return self._manager
@@ -300,7 +302,7 @@ class Checkpoints:
         return -math.inf if math.isnan(value) else value
 
     def _record(self, step: int) -> dict[str, Any]:
-        record = directory.read_record(self.directory, step)
+        record = checkpoint_directory.read_record(self.directory, step)
         if record is None:
             raise CheckpointError(
                 f"{self.directory} has no complete checkpoint {step}; it has {self.steps() or 'none'}"

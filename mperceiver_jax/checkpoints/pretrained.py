@@ -1,4 +1,4 @@
-"""A directory of priors: weights of a model in our layout, as `convert import` writes them.
+"""A directory of pretrained weights: weights of a model in our layout, as `convert import` writes them.
 
 `record.json` says what is there and where it came from; the values are Orbax checkpoints
 `values/000`, `values/001`, ... of a few hundred megabytes each, since Orbax holds what it
@@ -25,8 +25,8 @@ RECORD = "record.json"
 GROUP_BYTES = 256 * 2**20
 
 
-class PriorsDirectory:
-    """A directory of priors, opened for reading.
+class PretrainedDirectory:
+    """A directory of pretrained weights, opened for reading.
 
     Attributes:
         path: the directory.
@@ -35,7 +35,7 @@ class PriorsDirectory:
 
     Raises:
         FileNotFoundError: no such directory.
-        ValueError: it holds no priors, those of a later version, or not all of them.
+        ValueError: it holds no pretrained weights, those of a later version, or not all of them.
     """
 
     def __init__(self, path: str | Path):
@@ -46,9 +46,9 @@ class PriorsDirectory:
             record = json.loads((self.path / RECORD).read_text())
             written = record["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: no directory of priors (no readable {RECORD})") from error
+            raise ValueError(f"{path}: no directory of pretrained weights (no readable {RECORD})") from error
         if written != FORMAT:
-            raise ValueError(f"{path}: priors of format {written}, this version reads {FORMAT}; import them again")
+            raise ValueError(f"{path}: pretrained of format {written}, this version reads {FORMAT}; import them again")
         if not _well_formed(record):
             raise ValueError(f"{path}: {RECORD} is damaged; import again")
         groups = sorted({group for group, _, _ in record["values"].values()})
@@ -110,20 +110,20 @@ def _well_formed(record: Any) -> bool:
         return False
 
 
-def is_priors(path: str | Path) -> bool:
+def is_pretrained_directory(path: str | Path) -> bool:
     return (Path(path) / RECORD).is_file()
 
 
-def write_priors(
+def write_pretrained(
     directory: str | Path, values: Iterable[tuple[str, np.ndarray]], sources: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes a directory of priors; it appears complete or not at all. In a distributed run by process 0
+    """Writes a directory of pretrained weights; it appears complete or not at all. In a distributed run by process 0
     alone (Orbax lets no other write).
 
     Args:
         directory: must not exist, or be empty.
         values: (path, array in our layout), asked for one by one.
-        sources: see `PriorsDirectory.record`.
+        sources: see `PretrainedDirectory.record`.
 
     Raises:
         FileExistsError: the directory is there and not empty, or another process has filled it meanwhile.
@@ -164,7 +164,7 @@ def _grouped(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.
 def _checkpointer() -> ocp.Checkpointer:
     """Orbax for this process alone: others of a distributed run are not waited for."""
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="priors"
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="pretrained"
     )
     # Trained weights do not compress.
     handler = ocp.PyTreeCheckpointHandler(

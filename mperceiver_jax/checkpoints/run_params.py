@@ -39,8 +39,8 @@ def read_trained_model(
 
     Raises:
         ValueError: a stage that restoring needs has no checkpoint; names all of them. No moving average.
-        ConfigError: the priors that the run started from cannot be read.
-        CheckpointError: a checkpoint cannot be read, is of another model, or was trained on other priors.
+        ConfigError: the pretrained weights that the run started from cannot be read.
+        CheckpointError: a checkpoint cannot be read, is of another model, or was trained on other pretrained weights.
     """
     stages = trained_stages(workdir, experiment)
     averaged = uses_ema(workdir, stages, which)
@@ -48,7 +48,7 @@ def read_trained_model(
     try:
         params = initial_params.init_params(experiment, model, lambda path, value: jnp.asarray(value, dtype))
     except ConfigError as error:
-        hint = "if the priors have moved, say where they are now: --priors=PATH"
+        hint = "if the pretrained weights have moved, say where they are now: --pretrained=PATH"
         raise ConfigError(f"{error}; {hint}") from error
     shapes = {path: value.shape for path, value in params.items()}
     # Later stages were trained beside the averages of earlier ones, whichever are wanted now.
@@ -58,7 +58,7 @@ def read_trained_model(
         stage.check(workdir, shapes, values, {path: params[path] for path in params if path not in values})
         held = {path: jnp.asarray(value, dtype) for path, value in values.items()}
         params |= held
-        if which == "trained" and stage.averaged:
+        if which == "last" and stage.averaged:
             last = initial_params.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
             held = {path: jnp.asarray(value, dtype) for path, value in last.items()}
         chosen |= held

@@ -20,14 +20,14 @@ class TrainedStage(NamedTuple):
         step: updates made.
         planned: updates that the configuration asks for; 0 where it no longer has the stage.
         averaged: whether it holds a moving average beside the last parameters.
-        priors: fingerprint of the parameters beside which it was trained.
+        frozen_fingerprint: fingerprint of the frozen parameters it was trained with.
     """
 
     name: str
     step: int
     planned: int
     averaged: bool
-    priors: str | None
+    frozen_fingerprint: str | None
 
     @property
     def unfinished(self) -> str | None:
@@ -59,10 +59,10 @@ class TrainedStage(NamedTuple):
                 f"{where} does not fit this model: {', '.join(wrong[:5])} ({len(wrong)} in all) are unknown or "
                 "of another shape; was it written by another version?"
             )
-        if self.priors is not None and (identity := fingerprint(frozen)) != self.priors:
+        if self.frozen_fingerprint is not None and (identity := fingerprint(frozen)) != self.frozen_fingerprint:
             raise CheckpointError(
-                f"{where} was trained beside other frozen parameters than those at hand (fingerprint "
-                f"{self.priors[:12]}, here {identity[:12]}): give the priors it was trained with"
+                f"{where} was trained with other frozen parameters than those given now (fingerprint "
+                f"{self.frozen_fingerprint[:12]}, now {identity[:12]}): give the pretrained weights it was trained with"
             )
 
 
@@ -110,8 +110,8 @@ def uses_ema(workdir: str | Path, stages: Sequence[TrainedStage], which: Which |
     """
     kept = any(stage.averaged for stage in stages)
     if which == "ema" and not kept:
-        raise ValueError(f"{workdir}: no stage kept a moving average; take its last parameters, --weights=trained")
-    return kept and which != "trained"
+        raise ValueError(f"{workdir}: no stage kept a moving average; take its last parameters, --weights=last")
+    return kept and which != "last"
 
 
 def _of_all(stage: TrainedStage, phases: Sequence[str], planned: Mapping[str, int]) -> TrainedStage:
@@ -129,4 +129,4 @@ def _last(workdir: str | Path, name: str, planned: int) -> TrainedStage | None:
         if step is None:
             return None
         metadata = checkpoints.metadata(step)
-        return TrainedStage(name, step, planned, bool(metadata.get("ema")), metadata.get("priors"))
+        return TrainedStage(name, step, planned, bool(metadata.get("ema")), metadata.get("frozen_fingerprint"))

@@ -54,7 +54,7 @@ class StageConfig:
         ema_decay: moving average of the trained parameters, used for everything after training; 0 is off.
         optimizer: see `OptimizerConfig`.
         tasks: names of the tasks that are trained on; empty for all of the data's.
-        trains: regular expression of parameter paths; of what the stage can train, only those are; empty for all.
+        trainable: regular expression of parameter paths; of what the stage can train, only those are; empty for all.
         curriculum: sequential learning: phases that take the place of the stage, each from where the one before
             ended, with a fresh optimizer and schedule; `steps` is then their sum, or 0 to leave the stage out.
     """
@@ -66,7 +66,7 @@ class StageConfig:
     ema_decay: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     tasks: tuple[str, ...] = ()
-    trains: str = ""
+    trainable: str = ""
     curriculum: tuple[PhaseConfig, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,9 +78,9 @@ class StageConfig:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}")
         try:
-            re.compile(self.trains)
+            re.compile(self.trainable)
         except re.error as error:
-            raise ValueError(f"trains: {self.trains!r} is no regular expression ({error})") from error
+            raise ValueError(f"trains: {self.trainable!r} is no regular expression ({error})") from error
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: at least 0 and below 1, not {self.ema_decay}")
 
@@ -103,9 +103,9 @@ class LossConfig:
         drm_examples: training examples to sample latents for (`sampled`).
         regression: `l1`; `charbonnier_fft`: Charbonnier + `fft_weight` times the spectrum's; `smooth_l1`.
         fft_weight: see `regression`.
-        told: what a restorer by regression that must be told what is wrong hears while it trains: the true task
-            (`label`, as releases are trained), or what its classifier says, mistakes included (`classifier`; where
-            there is none, the true task). A network that never heard a mistake makes a gross one of each.
+        condition_source: condition of a conditional restorer during training: the true task (`label`, as the releases
+            are trained), or the prediction of its classifier (`classifier`), which exposes the network to the
+            classifier's errors; the true task where the network has no classifier.
         double_softmax: the classifier beside a restorer by regression learns from its probabilities as if they
             were logits, as MiOIR's release has it.
         regularizer_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
@@ -124,7 +124,7 @@ class LossConfig:
     drm_noise_std: float = 0.2
     drm_examples: int = 0
     regression: Literal["l1", "charbonnier_fft", "smooth_l1"] = "l1"
-    told: Literal["label", "classifier"] = "label"
+    condition_source: Literal["label", "classifier"] = "label"
     double_softmax: bool = False
     fft_weight: float = 0.01
     regularizer_weight: float = 0.002
@@ -192,12 +192,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RestoreConfig:
-    """Images to restore are padded by reflection to at least `minimum` pixels a side."""
+    """Images to restore are padded by reflection to at least `min_size` pixels a side."""
 
-    minimum: int = 512
+    min_size: int = 512
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "minimum")
+        _at_least(self, 1, "min_size")
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,9 @@ class Experiment:
     Attributes:
         variant: name of the variant, for messages and the workdir.
         model: MPerceiver's, or that of a restorer by regression.
-        note: what the first line says about how the variant was chosen.
-        priors: published weights to start from (see README); required unless `from_scratch`.
-        from_scratch: the variant trains its own priors.
+        variant_reason: what the first line says about how the variant was chosen.
+        pretrained: published weights to start from (see README); required unless `from_scratch`.
+        from_scratch: the variant trains its own autoencoder, CLIP towers and diffusion prior.
         source: workdir of the finished run that this one adapts to a new task (`training.adaptation`), if it does.
         cache: directory for what the frozen towers make of `cached_examples` fixed crops of the dual-branch
             stage, which then trains on those alone and runs without VAE and CLIP; "" encodes fresh crops
@@ -230,8 +230,8 @@ class Experiment:
     evaluation: EvaluationConfig
     restore: RestoreConfig
     mesh: MeshConfig
-    note: str = ""
-    priors: str = ""
+    variant_reason: str = ""
+    pretrained: str = ""
     from_scratch: bool = False
     source: str = ""
     cache: str = ""
@@ -245,10 +245,10 @@ class Experiment:
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed", "max_skipped")
         _at_least(self, 1, "log_every", "cached_examples")
-        if not self.from_scratch and not self.priors:
+        if not self.from_scratch and not self.pretrained:
             raise ValueError(
-                f"priors: the variant {self.variant!r} starts from published weights; give them with "
-                "--config.priors=PATH (README, 'Published weights'), or take the variant that needs none: "
+                f"pretrained: the variant {self.variant!r} starts from published weights; give them with "
+                "--config.pretrained=PATH (README, 'Published weights'), or take the variant that needs none: "
                 "--config=configs/allinone.py:small"
             )
 

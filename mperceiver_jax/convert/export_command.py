@@ -5,10 +5,10 @@ examples:
     python -m mperceiver_jax.convert export runs/small --output=exported --format=diffusers
   one file with the public release's keys, in half precision
     python -m mperceiver_jax.convert export DIR --output=mperceiver.safetensors --format=release --dtype=float16
-  published priors, as imported, for diffusers and transformers
-    python -m mperceiver_jax.convert export priors --output=exported --format=diffusers --dtype=bfloat16
+  published pretrained weights, as imported, for diffusers and transformers
+    python -m mperceiver_jax.convert export pretrained --output=exported --format=diffusers --dtype=bfloat16
   the last parameters instead of their moving averages
-    python -m mperceiver_jax.convert export DIR --output=last.safetensors --format=safetensors --weights=trained
+    python -m mperceiver_jax.convert export DIR --output=last.safetensors --format=safetensors --weights=last
   a trained PromptIR for its own PyTorch code, in the container of its release
     python -m mperceiver_jax.convert export runs/promptir_small --output=promptir.ckpt --format=release
 
@@ -42,7 +42,7 @@ from mperceiver_jax.progress import progress_bar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="workdir of a training run, or a directory of imported priors"
+        "source", type=Path, metavar="SOURCE", help="workdir of a training run, or a directory of pretrained weights"
     )
     parser.add_argument(
         "--output",
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "averages of the stages that keep one)",
     )
     parser.add_argument(
-        "--priors",
+        "--pretrained",
         type=Path,
         metavar="PATH",
         help="the published weights that the training started from, if they have moved since",
@@ -78,7 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output.exists():
         raise FileExistsError(f"{output} exists already; move it away, or name another --output")
-    weights = open_weights(arguments.source, arguments.weights, arguments.priors, arguments.config, arguments.overrides)
+    weights = open_weights(
+        arguments.source, arguments.weights, arguments.pretrained, arguments.config, arguments.overrides
+    )
     if isinstance(weights.model, RegressionModel):
         _export_regression(arguments, weights)
         return
@@ -100,8 +102,8 @@ def _announce(weights: Weights, values: Collection[str]) -> None:
     print(f"{weights.origin}: {sum(sizes[path] for path in values):,} parameters", flush=True)
     if held := weights.placeholders.intersection(values):
         numbers = sum(sizes[path] for path in held)
-        print(f"  note: {numbers:,} of them, which the model does not run and the priors lack, are placeholders: "
-              f"{listed(held, 3)}", flush=True)  # fmt: skip
+        reason = "the model does not use them and the pretrained weights lack them"
+        print(f"  note: {numbers:,} of them are placeholders, since {reason}: {listed(held, 3)}", flush=True)
     for note in weights.notes:
         print(f"  {note}", flush=True)
 
@@ -116,7 +118,7 @@ def _export_regression(arguments: argparse.Namespace, weights: Weights) -> None:
     values, averages = weights.values, None
     # A container with a place for both gets both, unless one was asked for.
     if arguments.weights is None and weights.averaged:
-        values, averages = open_weights(arguments.source, "trained").values, weights.values
+        values, averages = open_weights(arguments.source, "last").values, weights.values
         if not weights.model.config.family.startswith("mioir_") or arguments.output.suffix == ".safetensors":
             values, averages = weights.values, None
     with progress_bar("exporting", len(values)) as bar:

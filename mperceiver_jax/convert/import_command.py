@@ -1,15 +1,15 @@
-"""published weights, from files, directories or hub repositories, become one directory of priors
+"""published weights, from files, directories or hub repositories, become one directory of pretrained weights
 
 examples:
   Stable Diffusion 2.1 as diffusers has it, and OpenCLIP's ViT-H/14 for the image tower
-    python -m mperceiver_jax.convert import sd21-base/ open_clip_model.safetensors --output=priors
+    python -m mperceiver_jax.convert import sd21-base/ open_clip_model.safetensors --output=pretrained
   the same from the hub (OWNER/NAME is whichever copy of SD 2.1-base you use)
-    python -m mperceiver_jax.convert import OWNER/NAME laion/CLIP-ViT-H-14-laion2B-s32B-b79K --output=priors
+    python -m mperceiver_jax.convert import OWNER/NAME laion/CLIP-ViT-H-14-laion2B-s32B-b79K --output=pretrained
   a single original checkpoint; in half the space
     python -m mperceiver_jax.convert import v2-1_512-ema-pruned.ckpt open_clip_model.safetensors \\
-        --output=priors --dtype=bfloat16
+        --output=pretrained --dtype=bfloat16
   a checkpoint of the authors' release, with its adapters
-    python -m mperceiver_jax.convert import mperceiver.ckpt --output=priors
+    python -m mperceiver_jax.convert import mperceiver.ckpt --output=pretrained
 
   PromptIR's release, or that of another restorer by regression; --output is then a run that restore, evaluate and
   export take as --checkpoint
@@ -23,10 +23,10 @@ components of diffusers, CLIP of transformers and OpenCLIP; safetensors, sharded
 What several sources have is taken from the first. Every name, shape and value is checked before the directory
 appears. Train with
 
-    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.priors=priors
+    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.pretrained=pretrained
 
-where --config.priors also takes the sources themselves, separated by commas: they are then converted on
-first use and kept in $XDG_CACHE_HOME/mperceiver_jax/priors.
+where --config.pretrained also takes the sources themselves, separated by commas: they are then converted on
+first use and kept in $XDG_CACHE_HOME/mperceiver_jax/pretrained.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from pathlib import Path
 
 import jax
 
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
-from mperceiver_jax.convert.import_pretrained import DTYPES, import_priors
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
+from mperceiver_jax.convert.importer import DTYPES, import_pretrained
 from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
 from mperceiver_jax.convert.restorer_checkpoints import import_regression
 
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{arguments.output}: {experiment.title}; restore with --checkpoint={arguments.output}")
         return
     model = model_of(arguments.config, arguments.overrides)
-    import_priors(arguments.sources, arguments.output, model, arguments.dtype)
-    record = PriorsDirectory(arguments.output).record
+    import_pretrained(arguments.sources, arguments.output, model, arguments.dtype)
+    record = PretrainedDirectory(arguments.output).record
     for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):
         print(f"licence of the weights: {licence}")
-    print(f"{arguments.output}: {record['parameters']:,} parameters; train with --config.priors={arguments.output}")
+    print(f"{arguments.output}: {record['parameters']:,} parameters; train with --config.pretrained={arguments.output}")

@@ -6,7 +6,7 @@ examples:
   what an import of both together would find
     python -m mperceiver_jax.convert inspect sd21-base/ open_clip_model.safetensors
   a directory that import wrote
-    python -m mperceiver_jax.convert inspect priors
+    python -m mperceiver_jax.convert inspect pretrained
   a restorer by regression: whether it is the one of that configuration
     python -m mperceiver_jax.convert inspect promptir.ckpt --config=configs/promptir.py:3task
 
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mperceiver_jax.checkpoints.lazy_params import of_priors
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors
+from mperceiver_jax.checkpoints.lazy_params import of_pretrained
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.command_line import one_line
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.convert.detect import find_parts, left_over, named_parts, recognise
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     unusable = []
     for source in arguments.sources:
         try:
-            if is_priors(source):
-                held |= _describe_priors(model, Path(source))
+            if is_pretrained_directory(source):
+                held |= _describe_pretrained(model, Path(source))
                 continue
             files = weight_files(source)
         except (OSError, ValueError) as error:
@@ -127,11 +127,11 @@ def _inspect_regression(sources: list[str], experiment: Experiment) -> None:
         raise ValueError(f"not usable: {'; '.join(unusable)}")
 
 
-def _describe_priors(model: MPerceiver, path: Path) -> set[str]:
-    directory = PriorsDirectory(path)
-    of_priors(path, model)
+def _describe_pretrained(model: MPerceiver, path: Path) -> set[str]:
+    directory = PretrainedDirectory(path)
+    of_pretrained(path, model)
     values = directory.record["values"]
-    print(f"{directory.path}: priors in our layout, {directory.record['parameters']:,} parameters")
+    print(f"{directory.path}: pretrained in our layout, {directory.record['parameters']:,} parameters")
     for part in PARTS:
         own = [(dtype, math.prod(shape)) for path, (_, dtype, shape) in values.items() if part_of(path) is part]
         if own:

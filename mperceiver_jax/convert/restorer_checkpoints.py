@@ -27,7 +27,7 @@ from mperceiver_jax.checkpoints.workdir import claim_workdir
 from mperceiver_jax.config.experiment import Experiment, to_mapping
 from mperceiver_jax.convert.formats.safetensors_writer import rounded
 from mperceiver_jax.convert.formats.torch_files import open_tensors, read_torch, write_safetensors
-from mperceiver_jax.convert.import_pretrained import converted
+from mperceiver_jax.convert.importer import converted
 from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.state_dicts import dead_tensors, match, to_torch
 from mperceiver_jax.models import parameters
@@ -209,7 +209,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     kept = both and stage.ema_decay > 0
     if kept:
         notes.append(
-            "the last parameters and their averages are kept; the averages are used, the others with --weights=trained"
+            "the last parameters and their averages are kept; the averages are used, the others with --weights=last"
         )
     elif both:
         notes.append("the averages are left out, for this experiment keeps none (ema_decay is 0)")
@@ -217,7 +217,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         experiment,
         stages={"regression": replace(stage, curriculum=(), ema_decay=stage.ema_decay if kept else 0.0)},
     )
-    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": kept, **experiment.form}
+    metadata = {"stage": "regression", "frozen_fingerprint": fingerprint({}), "ema": kept, **experiment.form}
     mapping = to_mapping(experiment)
     if maps:
         mapping["model"]["network"]["task_maps"] = TASK_MAPS

@@ -103,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--seed", type=int, default=42, metavar="N", help="of the starting noise (default: %(default)s)")
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
     model.add_argument("--task", metavar="NAME", help="what all of the images need, for models that are told")
-    model.add_argument("--weights", choices=("ema", "trained"), help="as in the restore command (default: ema if kept)")
+    model.add_argument("--weights", choices=("ema", "last"), help="as in the restore command (default: ema if kept)")
     model.add_argument("--predictor", type=Path, metavar="DIR", help="as in the restore command")
-    model.add_argument("--priors", type=Path, metavar="PATH", help="published weights, if they have moved")
+    model.add_argument("--pretrained", type=Path, metavar="PATH", help="published weights, if they have moved")
     return result
 
 
@@ -294,7 +294,7 @@ def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mes
             steps=options.steps,
             seed=options.seed,
             refine=options.refine,
-            priors=options.priors,
+            pretrained=options.pretrained,
             task=options.task,
             weights=options.weights,
             predictor=options.predictor,

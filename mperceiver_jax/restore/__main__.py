@@ -120,11 +120,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--weights",
-        choices=("ema", "trained"),
+        choices=("ema", "last"),
         help="the moving averages, or the last parameters (default: the averages of the stages that keep one)",
     )
     result.add_argument(
-        "--priors",
+        "--pretrained",
         type=Path,
         metavar="PATH",
         help="the published weights that the training started from, if they have moved since",
@@ -176,7 +176,7 @@ def _load(options: argparse.Namespace) -> "Restorer":
             refine=options.refine,
             colour=options.colour,
             rounding=options.rounding,
-            priors=options.priors,
+            pretrained=options.pretrained,
             task=options.task,
             predictor=options.predictor,
             tile=options.tile,

@@ -56,7 +56,7 @@ class Restorer:
         model: built abstractly.
         params: every parameter of it, on the device that shall compute.
         sampler: MPerceiver's, see `diffusion.samplers.DDIM` and `diffusion.dpm_solver.DPMSolver`.
-        minimum: images are padded to at least so many pixels a side.
+        min_size: images are padded to at least so many pixels a side.
         dtype: computed in.
         seed: of the starting noise, 0 to 2**32 - 1.
         refine: decode with the detail refinement module.
@@ -81,7 +81,7 @@ class Restorer:
         params: Params,
         sampler: Sampler | None = None,
         *,
-        minimum: int = 512,
+        min_size: int = 512,
         dtype: str = "float32",
         seed: int = 42,
         refine: bool = True,
@@ -100,7 +100,7 @@ class Restorer:
         self.sampler, self.seed, self.refine = sampler, seed, refine
         self.colour, self.rounding, self.notes, self.weight_kind = colour, rounding, notes, weight_kind
         self._params = params
-        self._minimum, self._tile, self._overlap = minimum, tile, overlap
+        self._min_size, self._tile, self._overlap = min_size, tile, overlap
         self._tasks = [one.name for one in tasks]
         self._program = _program(model, sampler, dtype, refine, task, predictor is not None)
         self._predictor = None if predictor is None else Predictor(predictor, self._tasks, trained)
@@ -125,7 +125,7 @@ class Restorer:
         refine: bool = True,
         colour: Colour = "none",
         rounding: Rounding = "round",
-        priors: str | Path | None = None,
+        pretrained: str | Path | None = None,
         task: str | None = None,
         predictor: "str | Path | Restorer | None" = None,
         tile: int = 0,
@@ -141,7 +141,7 @@ class Restorer:
             sampler: `ddim` (the correct schedule), `reference` (the release's) or `dpmpp_2m` (DPM-Solver++,
                 for 10 to 25 steps); as configured when None.
             steps: of the sampler; as configured when None.
-            priors: the published weights the run (or the predictor's) started from, where they have moved since.
+            pretrained: the published weights the run (or the predictor's) started from, where they have moved since.
             predictor: see the class; or the workdir of its run, which is read whole.
             task, tile, overlap: see the class.
             weights: `ema`, the moving averages, or `trained`, the last parameters; None takes the averages of
@@ -149,17 +149,17 @@ class Restorer:
 
         Raises:
             FileNotFoundError: there is no run in that directory.
-            ValueError: settings out of range, a configuration or priors that cannot be used (`ConfigError`),
+            ValueError: settings out of range, a configuration or pretrained that cannot be used (`ConfigError`),
                 stages without a checkpoint, or none with a moving average.
             CheckpointError: a checkpoint that cannot be read or does not fit.
         """
         _check_settings(seed, colour, rounding)
         experiment = read_experiment(workdir)
         if isinstance(predictor, str | Path):
-            # The network itself has no priors.
-            predictor, priors = cls.from_checkpoint(predictor, refine=False, priors=priors), None
-        if priors is not None:
-            experiment = replace(experiment, priors=str(priors))
+            # The network itself has no pretrained weights.
+            predictor, pretrained = cls.from_checkpoint(predictor, refine=False, pretrained=pretrained), None
+        if pretrained is not None:
+            experiment = replace(experiment, pretrained=str(pretrained))
         model = experiment.build()
         if isinstance(model, RegressionModel) and (sampler or steps):
             raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores an image")
@@ -182,7 +182,7 @@ class Restorer:
             model,
             trained.params,
             chosen if isinstance(model, MPerceiver) else None,
-            minimum=experiment.restore.minimum,
+            min_size=experiment.restore.min_size,
             dtype=experiment.compute_dtype,
             seed=seed,
             refine=refine and trained.refined,
@@ -234,7 +234,7 @@ class Restorer:
         """The size at which an image is computed; every new one is compiled."""
         if self._tile:
             height, width = min(height, self._tile), min(width, self._tile)
-        rows, columns = (-(-max(side, self._minimum) // self._multiple) for side in (height, width))
+        rows, columns = (-(-max(side, self._min_size) // self._multiple) for side in (height, width))
         return rows * self._multiple, columns * self._multiple
 
     def _restore(self, lq: Float[np.ndarray, "h w 3"]) -> tuple[np.ndarray, dict[str, float]]:
@@ -270,7 +270,7 @@ class Restorer:
         return dict(zip(self._tasks, values, strict=True)) if values else {}
 
     def _padded(self, lq: np.ndarray) -> np.ndarray:
-        return pad_to(lq, self._multiple, self._minimum)
+        return pad_to(lq, self._multiple, self._min_size)
 
     def _seen(self, lq: np.ndarray, padded: np.ndarray | None = None) -> jax.Array:
         """What the program is told of an image as a whole; `padded` where it is at hand."""

@@ -6,7 +6,7 @@ branch and the detail refinement learn to restore it, either with all that these
 and modulators only. Part of every batch is of the old tasks, so that they are not forgotten.
 
     adapted         the configuration: the finished run's, changed
-    write_start     the parameters to begin with, into the workdir, as a directory of priors
+    write_start     the parameters to begin with, into the workdir, as a directory of pretrained weights
     zero_shot       what the model made of all tasks before
 """
 
@@ -24,7 +24,7 @@ from data_pipelines.pipeline import training_pairs
 from data_pipelines.sources.few_shot import Subset
 from data_pipelines.transforms import clip_view
 from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, is_priors, write_priors
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory, write_pretrained
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
@@ -132,10 +132,10 @@ def adapted(mapping: Mapping[str, Any], workdir: str | None = None) -> dict[str,
     }
     own = {
         "variant": variant,
-        "note": f"{before.variant} of {source} adapted to {new.name}",
+        "variant_reason": f"{before.variant} of {source} adapted to {new.name}",
         "source": str(source),
         "from_scratch": False,
-        "priors": str(start_directory(workdir or f"runs/{variant}")),
+        "pretrained": str(start_directory(workdir or f"runs/{variant}")),
         "model": model,
         "data": _data(base["data"], new, names),
         "losses": {"train_tower": False},
@@ -145,7 +145,7 @@ def adapted(mapping: Mapping[str, Any], workdir: str | None = None) -> dict[str,
 
 
 def _narrowed(stage: str, given: Mapping[str, Any], new: NewTask) -> dict[str, Any]:
-    return {"trains": PROMPTS.get(stage, "") if new.train == "prompts" else "", **given}
+    return {"trainable": PROMPTS.get(stage, "") if new.train == "prompts" else "", **given}
 
 
 def _data(data: Mapping[str, Any], new: NewTask, old: list[str]) -> dict[str, Any]:
@@ -174,13 +174,13 @@ def _updated(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def write_start(experiment: Experiment) -> None:
-    """Writes the finished run's parameters with the new class to where `experiment.priors` says, if they are not
+    """Writes the finished run's parameters with the new class to where `experiment.pretrained` says, if they are not
     there yet. In a distributed run by process 0 alone.
 
     Raises:
         FileNotFoundError, ValueError, CheckpointError: the finished run cannot be read.
     """
-    if is_priors(experiment.priors):
+    if is_pretrained_directory(experiment.pretrained):
         return
     found = open_weights(Path(experiment.source))
     task = experiment.tasks[-1]
@@ -203,7 +203,7 @@ def write_start(experiment: Experiment) -> None:
                 yield path, value
                 bar.update(1 if path in given else 0)
 
-        write_priors(experiment.priors, values(), [record])
+        write_pretrained(experiment.pretrained, values(), [record])
 
 
 def predicted_mixture(found: Weights, pairs: Subset) -> np.ndarray:
@@ -227,7 +227,7 @@ def zero_shot(run: "Run", params: Params) -> dict[str, Any]:
     began = time.monotonic()
     stage = "drm" if "drm" in run.experiment.stages and run.experiment.stages["drm"].steps else "dual_branch"
     results = run.evaluator.evaluate(stage, never(params))
-    start = PriorsDirectory(run.experiment.priors).record["sources"][0]
+    start = PretrainedDirectory(run.experiment.pretrained).record["sources"][0]
     summary = {"name": RECORD, "steps": 0, "seconds": time.monotonic() - began, "trained_parameters": 0}
     adaptation = {"task": run.experiment.tasks[-1].name, "pairs": start["pairs"], "mixture": start["mixture"]}
     return {**results, "summary": summary, "adaptation": adaptation}

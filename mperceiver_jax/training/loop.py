@@ -152,7 +152,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             state, history = carry_over(run.workdir, name, state), StageStats()
         else:
             restored = checkpoints.restore(latest, abstract._asdict(), batches)
-            _refuse_other_priors(identity, restored.metadata, checkpoints.directory / str(latest))
+            _refuse_other_frozen(identity, restored.metadata, checkpoints.directory / str(latest))
             state, history = TrainState(**restored.state), StageStats(**restored.metadata["history"])
             run.say(f"{name}: continuing at update {latest} of {config.steps}")
             if restored.note:
@@ -163,7 +163,7 @@ def train_stage(run: Run, name: str, params: Params) -> tuple[Params, dict[str, 
             step = int(state.step)
             metadata = {
                 "stage": name,
-                "priors": identity,
+                "frozen_fingerprint": identity,
                 "ema": config.ema_decay > 0,
                 "losses": asdict(experiment.losses),
                 **experiment.form,
@@ -241,7 +241,7 @@ def reload_stage(run: Run, name: str, params: Params) -> Params:
         params: as the stages before left them.
 
     Raises:
-        CheckpointError: the stage's checkpoint is gone, or was trained next to other frozen parameters.
+        CheckpointError: the stage's checkpoint is gone, or was trained with other frozen parameters.
     """
     stage = build_stage(name, run.experiment, run.model)
     folder = initial_params.checkpoint_folder(run.workdir, name)
@@ -254,7 +254,7 @@ def reload_stage(run: Run, name: str, params: Params) -> Params:
     with Checkpoints(folder, read_only=True) as checkpoints:
         latest = checkpoints.steps()[-1]
         identity = fingerprint({path: value for path, value in params.items() if not stage.is_trained(path)})
-        _refuse_other_priors(identity, checkpoints.metadata(latest), folder / str(latest))
+        _refuse_other_frozen(identity, checkpoints.metadata(latest), folder / str(latest))
     return params | {path: run.place(path, value) for path, value in values.items()}
 
 
@@ -268,7 +268,7 @@ def _split(run: Run, stage: Stage, params: Params) -> tuple[Params, Params]:
         else:
             frozen[path] = value if isinstance(value, jax.Array) else run.place(path, value)
     if not trained:
-        raise ValueError(f"stage {stage.name}: no parameter matches {stage.trains!r}")
+        raise ValueError(f"stage {stage.name}: no parameter matches {stage.trainable!r}")
     return trained, frozen
 
 
@@ -297,10 +297,10 @@ def _batches(run: Run, name: str, params: Params) -> TrainBatches:
     return train_batches(config, index, count, run.experiment.tasks)
 
 
-def _refuse_other_priors(identity: str, metadata: Mapping[str, Any], where: Any) -> None:
-    if metadata["priors"] != identity:
+def _refuse_other_frozen(identity: str, metadata: Mapping[str, Any], where: Any) -> None:
+    if metadata["frozen_fingerprint"] != identity:
         raise CheckpointError(
-            f"{where} was trained next to other frozen parameters than those given now (fingerprint "
-            f"{metadata['priors'][:12]}, now {identity[:12]}). Give the priors it was trained with "
-            "(config.priors), or another --workdir"
+            f"{where} was trained with other frozen parameters than those given now (fingerprint "
+            f"{metadata['frozen_fingerprint'][:12]}, now {identity[:12]}). Give the pretrained weights it was trained "
+            "with (config.pretrained), or another --workdir"
         )

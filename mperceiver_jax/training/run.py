@@ -36,8 +36,8 @@ Model = MPerceiver | RegressionModel
 
 # What a resumed run may change without becoming another run.
 MAY_CHANGE = (
-    "note",
-    "priors",  # Their path; that they are the same is told by their fingerprint.
+    "variant_reason",
+    "pretrained",  # Their path; that they are the same is told by their fingerprint.
     "mesh",
     "log_every",
     "checkpoint",
@@ -248,7 +248,7 @@ def _without_missing_extras(experiment: Experiment, workdir: Path) -> tuple[Expe
 
 def _announce(experiment: Experiment, model: Model, names: list[str], workdir: Path, warning: str) -> None:
     device = jax.devices()[0]
-    chosen = f" ({experiment.note})" if experiment.note else ""
+    chosen = f" ({experiment.variant_reason})" if experiment.variant_reason else ""
     print(
         f"mperceiver_jax: {experiment.title}, variant {experiment.variant}{chosen} on {jax.device_count()} x "
         f"{device.device_kind}, {jax.process_count()} process(es), workdir {workdir}{warning}",

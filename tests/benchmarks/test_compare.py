@@ -30,7 +30,7 @@ PEER = "tests.support.torch_networks:SRResNet"
 def test_a_row_is_measured_and_trained(tmp_path, capsys):
     train, heldout = (write_photographs(tmp_path / name, seed=seed) for seed, name in enumerate(("train", "heldout")))
     file = tmp_path / "table.json"
-    arguments = [*SIZES, "--seconds=0.001", f"--output={file}", f"--photos={train}", f"--heldout-photos={heldout}"]
+    arguments = [*SIZES, "--seconds=0.001", f"--output={file}", f"--images={train}", f"--heldout-images={heldout}"]
     assert compare.main([f"{CONFIG}:explicit", *arguments]) == 0
     (row,) = json.loads(file.read_text())
     # One 3x3 convolution of 4 channels on 16 x 16 pixels takes part in the count.

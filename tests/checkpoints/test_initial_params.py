@@ -1,4 +1,4 @@
-"""Where a run's parameters come from: priors imported before or on first use, spread over devices."""
+"""Where a run's parameters come from: pretrained imported before or on first use, spread over devices."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.config.experiment import ConfigError
-from mperceiver_jax.convert import import_pretrained
-from mperceiver_jax.convert.import_pretrained import import_priors
+from mperceiver_jax.convert import importer
+from mperceiver_jax.convert.importer import import_pretrained
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models import parameters
@@ -30,7 +30,7 @@ def published(tmp_path_factory):
     model = MPerceiver(tiny_config())
     values = parameters.initial_values(model, 3, lambda path, value: value + np.float32(0.5))
     tensors = convert.to_torch(model, values)
-    path = tmp_path_factory.mktemp("published") / "priors.safetensors"
+    path = tmp_path_factory.mktemp("published") / "pretrained.safetensors"
     save_file({k: v for k, v in tensors.items() if ".spade." not in k and not k.startswith(ADAPTERS)}, path)
     return model, values, path
 
@@ -38,11 +38,11 @@ def published(tmp_path_factory):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mperceiver_jax" / "priors"
+    return tmp_path / "cache" / "mperceiver_jax" / "pretrained"
 
 
-def start(model, priors, place=lambda path, value: value) -> dict:
-    return initial_params.init_params(replace(tiny_experiment(), priors=str(priors), seed=5), model, place)
+def start(model, pretrained, place=lambda path, value: value) -> dict:
+    return initial_params.init_params(replace(tiny_experiment(), pretrained=str(pretrained), seed=5), model, place)
 
 
 def check(started, model, values) -> None:
@@ -57,10 +57,10 @@ def check(started, model, values) -> None:
     assert 0 < adapters < len(started)
 
 
-def test_a_directory_of_priors_is_taken_as_it_is(published, cache, tmp_path):
+def test_a_directory_of_pretrained_weights_is_taken_as_it_is(published, cache, tmp_path):
     model, values, path = published
-    import_priors([str(path)], tmp_path / "priors", model)
-    check(start(model, tmp_path / "priors"), model, values)
+    import_pretrained([str(path)], tmp_path / "pretrained", model)
+    check(start(model, tmp_path / "pretrained"), model, values)
     assert not cache.exists()
 
 
@@ -70,7 +70,7 @@ def test_published_weights_are_converted_on_first_use_and_once(published, cache,
     assert "importing" in capsys.readouterr().out
     (kept,) = [entry for entry in cache.iterdir() if entry.is_dir()]
     with monkeypatch.context() as patch:
-        patch.setattr(import_pretrained, "import_priors", None)
+        patch.setattr(importer, "import_pretrained", None)
         check(start(model, path), model, values)
         assert capsys.readouterr().out == ""
     # What a killed conversion left goes with the next.
@@ -93,34 +93,34 @@ def test_only_the_weight_files_tell_conversions_apart(published, tmp_path, monke
     folder.mkdir()
     shutil.copy(path, folder / "all.safetensors")
     (tmp_path / "link").symlink_to(folder)
-    known = import_pretrained._identity([str(folder)], model)
+    known = importer._identity([str(folder)], model)
     (folder / ".cache").mkdir()
     (folder / ".cache" / "download.lock").touch()
     (folder / "README.md").touch()
     monkeypatch.chdir(tmp_path)
     for name in (str(folder), "weights", "weights/", "link", "link/all.safetensors"):
-        assert import_pretrained._identity([name], model) == known, name
+        assert importer._identity([name], model) == known, name
     os.utime(folder / "all.safetensors", ns=(0, 0))
-    assert import_pretrained._identity(["link"], model) != known
+    assert importer._identity(["link"], model) != known
 
 
-def test_priors_that_cannot_be_used_are_refused(published, cache, tmp_path):
+def test_pretrained_weights_that_cannot_be_used_are_refused(published, cache, tmp_path):
     model, _, path = published
-    for priors, told in [
+    for pretrained, told in [
         (tmp_path / "absent.safetensors", r"absent\.safetensors: no such file"),
         (tmp_path, "no weights there"),
     ]:
-        with pytest.raises(ConfigError, match=rf"^config\.priors: .*{told}"):
-            start(model, priors)
-    import_priors([str(path)], tmp_path / "priors", model)
+        with pytest.raises(ConfigError, match=rf"^config\.pretrained: .*{told}"):
+            start(model, pretrained)
+    import_pretrained([str(path)], tmp_path / "pretrained", model)
     tiny = tiny_config()
     longer = replace(tiny.predictor, vision=replace(tiny.predictor.vision, layers=2))
     with pytest.raises(ConfigError, match=r"the image tower is half there: 12 of \d+ parameters are missing"):
-        start(MPerceiver(replace(tiny, predictor=longer)), tmp_path / "priors")
+        start(MPerceiver(replace(tiny, predictor=longer)), tmp_path / "pretrained")
     with pytest.raises(ConfigError, match=r"of another model: text_encoder\.token_emb.* \(expected: \(5, 16\)\)"):
-        start(MPerceiver(replace(tiny, text=replace(tiny.text, vocabulary=5))), tmp_path / "priors")
+        start(MPerceiver(replace(tiny, text=replace(tiny.text, vocabulary=5))), tmp_path / "pretrained")
     with pytest.raises(ConfigError, match=r"of another model: vae\..*expected: nothing of that name"):
-        start(MPerceiver(replace(tiny, vae=replace(tiny.vae, num_res_blocks=0))), tmp_path / "priors")
+        start(MPerceiver(replace(tiny, vae=replace(tiny.vae, num_res_blocks=0))), tmp_path / "pretrained")
 
 
 def test_no_device_ever_holds_the_whole(published, cache, monkeypatch):
@@ -164,8 +164,8 @@ def test_processes_convert_once_and_fail_together(published, cache, tmp_path):
 
         mesh = sharding.make_mesh()
         place = lambda path, value: sharding.place(value, sharding.replicated(mesh))
-        start = lambda priors: initial_params.init_params(
-            replace(tiny_experiment(), priors=priors), MPerceiver(tiny_config()), place)
+        start = lambda pretrained: initial_params.init_params(
+            replace(tiny_experiment(), pretrained=pretrained), MPerceiver(tiny_config()), place)
         try:
             start(sys.argv[1] + ".absent")
         except ConfigError as error:

@@ -321,8 +321,8 @@ TWO_PROCESSES = """
     with Checkpoints(workdir + "/checkpoints", keep=1) as checkpoints:
         for step in (1, 2):
             state = {"trainable": params, "step": step}
-            checkpoints.save(step, state, Position(), {"priors": fingerprint(params)})
-        checkpoints.save(2, state, Position(), {"priors": fingerprint(params)}, force=True)
+            checkpoints.save(step, state, Position(), {"frozen_fingerprint": fingerprint(params)})
+        checkpoints.save(2, state, Position(), {"frozen_fingerprint": fingerprint(params)}, force=True)
         checkpoints.wait()
         assert checkpoints.steps() == [2]
         position = Position()
@@ -339,7 +339,7 @@ def test_two_processes_save_and_one_restores(tmp_path):
     assert [output.split() for output in outputs] == [[str(i), "2", fingerprint(host)] for i in range(2)]
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["2"]
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.metadata(2) == {"priors": fingerprint(host)}
+        assert checkpoints.metadata(2) == {"frozen_fingerprint": fingerprint(host)}
         _same(checkpoints.restore_params_only(2, "trainable"), host)
         placed = sharding.shard_params(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]), host)
         _same(checkpoints.restore(2, {"trainable": placed}).state["trainable"], host)

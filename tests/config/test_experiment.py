@@ -23,7 +23,7 @@ def load(path: Path):
 @pytest.mark.parametrize("variant", ["small", "sd21"])
 def test_real_configs_survive_mappings_and_json(variant):
     config = load(CONFIGS / "allinone.py").get_config(variant)
-    config.priors = "weights.safetensors"
+    config.pretrained = "weights.safetensors"
     experiment = from_mapping(Experiment, config.to_dict())
     assert experiment.variant == variant
     assert isinstance(experiment.model.unet.channel_mult, tuple)
@@ -38,7 +38,7 @@ def test_real_configs_survive_mappings_and_json(variant):
 def test_every_config_file_builds(path):
     config = load(path).get_config()
     if "source" not in config:  # One that has it changes a finished run's: see training/test_adaptation.py.
-        config.priors = config.priors or "weights.safetensors"
+        config.pretrained = config.pretrained or "weights.safetensors"
         from_mapping(Experiment, config.to_dict())
     assert f"--config=configs/{path.name}" in load(path).__doc__
 
@@ -46,19 +46,19 @@ def test_every_config_file_builds(path):
 def test_without_a_variant_a_cpu_host_takes_small_and_says_so(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     config = load(CONFIGS / "allinone.py").get_config()
-    assert (config.variant, config.note) == ("small", "no accelerator here")
+    assert (config.variant, config.variant_reason) == ("small", "no accelerator here")
     monkeypatch.delenv("JAX_PLATFORMS")
     module = load(CONFIGS / "allinone.py")
     monkeypatch.setattr(module, "accelerator", lambda: True)
     config = module.get_config()
-    assert (config.variant, config.note) == ("sd21", "an accelerator is present")
+    assert (config.variant, config.variant_reason) == ("sd21", "an accelerator is present")
     with pytest.raises(ValueError, match="variants small and sd21, not 'huge'"):
         module.get_config("huge")
 
 
 def test_published_weights_are_required_and_both_ways_out_named():
     config = load(CONFIGS / "allinone.py").get_config("sd21")
-    with pytest.raises(ConfigError, match=r"^config\.priors: .*--config\.priors=PATH.*allinone\.py:small"):
+    with pytest.raises(ConfigError, match=r"^config\.pretrained: .*--config\.pretrained=PATH.*allinone\.py:small"):
         from_mapping(Experiment, config.to_dict())
 
 

@@ -253,14 +253,14 @@ def test_what_is_there_is_never_replaced(model, values, tmp_path):
     assert path.read_text() == "dear"
 
 
-def test_priors_alone_are_no_release_but_directories(model, values, tmp_path):
+def test_pretrained_weights_alone_are_no_release_but_directories(model, values, tmp_path):
     added = ("ir_adapter.", "cm_inv.", "tp", "drm.", "predictor.fc")
-    priors = {path: value for path, value in values.items() if not path.startswith(added) and ".spade." not in path}
-    with pytest.raises(ValueError, match=r"priors\.safetensors would be incomplete: .*cm_inv.*--format=diffusers"):
-        export(model, priors, tmp_path / "priors.safetensors")
-    export(model, priors, tmp_path / "folder", "diffusers")
+    pretrained = {path: value for path, value in values.items() if not path.startswith(added) and ".spade." not in path}
+    with pytest.raises(ValueError, match=r"pretrained\.safetensors would be incomplete: .*cm_inv.*--format=diffusers"):
+        export(model, pretrained, tmp_path / "pretrained.safetensors")
+    export(model, pretrained, tmp_path / "folder", "diffusers")
     assert all((tmp_path / "folder" / name / "config.json").exists() for name in LIBRARY_FOLDERS)
-    del priors["unet.conv_in.bias"]
+    del pretrained["unet.conv_in.bias"]
     with pytest.raises(ValueError, match=r"no values of unet\.conv_in\.bias \(1 of"):
-        export(model, priors, tmp_path / "half", "diffusers")
+        export(model, pretrained, tmp_path / "half", "diffusers")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints import lazy_params
-from mperceiver_jax.checkpoints.pretrained import write_priors
+from mperceiver_jax.checkpoints.pretrained import write_pretrained
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
@@ -49,7 +49,7 @@ def test_the_last_parameters_can_be_taken_instead(run, tmp_path, capsys):
     """In this run they are not numbers, which shows that they were taken, and that such are refused."""
     workdir, _ = run
     path = tmp_path / "all.safetensors"
-    arguments = ["export", str(workdir), f"--output={path}", "--format=safetensors", "--weights=trained"]
+    arguments = ["export", str(workdir), f"--output={path}", "--format=safetensors", "--weights=last"]
     assert main(arguments) == 1
     assert "first_stage_model." in (said := capsys.readouterr()).err and "not finite" in said.err
     assert "vae: last parameters" in said.out and not path.exists()
@@ -72,7 +72,7 @@ def test_averages_that_no_stage_kept_are_not_promised(run, monkeypatch):
         lazy_params.open_weights(run[0], "ema")
 
 
-def test_what_neither_priors_nor_stages_gave_does_not_pass_for_weights(tmp_path, capsys):
+def test_what_neither_pretrained_weights_nor_stages_gave_does_not_pass_for_weights(tmp_path, capsys):
     """Stable Diffusion's own text tower ends where the model does, OpenCLIP's goes on."""
     text = replace(nine_classes().text, layers=2, projection_width=16)
     config = replace(nine_classes(), text=text)
@@ -80,9 +80,9 @@ def test_what_neither_priors_nor_stages_gave_does_not_pass_for_weights(tmp_path,
     initial = parameters.initial_values(MPerceiver(config), experiment().seed, lambda path, value: value)
     known = [(path, value) for path, value in initial.items() if not idle.match(path) and ".spade." not in path]
     known = [(path, value) for path, value in known if path.startswith(("unet.", "vae.", "text", "predictor."))]
-    write_priors(tmp_path / "priors", known, [])
+    write_pretrained(tmp_path / "pretrained", known, [])
     stages = {"dual_branch": experiment().stages["dual_branch"]}
-    changes = {"model": config, "stages": stages, "from_scratch": False, "priors": str(tmp_path / "priors")}
+    changes = {"model": config, "stages": stages, "from_scratch": False, "pretrained": str(tmp_path / "pretrained")}
     finished_run(tmp_path / "run", replace(experiment(), **changes))
     for form, name in (("release", "a.safetensors"), ("safetensors", "b.safetensors"), ("diffusers", "c")):
         output = tmp_path / name
@@ -98,9 +98,9 @@ def test_what_neither_priors_nor_stages_gave_does_not_pass_for_weights(tmp_path,
         assert f": {written:,} parameters" in told
         if form == "diffusers":
             assert "text_encoder" not in json.loads((output / "adapters.json").read_text())["parts"]
-    # Of priors, too, what is there is counted.
+    # Of pretrained, too, what is there is counted.
     arguments = [f"--output={tmp_path / 'd'}", "--format=diffusers", f"--config={write_config(tmp_path, config)}"]
-    assert main(["export", str(tmp_path / "priors"), *arguments]) == 0
+    assert main(["export", str(tmp_path / "pretrained"), *arguments]) == 0
     assert f": {sum(value.size for _, value in known):,} parameters" in capsys.readouterr().out
 
 

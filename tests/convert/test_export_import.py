@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.checkpoints.lazy_params import open_weights
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.export import export
-from mperceiver_jax.convert.import_pretrained import import_priors
+from mperceiver_jax.convert.importer import import_pretrained
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from tests.support.tiny_model import tiny_config
@@ -49,21 +49,21 @@ def values(model):
 def test_exported_then_imported_is_bit_identical(form, dtype, model, values, tmp_path):
     output = tmp_path / ("exported" if form == "diffusers" else "exported.safetensors")
     written = export(model, values, output, form, dtype)
-    import_priors([str(path) for path in written], tmp_path / "priors", model, say=lambda text: None)
-    found = dict(PriorsDirectory(tmp_path / "priors").values())
+    import_pretrained([str(path) for path in written], tmp_path / "pretrained", model, say=lambda text: None)
+    found = dict(PretrainedDirectory(tmp_path / "pretrained").values())
     assert found.keys() == values.keys()
     for path, value in values.items():
         expected = value.astype(jnp.dtype(dtype))
         assert found[path].dtype == expected.dtype and np.array_equal(found[path], expected), path
 
 
-def test_priors_are_exported_from_their_directory(model, values, tmp_path, capsys):
+def test_pretrained_weights_are_exported_from_their_directory(model, values, tmp_path, capsys):
     first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
     export(model, values, first, "safetensors")
-    import_priors([str(first)], tmp_path / "priors", model, say=lambda text: None)
+    import_pretrained([str(first)], tmp_path / "pretrained", model, say=lambda text: None)
     config = tmp_path / "config.py"
     config.write_text(CONFIG)
-    arguments = ["export", str(tmp_path / "priors"), f"--output={again}", "--format=safetensors"]
+    arguments = ["export", str(tmp_path / "pretrained"), f"--output={again}", "--format=safetensors"]
     assert main([*arguments, f"--config={config}"]) == 0
     assert again.read_bytes() == first.read_bytes()
     again.unlink()
@@ -73,12 +73,12 @@ def test_priors_are_exported_from_their_directory(model, values, tmp_path, capsy
         assert message in capsys.readouterr().err and not again.exists()
 
 
-def test_priors_are_read_one_by_one(model, values, tmp_path):
+def test_pretrained_weights_are_read_one_by_one(model, values, tmp_path):
     export(model, values, tmp_path / "all.safetensors", "safetensors")
-    import_priors([str(tmp_path / "all.safetensors")], tmp_path / "priors", model, say=lambda text: None)
+    import_pretrained([str(tmp_path / "all.safetensors")], tmp_path / "pretrained", model, say=lambda text: None)
     config = tmp_path / "config.py"
     config.write_text(CONFIG)
-    weights = open_weights(tmp_path / "priors", config=str(config))
+    weights = open_weights(tmp_path / "pretrained", config=str(config))
     assert set(weights.values) == set(values)
     assert np.array_equal(weights.values["tp"], values["tp"])
     with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):

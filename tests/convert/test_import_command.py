@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.convert.__main__ import main
 from tests.support import published_weights
 
@@ -25,19 +25,19 @@ def files(tmp_path_factory):
 
 def test_import_writes_a_directory_and_says_what_it_is(files, tmp_path, capsys):
     sd, open_clip, _ = files
-    output = tmp_path / "priors"
+    output = tmp_path / "pretrained"
     assert main(["import", sd, open_clip, f"--output={output}", "--dtype=bfloat16", CONFIG]) == 0
     told = capsys.readouterr().out
     assert "sd.safetensors: a Stable Diffusion checkpoint (CompVis), UNet, autoencoder, text tower" in told
     assert "open_clip_model.safetensors: an OpenCLIP model, image tower" in told
     assert "left aside: betas, cond_stage_model.model.attn_mask, logvar, model_ema.decay" in told
-    assert "licence of the weights: CreativeML Open RAIL++-M" in told and f"--config.priors={output}" in told
-    directory = PriorsDirectory(output)
+    assert "licence of the weights: CreativeML Open RAIL++-M" in told and f"--config.pretrained={output}" in told
+    directory = PretrainedDirectory(output)
     assert {str(value.dtype) for _, value in directory.values()} == {"bfloat16"}
     assert sorted(path.name for path in output.iterdir()) == ["record.json", "values"]
     assert main(["inspect", str(output), CONFIG]) == 0
     told = capsys.readouterr().out
-    assert "priors in our layout" in told and "sha256" in told and "All that training needs is there." in told
+    assert "pretrained in our layout" in told and "sha256" in told and "All that training needs is there." in told
     assert main(["import", sd, open_clip, f"--output={output}", CONFIG]) == 1
     assert "exists already" in capsys.readouterr().err
 
@@ -71,24 +71,24 @@ def test_failures_are_one_line(files, tmp_path, capsys):
         (["import", "absent/nowhere.safetensors"], "no such file or directory"),
         (["inspect", str(tmp_path / "foreign.safetensors")], "not usable"),
     ]:
-        more = [f"--output={tmp_path / 'priors'}"] if arguments[0] == "import" else []
+        more = [f"--output={tmp_path / 'pretrained'}"] if arguments[0] == "import" else []
         assert main([*arguments, *more, CONFIG]) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"{arguments[0]}: ") and told in error and error.count("\n") == 1
-    assert not (tmp_path / "priors").exists()
+    assert not (tmp_path / "pretrained").exists()
     # Against the published sizes a small model is recognised, and refused by its shapes.
     assert main(["inspect", sd]) == 1
     shown = capsys.readouterr()
     assert "  UNet: " in shown.out and "sd.safetensors looks like" in shown.err and "of another shape" in shown.err
 
 
-def test_inspect_of_priors_of_another_model_or_damaged(files, tmp_path, capsys):
-    output = tmp_path / "priors"
+def test_inspect_of_pretrained_weights_of_another_model_or_damaged(files, tmp_path, capsys):
+    output = tmp_path / "pretrained"
     assert main(["import", *files[:2], f"--output={output}", CONFIG]) == 0
     capsys.readouterr()
     assert main(["inspect", str(output)]) == 1  # Against the published sizes.
     shown = capsys.readouterr()
-    assert "priors: its parameters are not those of the model" in shown.err and shown.err.count("\n") == 1
+    assert "pretrained: its parameters are not those of the model" in shown.err and shown.err.count("\n") == 1
     assert "All that training needs" not in shown.out
     for values in ("3", '{"tp": 3}', '{"tp": ["../x", "float32", [1]]}'):
         text = f'{{"format": 1, "parameters": 1, "sources": [], "values": {values}}}'
@@ -117,7 +117,7 @@ def test_inspect_refuses_the_types_that_import_refuses(tmp_path, capsys):
     for dtype, told in (("int64", "int64"), ("bool", "bool"), ("complex64", "C64"), ("float8_e4m3fn", "F8_E4M3")):
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in published_weights.release().items()}
         save_tensors(tensors | {key: tensors[key].to(getattr(torch, dtype))}, path)
-        for arguments in (["inspect", str(path)], ["import", str(path), f"--output={tmp_path / 'priors'}"]):
+        for arguments in (["inspect", str(path)], ["import", str(path), f"--output={tmp_path / 'pretrained'}"]):
             assert main([*arguments, CONFIG]) == 1
             error = capsys.readouterr().err
             assert f"1 of another type: {key}: holds {told}; weights are" in error and error.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints.initial_params import trained_values
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory, write_priors
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, write_pretrained
 from mperceiver_jax.convert import restorer_checkpoints
 from mperceiver_jax.convert.export import export
 from mperceiver_jax.convert.outputs import atomic_outputs
@@ -79,29 +79,29 @@ def test_of_two_imports_of_a_restorer_one_is_there_whole(tmp_path, monkeypatch):
 
 
 def test_of_two_imports_one_is_there_whole(tmp_path):
-    output, value = tmp_path / "priors", np.arange(3, dtype=np.float32)
-    (tmp_path / "priors.partial").mkdir()
+    output, value = tmp_path / "pretrained", np.arange(3, dtype=np.float32)
+    (tmp_path / "pretrained.partial").mkdir()
 
     def values():
         yield "a", value
-        write_priors(output, [("a", value + 1)], [])
+        write_pretrained(output, [("a", value + 1)], [])
         yield "b", value
 
-    with pytest.raises(FileExistsError, match="priors: another process"):
-        write_priors(output, values(), [])
-    assert {path: list(found) for path, found in PriorsDirectory(output).values()} == {"a": [1, 2, 3]}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["priors", "priors.partial"]
+    with pytest.raises(FileExistsError, match="pretrained: another process"):
+        write_pretrained(output, values(), [])
+    assert {path: list(found) for path, found in PretrainedDirectory(output).values()} == {"a": [1, 2, 3]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pretrained", "pretrained.partial"]
     shutil.rmtree(output / "values" / "000")
-    with pytest.raises(ValueError, match=r"priors: values/000 missing; remove the directory and import again"):
-        PriorsDirectory(output)
+    with pytest.raises(ValueError, match=r"pretrained: values/000 missing; remove the directory and import again"):
+        PretrainedDirectory(output)
 
 
 def test_a_link_as_output_means_what_it_points_to(tmp_path):
     (tmp_path / "empty").mkdir()
     for target in ("empty", "absent"):
         (tmp_path / f"to_{target}").symlink_to(target)
-        write_priors(tmp_path / f"to_{target}", [("a", np.ones(1, np.float32))], [])
-        assert (tmp_path / f"to_{target}").is_symlink() and PriorsDirectory(tmp_path / target).shapes == {"a": (1,)}
+        write_pretrained(tmp_path / f"to_{target}", [("a", np.ones(1, np.float32))], [])
+        assert (tmp_path / f"to_{target}").is_symlink() and PretrainedDirectory(tmp_path / target).shapes == {"a": (1,)}
 
 
 def test_all_appear_or_none(tmp_path):

@@ -49,7 +49,7 @@ def config(photos):
         weights=WEIGHTS,
         threads=0,
         prefetch=0,
-        photos=str(photos),
+        images=str(photos),
         heldout_images=str(photos),
     )
 
@@ -110,7 +110,7 @@ def test_in_an_epoch_every_image_of_every_task_goes_to_one_host(config):
 
 def test_more_hosts_than_images(config, tmp_path):
     Image.new("RGB", (30, 30), (99, 99, 99)).save(tmp_path / "only.png")
-    single = dataclasses.replace(config, photos=str(tmp_path))
+    single = dataclasses.replace(config, images=str(tmp_path))
     for host in range(8):
         assert take(single, 2, process_index=host, process_count=8)[1]["gt"].shape == (1, 8, 8, 3)
 
@@ -193,7 +193,7 @@ def test_pairs_are_cropped_alike_and_seen_whole_by_clip(config, tmp_path):
 def test_whole_photographs_and_photographs_smaller_than_the_crop(config, tmp_path):
     Image.fromarray(np.full((1, 1, 3), 100, np.uint8)).save(tmp_path / "dot.png")
     for size in (0, 12):
-        tiny = dataclasses.replace(config, photos=str(tmp_path), image_size=size)
+        tiny = dataclasses.replace(config, images=str(tmp_path), image_size=size)
         (batch,) = take(tiny, 1)
         np.testing.assert_allclose(batch["gt"], np.full((8, 8, 8, 3), 100 / 255, np.float32), rtol=1e-6)
 
@@ -253,7 +253,7 @@ def test_wrong_use(config, tmp_path):
     with pytest.raises(ValueError, match="leaves this task out"):
         train_batches(dataclasses.replace(config, weights={"dark": 1}, pairs=pairs), tasks=DOUBLES)
     with pytest.raises(FileNotFoundError, match="no data folder"):
-        train_batches(dataclasses.replace(config, photos=str(tmp_path / "none")), tasks=DOUBLES)
+        train_batches(dataclasses.replace(config, images=str(tmp_path / "none")), tasks=DOUBLES)
     with pytest.raises(ValueError, match="3 hosts"):
         train_batches(config, 0, 3, tasks=DOUBLES)
 
@@ -261,12 +261,12 @@ def test_wrong_use(config, tmp_path):
 def test_broken_image_stops_the_stream_and_is_named(config, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"")
     for threads in (0, 2):
-        broken = dataclasses.replace(config, photos=str(tmp_path), threads=threads, prefetch=threads)
+        broken = dataclasses.replace(config, images=str(tmp_path), threads=threads, prefetch=threads)
         with pytest.raises(ValueError, match=r"broken\.jpg"):
             take(broken, 1)
 
 
 def test_throughput_prints_a_rate(photos, capsys):
     sizes = ["--batch_size=4", "--crop=8", "--image_size=8", "--clip_size=4", "--threads=1"]
-    throughput_main([*sizes, "--batches=2", "--task=denoise", f"--photos={photos}"])
+    throughput_main([*sizes, "--batches=2", "--task=denoise", f"--images={photos}"])
     assert "images/s (2 batches of 4" in capsys.readouterr().out

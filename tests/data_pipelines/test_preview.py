@@ -20,7 +20,7 @@ def photos(tmp_path):
 
 
 def run(photos, output, *more):
-    preview.main([f"--photos={photos}", f"--output={output}", "--size=24", *more])
+    preview.main([f"--images={photos}", f"--output={output}", "--size=24", *more])
     return np.asarray(Image.open(output))
 
 
@@ -57,7 +57,7 @@ def test_a_failed_write_leaves_the_old_sheet(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(preview, "sheet", lambda photographs, seed: FullDisk())
     with pytest.raises(SystemExit) as stopped:
-        preview.main([f"--photos={photos}", f"--output={output}", "--size=8"])
+        preview.main([f"--images={photos}", f"--output={output}", "--size=8"])
     assert stopped.value.code == 2
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "sheet.png"]
@@ -66,9 +66,9 @@ def test_a_failed_write_leaves_the_old_sheet(photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--photos=nowhere"], "nowhere is no folder"),
-        (["--photos=empty"], "holds no photographs"),
-        (["--photos=broken"], "bad.png cannot be read"),
+        (["--images=nowhere"], "nowhere is no folder"),
+        (["--images=empty"], "holds no photographs"),
+        (["--images=broken"], "bad.png cannot be read"),
         (["--output=sheet.xyz"], "image format"),
         (["--rows=0"], "--rows must be at least 1"),
         (["--seed=-1"], "--seed must not be negative"),
@@ -80,6 +80,6 @@ def test_errors_name_the_cause(arguments, message, photos, tmp_path, monkeypatch
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "bad.png").write_bytes(b"")
     with pytest.raises(SystemExit) as stopped:
-        preview.main(["--photos=photos", "--output=sheet.png", "--size=8", *arguments])
+        preview.main(["--images=photos", "--output=sheet.png", "--size=8", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err

@@ -29,7 +29,7 @@ from tests.support.tiny_restorer_run import tiny_regression
 def setting(tmp_path_factory):
     """Experiment, model, and values that are nowhere zero where it matters."""
     folder = tmp_path_factory.mktemp("photographs")
-    changes = {"data.photos": str(write_photographs(folder / "train")), "evaluation.per_task": 3}
+    changes = {"data.images": str(write_photographs(folder / "train")), "evaluation.per_task": 3}
     heldout = str(write_photographs(folder / "heldout", seed=1))
     experiment = tiny_run(changes | {"data.heldout_images": heldout})
     model = MPerceiver(experiment.model)
@@ -60,7 +60,7 @@ def test_figures_do_not_depend_on_batches_or_devices(setting):
 
 def test_figures_of_a_network_that_mixes_a_batch_are_those_of_images_alone(tmp_path):
     """As the release of AM-PromptIR does with the words of a batch; the restorer has no batches."""
-    changes = {f"data.{name}": str(write_photographs(tmp_path / name)) for name in ("photos", "heldout_images")}
+    changes = {f"data.{name}": str(write_photographs(tmp_path / name)) for name in ("images", "heldout_images")}
     sizes = AMPromptIRConfig(
         dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1, prompt_sides=(4, 4, 4), text_path="release"
     )
@@ -72,7 +72,7 @@ def test_figures_of_a_network_that_mixes_a_batch_are_those_of_images_alone(tmp_p
     heldout, params = evaluator((experiment, built, values), MeshConfig(data=1), 4)
     found = heldout.evaluate("regression", params)["tasks"]
     assert set(found) == {"denoise", "lowlight"}
-    restorer = Restorer(built, values, minimum=1, tasks=experiment.tasks, task="denoise")
+    restorer = Restorer(built, values, min_size=1, tasks=experiment.tasks, task="denoise")
     examples = heldout_examples(experiment.data, 2, tasks=experiment.tasks)
     rows = [examples[k] for k in range(len(examples)) if tasks[examples[k]["task"]] == "denoise"]
     expected = np.mean([psnr(restorer(row["lq"]), row["gt"]) for row in rows])

@@ -77,20 +77,20 @@ def test_a_checkpoint_is_evaluated_with_either_set_of_weights(workdir, images, t
     for option, kind in (
         ((), "moving averages"),
         (("--weights=ema",), "moving averages"),
-        (("--weights=trained",), "last"),
+        (("--weights=last",), "last"),
     ):
         output = tmp_path / "-".join(("out", *option))
         assert evaluate([*arguments, *option, f"--output={output}"]) == 0
         assert f"weight kind: {kind}" in (output / "report.md").read_text()
         (file,) = output.rglob("one.png")
         restored[option] = file.read_bytes()
-    assert restored[()] == restored["--weights=ema",] != restored["--weights=trained",]
+    assert restored[()] == restored["--weights=ema",] != restored["--weights=last",]
 
 
 def test_either_set_of_weights_restores(workdir):
     with Checkpoints(checkpoint_folder(workdir, "regression"), read_only=True) as checkpoints:
         kept = {name: checkpoints.restore_params_only(STEPS, name) for name in ("ema", "trainable")}
-    for which, entry in ((None, "ema"), ("ema", "ema"), ("trained", "trainable")):
+    for which, entry in ((None, "ema"), ("ema", "ema"), ("last", "trainable")):
         params = Restorer.from_checkpoint(workdir, weights=which)._params
         assert params.keys() == kept[entry].keys()
         assert all(np.array_equal(params[path], value) for path, value in kept[entry].items())

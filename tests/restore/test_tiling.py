@@ -80,12 +80,12 @@ def network():
 def test_tiles_give_what_the_whole_image_gives(network):
     """Two convolutions in a block, and three around: the receptive field reaches 5 pixels."""
     image = np.random.default_rng(0).random((61, 90, 3), np.float32)
-    whole = Restorer(*network, minimum=1, tasks=())(image)
-    in_tiles = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=20)(image)
+    whole = Restorer(*network, min_size=1, tasks=())(image)
+    in_tiles = Restorer(*network, min_size=1, tasks=(), tile=48, overlap=20)(image)
     assert np.ptp(whole - image) > 0.01
     np.testing.assert_allclose(in_tiles, whole, atol=1e-6)
     # With less overlap than that the tiles' borders show.
-    narrow = Restorer(*network, minimum=1, tasks=(), tile=48, overlap=4)(image)
+    narrow = Restorer(*network, min_size=1, tasks=(), tile=48, overlap=4)(image)
     assert np.abs(narrow - whole).max() > 1e-5
 
 
@@ -96,7 +96,7 @@ def test_every_tile_is_told_what_is_wrong_with_the_whole_image():
     image[6:54, 21:69] = 0.9  # the tile in the middle, which is of another kind
     # Half of what is computed is padding, which the classifier must not see.
     restorer, in_tiles = (
-        Restorer(model, params, minimum=128, tasks=TASK_SETS["mioir"], **size)
+        Restorer(model, params, min_size=128, tasks=TASK_SETS["mioir"], **size)
         for size in ({}, {"tile": 48, "overlap": 20})
     )
     parameters.assign(model, params)
@@ -118,8 +118,8 @@ def test_windows_lie_as_in_the_whole_image_in_the_last_tiles_too():
     # Away from uniform attention, which would hide where windows begin.
     params = {path: 3 * value for path, value in parameters.initial_values(model, 0).items()}
     image = np.random.default_rng(0).random((61, 121, 3), np.float32)
-    whole = Restorer(model, params, minimum=1, tasks=())(image)
-    in_tiles = Restorer(model, params, minimum=1, tasks=(), tile=112, overlap=56)(image)
+    whole = Restorer(model, params, min_size=1, tasks=())(image)
+    in_tiles = Restorer(model, params, min_size=1, tasks=(), tile=112, overlap=56)(image)
     np.testing.assert_allclose(in_tiles, whole, atol=1e-5)
 
 

@@ -74,10 +74,10 @@ def peak(code: str, *arguments: str, devices: int = 1) -> dict:
 
 
 IMPORT = """
-    from mperceiver_jax.convert.import_pretrained import import_priors
+    from mperceiver_jax.convert.importer import import_pretrained
     from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
     import jax; jax.devices()
-    import_priors([sys.argv[1]], sys.argv[2], MPerceiver(MPerceiverConfig.sd21()), sys.argv[3])
+    import_pretrained([sys.argv[1]], sys.argv[2], MPerceiver(MPerceiverConfig.sd21()), sys.argv[3])
     print(json.dumps({"peak": rss()}))
 """
 
@@ -90,7 +90,7 @@ START = """
     from mperceiver_jax.distributed.sharding import MeshConfig
     from tests.support.tiny_model import tiny_experiment
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=int(sys.argv[2])))
-    experiment = replace(tiny_experiment(MPerceiverConfig.sd21()), priors=sys.argv[1])
+    experiment = replace(tiny_experiment(MPerceiverConfig.sd21()), pretrained=sys.argv[1])
     def place(path, value):
         where = sharding.parameter_sharding(mesh, path, value.shape, 2)
         return sharding.place(value, where, jnp.bfloat16)
@@ -109,8 +109,8 @@ START = """
     ("form", "dtype"), [("safetensors", "bfloat16"), ("ckpt", "bfloat16"), ("safetensors", "stored")]
 )
 def test_importing_takes_little_memory(published, form, dtype, tmp_path):
-    found = peak(IMPORT, str(published / f"published.{form}"), str(tmp_path / "priors"), dtype)
-    result = sum(file.stat().st_size for file in (tmp_path / "priors").rglob("*") if file.is_file())
+    found = peak(IMPORT, str(published / f"published.{form}"), str(tmp_path / "pretrained"), dtype)
+    result = sum(file.stat().st_size for file in (tmp_path / "pretrained").rglob("*") if file.is_file())
     share = found["peak"] / result
     print(f"\n{form} to {dtype}: peak {found['peak'] / 1e9:.2f} GB, {share:.2f} of the result's {result / 1e9:.2f} GB")
     assert share <= MOST
@@ -118,8 +118,8 @@ def test_importing_takes_little_memory(published, form, dtype, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_starting_takes_the_size_of_the_model(published, devices, tmp_path):
-    peak(IMPORT, str(published / "published.safetensors"), str(tmp_path / "priors"), "bfloat16")
-    found = peak(START, str(tmp_path / "priors"), str(devices), devices=devices)
+    peak(IMPORT, str(published / "published.safetensors"), str(tmp_path / "pretrained"), "bfloat16")
+    found = peak(START, str(tmp_path / "pretrained"), str(devices), devices=devices)
     # Virtual devices share the host's memory, and small tensors are on each of them.
     share, most = found["peak"] / found["held"], found["most"] / found["total"]
     print(

@@ -46,7 +46,7 @@ def experiment() -> Experiment:
         sampler=SamplerConfig(steps=2),
         checkpoint=CheckpointConfig(),
         evaluation=EvaluationConfig(),
-        restore=RestoreConfig(minimum=48),
+        restore=RestoreConfig(min_size=48),
         mesh=MeshConfig(),
         from_scratch=True,
     )
@@ -70,7 +70,7 @@ def finished_run(workdir: Path, config: Experiment | None = None) -> dict[str, n
         averaged = name == "vae"
         metadata = {
             "stage": name,
-            "priors": fingerprint({path: value for path, value in params.items() if path not in trained}),
+            "frozen_fingerprint": fingerprint({path: value for path, value in params.items() if path not in trained}),
             "ema": averaged,
         }
         # Where there is an average, the last parameters themselves are not what is used.

@@ -101,7 +101,7 @@ def tiny_experiment(model: MPerceiverConfig | None = None, dtype: str = "float32
 
 
 def tiny_values(model: MPerceiver, seed: int = 0) -> dict[str, np.ndarray]:
-    """Values as after the training of the priors: what starts at zero there, where it would block all
+    """Values as after the training of the pretrained weights: what starts at zero there, where it would block all
     gradients, is random; what MPerceiver adds is at its start."""
     values = parameters.initial_values(model, seed, lambda path, value: value)
     rng = np.random.default_rng(seed)

@@ -67,7 +67,7 @@ def finished(
     claim_workdir(workdir, to_mapping(experiment))
     last = parameters.initial_values(experiment.build(), 1, lambda path, value: value)
     average = {path: value * np.float32(0.9) for path, value in last.items()}
-    metadata = {"stage": "regression", "priors": fingerprint({}), "ema": averaged}
+    metadata = {"stage": "regression", "frozen_fingerprint": fingerprint({}), "ema": averaged}
     with Checkpoints(checkpoint_folder(workdir, "regression"), asynchronous=False) as checkpoints:
         checkpoints.save(STEPS, {"trainable": last, "ema": average if averaged else {}}, None, metadata)
     return last, average

@@ -31,6 +31,6 @@ def photographs(tmp_path_factory) -> dict[str, str]:
     """The fields that name two folders of small images."""
     folder = tmp_path_factory.mktemp("photographs")
     return {
-        "data.photos": str(write_photographs(folder / "train")),
+        "data.images": str(write_photographs(folder / "train")),
         "data.heldout_images": str(write_photographs(folder / "heldout", seed=1)),
     }

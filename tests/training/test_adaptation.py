@@ -14,7 +14,7 @@ from data_pipelines.tasks import TASKS
 from data_pipelines.transforms import clip_view
 from mperceiver_jax.checkpoints.initial_params import trained_values
 from mperceiver_jax.checkpoints.lazy_params import open_weights
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
@@ -38,7 +38,7 @@ def source(tmp_path_factory) -> Path:
     """The workdir of a finished run of the tiny model, and two folders of photographs beside it."""
     folder = tmp_path_factory.mktemp("source")
     photographs = {
-        "data.photos": str(write_photographs(folder / "train")),
+        "data.images": str(write_photographs(folder / "train")),
         "data.heldout_images": str(write_photographs(folder / "heldout", seed=1)),
     }
     steps = {f"stages.{name}.steps": STEPS for name in ("vae", "prior", "predictor", "dual_branch", "drm")}
@@ -68,7 +68,7 @@ def test_the_configuration_is_the_finished_runs_with_a_class_more(source):
     assert made.data.weights == pytest.approx({"dehaze": 0.375, "denoise": 0.375, NEW: 0.25})
     assert made.stages.keys() == {"predictor", "dual_branch", "drm"}
     assert made.stages["drm"].crop == before.stages["drm"].crop and made.stages["drm"].steps == 2
-    assert (made.variant, made.priors) == ("tiny_jpeg", str(Path("runs/tiny_jpeg/start").absolute()))
+    assert (made.variant, made.pretrained) == ("tiny_jpeg", str(Path("runs/tiny_jpeg/start").absolute()))
     assert made.sampler == before.sampler and made.evaluation == before.evaluation
 
 
@@ -102,7 +102,7 @@ def test_prompts_and_modulators_or_all_adapters(source, train, expected):
         ({"new_task.train": "all"}, r"config\.new_task\.train: one of"),
         ({"new_task.percent": 0.0}, r"config\.new_task\.percent: above 0 and at most 100, not 0"),
         ({"new_task.degradation": "fog"}, r"config\.data\.degradations\['jpeg'\]: no degradation is named 'fog'"),
-        ({"stages.drm.trains": "("}, r"config\.stages\.drm\.trains: '\(' is no regular expression"),
+        ({"stages.drm.trainable": "("}, r"config\.stages\.drm\.trainable: '\(' is no regular expression"),
     ],
 )
 def test_mistakes_are_named(source, changes, message):
@@ -129,8 +129,8 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
     records = run_experiment(made, workdir, HeldoutEvaluator)
     assert [record["summary"]["name"] for record in records] == ["zero_shot", "predictor", "dual_branch"]
 
-    start = {path: np.asarray(value) for path, value in PriorsDirectory(workdir / "start").values()}
-    mixture = PriorsDirectory(workdir / "start").record["sources"][0]["mixture"]
+    start = {path: np.asarray(value) for path, value in PretrainedDirectory(workdir / "start").values()}
+    mixture = PretrainedDirectory(workdir / "start").record["sources"][0]["mixture"]
     assert [*mixture] == [task.name for task in TASKS] and sum(mixture.values()) == pytest.approx(1, abs=1e-4)
     assert records[0]["adaptation"] == {"task": NEW, "pairs": 8, "mixture": mixture}
     trained = trained_values(workdir, "dual_branch")

@@ -84,7 +84,7 @@ def test_averages_are_what_later_stages_build_on(whole, finished):
     for name in ORDER[:-1]:
         values |= initial_params.trained_values(workdir, name)
     with Checkpoints(initial_params.checkpoint_folder(workdir, "drm"), read_only=True) as checkpoints:
-        identity = checkpoints.metadata(STEPS)["priors"]
+        identity = checkpoints.metadata(STEPS)["pretrained"]
     assert identity == fingerprint({k: v for k, v in values.items() if not k.startswith("drm.")})
 
 

@@ -29,7 +29,7 @@ ALL_DEVICES = sharding.make_mesh
 pytestmark = pytest.mark.usefixtures("one_device_and_a_cache")
 
 
-def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, monkeypatch):
+def test_other_pretrained_weights_are_refused_and_moved_ones_are_not(photographs, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = []
     for seed in range(2):
@@ -38,9 +38,9 @@ def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, 
         files.append(tmp_path / f"priors_{seed}.safetensors")
         save_file(dict(convert.dump(model, layout="release")), files[-1])
     stages = only("predictor", "dual_branch") | {"losses.train_tower": False}
-    given = lambda file: tiny_run(photographs | stages | {"from_scratch": False, "priors": str(file)})
-    workdir, path = tmp_path / "run", tmp_path / "priors.safetensors"
-    with pytest.raises(ConfigError, match=r"config\.priors: .*priors\.safetensors"):
+    given = lambda file: tiny_run(photographs | stages | {"from_scratch": False, "pretrained": str(file)})
+    workdir, path = tmp_path / "run", tmp_path / "pretrained.safetensors"
+    with pytest.raises(ConfigError, match=r"config\.pretrained: .*pretrained\.safetensors"):
         start(given(path), workdir)
     assert not workdir.exists()
     assert start(given(files[0]), workdir, stop_at=1) is None
@@ -48,7 +48,7 @@ def test_other_priors_are_refused_and_moved_ones_are_not(photographs, tmp_path, 
         start(given(files[1]), workdir)
     shutil.copy(files[0], path)
     assert start(given(path), workdir, stop_at=2) is None
-    with pytest.raises(CheckpointError, match=r"predictor/3 was trained next to other .*config\.priors"):
+    with pytest.raises(CheckpointError, match=r"predictor/3 was trained next to other .*config\.pretrained"):
         start(given(files[1]), workdir)
 
 
@@ -145,7 +145,7 @@ def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path,
 
 
 UNUSABLE = {
-    "data.photos": ("nowhere", OSError, r"^config\.data\.photos: no data folder at nowhere$"),
+    "data.images": ("nowhere", OSError, r"^config\.data\.images: no data folder at nowhere$"),
     "data.heldout_images": ("nowhere", OSError, r"^config\.data\.heldout_images: no data folder at nowhere$"),
     "data.pairs": ({"dehaze": {"lq": "nowhere", "gt": "x"}}, OSError, r"^config\.data\.pairs\.dehaze: no data folder"),
     "data.weights": ({"fog": 1.0}, ValueError, r"^config\.data\.weights\.fog: no task is named so; the tasks are"),

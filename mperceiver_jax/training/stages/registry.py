@@ -52,7 +52,7 @@ class Stage:
     """One stage, ready to be stepped.
 
     Attributes:
-        trains: regular expression of the parameter paths it trains.
+        trainable: regular expression of the parameter paths it trains.
         loss: see the module's docstring.
         extras: parameters of helpers that are no part of the model (discriminator, perceptual
             network), as numpy arrays; `discriminator.*` are trained, the others frozen.
@@ -60,12 +60,12 @@ class Stage:
 
     name: str
     title: str
-    trains: str
+    trainable: str
     loss: Loss
     extras: Callable[[], dict[str, np.ndarray]] = field(default=dict)
 
     def is_trained(self, path: str) -> bool:
-        return re.match(self.trains, path) is not None
+        return re.match(self.trainable, path) is not None
 
 
 def base(name: str) -> str:
@@ -97,11 +97,11 @@ def build_stage(name: str, experiment: Experiment, model: MPerceiver | Regressio
         return parameters.merge(structure, own)
 
     stage = builders[base(name)](experiment, assembled, dtype)
-    narrowed = experiment.stages[name].trains if name in experiment.stages else ""
+    narrowed = experiment.stages[name].trainable if name in experiment.stages else ""
     if not narrowed:
         return stage
-    trains = rf"(?={stage.trains})(?:{narrowed}|{re.escape(DISCRIMINATOR)})"
-    return replace(stage, trains=trains, title=f"{stage.title}; of these only {narrowed}")
+    trainable = rf"(?={stage.trainable})(?:{narrowed}|{re.escape(DISCRIMINATOR)})"
+    return replace(stage, trainable=trainable, title=f"{stage.title}; of these only {narrowed}")
 
 
 def to_model_range(image: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -168,9 +168,9 @@ def _predictor(experiment: Experiment, assembled, dtype) -> Stage:
         accuracy = (logits.argmax(-1) == batch["task"]).astype(jnp.float32).mean()
         return value, {"accuracy": accuracy}
 
-    trains = r"predictor\." if choice.train_tower else r"predictor\.fc[12]\."
+    trainable = r"predictor\." if choice.train_tower else r"predictor\.fc[12]\."
     what = "with its image tower" if choice.train_tower else "head"
-    return Stage("predictor", f"degradation predictor {what}", trains, loss)
+    return Stage("predictor", f"degradation predictor {what}", trainable, loss)
 
 
 def observation(model: MPerceiver, batch: Mapping[str, jax.Array], dtype: jnp.dtype) -> Observation:
@@ -197,10 +197,10 @@ def _dual_branch(experiment: Experiment, assembled, dtype) -> Stage:
         out = model.predict(SCHEDULE.add_noise(z, noise, t), t, condition)
         return losses.mean_squared_error(out, diffusion_target(experiment, z, noise, t)), {}
 
-    trains = r"unet\..*\.spade\.|ir_adapter\.|tp$"
+    trainable = r"unet\..*\.spade\.|ir_adapter\.|tp$"
     if experiment.losses.train_cm_inv:
-        trains += r"|cm_inv\."
-    return Stage("dual_branch", "modulators, IR-Adapter, textual prompts, CM inversion", trains, loss)
+        trainable += r"|cm_inv\."
+    return Stage("dual_branch", "modulators, IR-Adapter, textual prompts, CM inversion", trainable, loss)
 
 
 def _drm(experiment: Experiment, assembled, dtype) -> Stage:
@@ -284,7 +284,7 @@ def _regression(experiment: Experiment, assembled, dtype) -> Stage:
         model: RegressionModel = assembled(params)
         lq = batch["lq"].astype(dtype)
         logits = model.logits(lq)
-        heard = logits if choice.told == "classifier" else None
+        heard = logits if choice.condition_source == "classifier" else None
         out = model(lq, model.weights(heard, batch["task"]), key=key)
         value = distance(out, batch["gt"])
         metrics = {"distance": value, "psnr": losses.mean_psnr(out, batch["gt"])}

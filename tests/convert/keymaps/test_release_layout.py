@@ -87,16 +87,16 @@ def test_the_inversion_goes_by_two_names(filled):
         convert.from_torch(model, tensors | renamed)
 
 
-def test_published_priors_may_lack_what_mperceiver_adds(filled):
+def test_published_weights_may_lack_what_mperceiver_adds(filled):
     model, values, tensors = filled
     added = ("structcond_stage_model.", "CM_Inv.", "tp", "drm.", "classifier.fc")
-    priors = {k: v for k, v in tensors.items() if ".spade." not in k and not k.startswith(added)}
-    found = convert.from_torch(model, priors, optional=ADDED)
-    assert len(found) == len(priors) < len(values)
+    pretrained = {k: v for k, v in tensors.items() if ".spade." not in k and not k.startswith(added)}
+    found = convert.from_torch(model, pretrained, optional=ADDED)
+    assert len(found) == len(pretrained) < len(values)
     assert {path.split(".")[0] for path in found} == {"unet", "vae", "text_encoder", "predictor"}
     assert all(np.array_equal(value, values[path]) for path, value in found.items())
     with pytest.raises(ValueError, match=r"missing: CM_Inv\.attns"):
-        convert.from_torch(model, priors)
+        convert.from_torch(model, pretrained)
 
 
 def test_what_is_not_optional_stays_required(filled):

@@ -36,7 +36,7 @@ def config(photos):
         new_tasks=("jpeg",),
         train_percent={"jpeg": 10.0},
         threads=0,
-        photos=str(photos),
+        images=str(photos),
         heldout_images=str(photos),
     )
 

@@ -80,8 +80,8 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "PART", BATCH)
     changes = {f"stages.{name}.steps": 0 for name in ORDER if name != "dual_branch"}
     changes |= {"cache": str(tmp_path / "cache"), "cached_examples": 2 * BATCH - 1}
-    changes |= {"data.photos": str(write_photographs(tmp_path / "photos"))}
-    changes |= {"data.heldout_images": changes["data.photos"]}
+    changes |= {"data.images": str(write_photographs(tmp_path / "photos"))}
+    changes |= {"data.heldout_images": changes["data.images"]}
 
     class Nothing:
         def __call__(self, stage, params, step):

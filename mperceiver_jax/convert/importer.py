@@ -1,4 +1,4 @@
-"""From published weights to a directory of priors: found, checked as a whole, then converted one by one."""
+"""From published weights to a directory of pretrained weights: found, checked as a whole, then converted one by one."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,13 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from mperceiver_jax.checkpoints.pretrained import FORMAT, PriorsDirectory, is_priors, require_empty, write_priors
+from mperceiver_jax.checkpoints.pretrained import (
+    FORMAT,
+    PretrainedDirectory,
+    is_pretrained_directory,
+    require_empty,
+    write_pretrained,
+)
 from mperceiver_jax.config.experiment import to_mapping
 from mperceiver_jax.convert.detect import find_parts, left_over, recognise
 from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
@@ -79,14 +85,14 @@ def contributions(model: MPerceiver, sources: Sequence[str]) -> list[SourceConte
     return result
 
 
-def import_priors(
+def import_pretrained(
     sources: Sequence[str],
     output: str | Path,
     model: MPerceiver,
     dtype: str = "stored",
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Converts published weights into a directory of priors that holds all that training needs.
+    """Converts published weights into a directory of pretrained weights that holds all that training needs.
 
     Args:
         sources: paths or hub repositories, see `weight_files`; together a full model.
@@ -127,7 +133,7 @@ def import_priors(
                 yield path, converted(found[path], DTYPES[dtype])
                 bar.update(1)
 
-        write_priors(output, values(), records)
+        write_pretrained(output, values(), records)
     return Path(output)
 
 
@@ -141,22 +147,22 @@ def converted(found: Found, dtype: np.dtype | None) -> np.ndarray:
     return np.asarray(found.read(dtype), order="C")
 
 
-def priors_directory(priors: str, model: MPerceiver) -> PriorsDirectory:
-    """The directory that `config.priors` means; published weights are converted on first use.
+def pretrained_directory(pretrained: str, model: MPerceiver) -> PretrainedDirectory:
+    """The directory that `config.pretrained` means; published weights are converted on first use.
 
     Args:
-        priors: a directory of priors, or sources of `import_priors` separated by commas. Their
-            conversion is kept in `$XDG_CACHE_HOME/mperceiver_jax/priors` (`~/.cache` by default), by
+        pretrained: a directory of pretrained weights, or sources of `import_pretrained` separated by commas. Their
+            conversion is kept in `$XDG_CACHE_HOME/mperceiver_jax/pretrained` (`~/.cache` by default), by
             the path, size and date of local weight files or the name of a repository. In a distributed run
             process 0 converts, and all processes must call this; of several runs that share the
             cache one converts, and the others wait.
 
     Raises:
-        FileNotFoundError, ValueError: see `import_priors` and `PriorsDirectory`; in every process.
+        FileNotFoundError, ValueError: see `import_pretrained` and `PretrainedDirectory`; in every process.
     """
-    if is_priors(priors):
-        return on_every_process(lambda: PriorsDirectory(priors))
-    whole = [priors] if Path(priors).expanduser().exists() else priors.split(",")
+    if is_pretrained_directory(pretrained):
+        return on_every_process(lambda: PretrainedDirectory(pretrained))
+    whole = [pretrained] if Path(pretrained).expanduser().exists() else pretrained.split(",")
     sources = [source.strip() for source in whole if source.strip()]
     directory = on_every_process(lambda: _cache() / _identity(sources, model))
     on_first_process(lambda: _convert_once(sources, directory, model))
@@ -167,26 +173,26 @@ def _convert_once(sources: Sequence[str], directory: Path, model: MPerceiver) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_priors(directory):
+        if not is_pretrained_directory(directory):
             for left in directory.parent.glob(f"{directory.name}.*.partial"):  # Of a conversion that was killed.
                 shutil.rmtree(left, ignore_errors=True)
-            import_priors(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
+            import_pretrained(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
             print(f"importing: kept in {directory}", flush=True)
 
 
-def _opened(directory: Path) -> PriorsDirectory:
-    if not is_priors(directory):
+def _opened(directory: Path) -> PretrainedDirectory:
+    if not is_pretrained_directory(directory):
         raise FileNotFoundError(
-            f"process 0 has converted the priors, but {directory} is not to be seen from process "
+            f"process 0 has converted the pretrained weights, but {directory} is not to be seen from process "
             f"{jax.process_index()}: let XDG_CACHE_HOME be a directory that all hosts share, or run `python -m "
             "mperceiver_jax.convert import` beforehand and give its directory"
         )
-    return PriorsDirectory(directory)
+    return PretrainedDirectory(directory)
 
 
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser().absolute() / "mperceiver_jax" / "priors"
+    return Path(base).expanduser().absolute() / "mperceiver_jax" / "pretrained"
 
 
 def _identity(sources: Sequence[str], model: MPerceiver) -> str:

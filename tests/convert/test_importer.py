@@ -1,4 +1,4 @@
-"""Published weights, in each layout as its library writes it, become priors that hold the same numbers."""
+"""Published weights, in each layout as its library writes it, become pretrained that hold the same numbers."""
 
 import re
 
@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mperceiver_jax import convert
-from mperceiver_jax.checkpoints.pretrained import PriorsDirectory
-from mperceiver_jax.convert.import_pretrained import converted, import_priors
+from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
+from mperceiver_jax.convert.importer import converted, import_pretrained
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.parts import MODULATORS, PARTS
@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
 
 
 def imported(sources, output, model, dtype="stored") -> dict[str, np.ndarray]:
-    import_priors([str(source) for source in sources], output, model, dtype, say=lambda text: None)
-    return dict(PriorsDirectory(output).values())
+    import_pretrained([str(source) for source in sources], output, model, dtype, say=lambda text: None)
+    return dict(PretrainedDirectory(output).values())
 
 
 def equal(given: dict, expected: dict) -> bool:
@@ -48,7 +48,7 @@ def test_diffusers_directories(form, model, folder, tmp_path):
             continue
         module.save_pretrained(tmp_path / "sd" / name, **options.get(form, {}))
     assert (len(list((tmp_path / "sd" / "unet").glob("*-of-*"))) > 1) == (form == "sharded")
-    values = imported([tmp_path / "sd", published_weights.open_clip_file(folder)], tmp_path / "priors", model)
+    values = imported([tmp_path / "sd", published_weights.open_clip_file(folder)], tmp_path / "pretrained", model)
     for module, ours, layout in (
         (parts["unet"], model.unet, "diffusers"),
         (parts["vae"], model.vae, "diffusers"),
@@ -72,7 +72,7 @@ def test_single_files_of_compvis(form, model, folder, tmp_path):
         save_file({key: np.asarray(value) for key, value in tensors.items()}, path)
     else:
         published_weights.pickled(path, tensors)
-    values = imported([path, published_weights.open_clip_file(folder)], tmp_path / "priors", model)
+    values = imported([path, published_weights.open_clip_file(folder)], tmp_path / "pretrained", model)
     expected = published_weights.values()
     added = [part.pattern for part in PARTS if not part.needed]
     assert equal(expected, values) and not any(path.startswith(("ir_adapter.", "tp")) for path in values)
@@ -88,9 +88,9 @@ def test_an_autoencoder_of_compvis_alone_goes_before_another(model, folder, tmp_
     )
     sd = published_weights.pickled(tmp_path / "sd.ckpt", published_weights.stable_diffusion())
     sources = [finetuned, sd, published_weights.open_clip_file(folder)]
-    import_priors(sources, tmp_path / "priors", model, say=told.append)
+    import_pretrained(sources, tmp_path / "pretrained", model, say=told.append)
     assert told[:2] == [f"{finetuned}: an autoencoder (CompVis), autoencoder", "  left aside: loss.logvar"]
-    values, expected = dict(PriorsDirectory(tmp_path / "priors").values()), published_weights.values()
+    values, expected = dict(PretrainedDirectory(tmp_path / "pretrained").values()), published_weights.values()
     assert all(np.array_equal(values[path], expected[path] + 1) for path in values if path.startswith("vae."))
     assert np.array_equal(values["unet.conv_in.weight"], expected["unet.conv_in.weight"])
 
@@ -126,10 +126,10 @@ def test_towers_of_transformers(model, tmp_path):
 @pytest.mark.parametrize("inversion", ["CM_Inv.", "image_proj."])
 def test_the_release_with_its_adapters(inversion, model, tmp_path):
     tensors = {key.replace("CM_Inv.", inversion): value for key, value in published_weights.release().items()}
-    values = imported([published_weights.pickled(tmp_path / "release.ckpt", tensors)], tmp_path / "priors", model)
+    values = imported([published_weights.pickled(tmp_path / "release.ckpt", tensors)], tmp_path / "pretrained", model)
     expected = published_weights.values()
     assert values.keys() == expected.keys() and equal(values, expected)
-    record = PriorsDirectory(tmp_path / "priors").record
+    record = PretrainedDirectory(tmp_path / "pretrained").record
     assert record["parameters"] == parameters.count(model)
     (source,) = record["sources"]
     assert len(source["sha256"]["release.ckpt"]) == 64 and any("CC BY-NC-SA" in note for note in source["licence"])
@@ -141,7 +141,7 @@ def test_the_predictor_alone_comes_on_top(model, tmp_path):
         k.removeprefix("classifier."): v for k, v in published_weights.release(9).items() if k.startswith("classifier.")
     }
     sources = [tmp_path / "sd.safetensors", published_weights.pickled(tmp_path / "predictor.pth", own, "")]
-    values = imported(sources, tmp_path / "priors", model)
+    values = imported(sources, tmp_path / "pretrained", model)
     assert equal(
         values, {path: value for path, value in published_weights.values(9).items() if path.startswith("predictor.")}
     )
@@ -165,7 +165,7 @@ def test_values_are_rounded_once(dtype, stored, model, tmp_path):
     save_file(
         {key: np.asarray(value) for key, value in published_weights.release().items()}, tmp_path / "all.safetensors"
     )
-    values = imported([tmp_path / "all.safetensors"], tmp_path / "priors", model, dtype)
+    values = imported([tmp_path / "all.safetensors"], tmp_path / "pretrained", model, dtype)
     assert {str(value.dtype) for value in values.values()} == {stored}
     exact = published_weights.values()["unet.conv_in.weight"]
     rounded = torch.from_numpy(np.ascontiguousarray(exact)).to(getattr(torch, stored)).float().numpy()
@@ -183,21 +183,21 @@ def test_a_half_present_adapter_is_refused(model, tmp_path):
         some = {key: value for key, value in tensors.items() if not key.startswith(lost)}
         save_file(some, tmp_path / "some.safetensors")
         if lost == "drm.":  # A part that is absent as a whole.
-            assert imported([tmp_path / "some.safetensors"], tmp_path / "priors", model)
+            assert imported([tmp_path / "some.safetensors"], tmp_path / "pretrained", model)
             continue
         with pytest.raises(ValueError, match=rf"some\.safetensors looks like .*{told}"):
-            import_priors([str(tmp_path / "some.safetensors")], tmp_path / "priors", model)
-        assert not list(tmp_path.glob("priors*"))
+            import_pretrained([str(tmp_path / "some.safetensors")], tmp_path / "pretrained", model)
+        assert not list(tmp_path.glob("pretrained*"))
     without = {k: v for k, v in tensors.items() if not k.startswith(("structcond", "CM_Inv"))}
     save_file(without, tmp_path / "some.safetensors")
     with pytest.raises(ValueError, match=r"missing: CM_Inv\.attns"):
-        import_priors([str(tmp_path / "some.safetensors")], tmp_path / "none", model)
+        import_pretrained([str(tmp_path / "some.safetensors")], tmp_path / "none", model)
 
 
 def test_what_a_full_model_lacks_is_named(model, tmp_path):
     save_file({k: np.asarray(v) for k, v in published_weights.stable_diffusion().items()}, tmp_path / "sd.safetensors")
     with pytest.raises(ValueError, match=r"sd\.safetensors: the image tower is missing; it is in OpenCLIP ViT-H/14"):
-        import_priors([str(tmp_path / "sd.safetensors")], tmp_path / "priors", model)
+        import_pretrained([str(tmp_path / "sd.safetensors")], tmp_path / "pretrained", model)
     assert [path.name for path in tmp_path.iterdir()] == ["sd.safetensors"]
 
 
@@ -233,14 +233,16 @@ def test_bad_files_are_refused_by_key_and_nothing_is_written(case, model, tmp_pa
     tensors = change({key: np.asarray(value) for key, value in published_weights.release().items()})
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match=rf"bad\.safetensors.*{told}"):
-        import_priors([str(tmp_path / "bad.safetensors")], tmp_path / "priors", model, "float16", say=lambda text: None)
+        import_pretrained(
+            [str(tmp_path / "bad.safetensors")], tmp_path / "pretrained", model, "float16", say=lambda text: None
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
 def test_an_existing_directory_is_not_overwritten(model, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(FileExistsError, match="exists already"):
-        import_priors(["absent.safetensors"], tmp_path, model)
+        import_pretrained(["absent.safetensors"], tmp_path, model)
 
 
 def test_modulators_belong_to_the_dual_branch():
@@ -274,8 +276,8 @@ def test_keys_are_told_as_their_file_has_them(model, tmp_path):
         save_file({key: np.array(value, order="C") for key, value in tensors.items()}, tmp_path / "bad.safetensors")
         sources = [str(tmp_path / "sd.safetensors"), str(tmp_path / "bad.safetensors")]
         with pytest.raises(ValueError, match=rf"bad\.safetensors.*{told}"):
-            import_priors(sources, tmp_path / "priors", model, say=lambda text: None)
-        assert not list(tmp_path.glob("priors*"))
+            import_pretrained(sources, tmp_path / "pretrained", model, say=lambda text: None)
+        assert not list(tmp_path.glob("pretrained*"))
 
 
 def test_parts_of_a_stack_may_differ_in_type(model, tmp_path):
