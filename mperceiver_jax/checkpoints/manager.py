@@ -166,7 +166,7 @@ class Checkpoints:
             "leaves": {name: forms(leaves) for name, leaves in items.items()},
         }
         args = {name: ocp.args.PyTreeSave(leaves) for name, leaves in items.items() if leaves}
-        args[directory.RECORD] = ocp.args.JsonSave(record)
+        args[checkpoint_directory.RECORD] = ocp.args.JsonSave(record)
         numbers = None if metrics is None else {name: float(value) for name, value in metrics.items()}
         self._pending = step
         composite = ocp.args.Composite(**args)

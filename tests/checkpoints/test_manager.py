@@ -292,7 +292,7 @@ def test_data_of_another_number_of_processes(tmp_path):
 TWO_PROCESSES = """
     import sys
     import jax, numpy as np
-    from mperceiver_jax.training import sharding
+    from mperceiver_jax.distributed import sharding
     from mperceiver_jax.checkpoints.manager import Checkpoints
     from mperceiver_jax.checkpoints.fingerprint import fingerprint
     from mperceiver_jax.checkpoints.workdir import claim_workdir

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from mperceiver_jax import convert
 from mperceiver_jax.convert.export import export
+from mperceiver_jax.convert.keymaps import registry
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models import parameters
@@ -125,7 +126,7 @@ def test_diffusers_directories_and_adapters_hold_every_parameter_once(model, val
 
 def read_some(module, tensors, layout, root):
     """The parameters of a module whose keys are there."""
-    names = convert.layouts.keymap(module, layout)
+    names = registry.keymap(module, layout)
     whole = dict(tensors)
     there = {path for path in parameters.declared(module) if set(names.keys(path)) <= tensors.keys()}
     for path, variable in parameters.declared(module).items():

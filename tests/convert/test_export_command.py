@@ -61,7 +61,7 @@ def test_a_run_beside_other_frozen_parameters_is_refused(run, tmp_path, capsys):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"seed": 23', '"seed": 24'))
     assert main(["export", str(workdir), f"--output={tmp_path / 'out'}", "--format=diffusers"]) == 1
-    assert "was trained beside other frozen parameters" in capsys.readouterr().err
+    assert "was trained with other frozen parameters" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
+from mperceiver_jax.convert.formats import torch_files
 from mperceiver_jax.convert.importer import converted, import_pretrained
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -253,7 +254,7 @@ def test_modulators_belong_to_the_dual_branch():
 
 def test_converted_rounds_float64_to_float32(tmp_path):
     published_weights.pickled(tmp_path / "x.pt", {"norm.weight": np.arange(4.0)}, "")
-    tensors = convert.torch_files.open_tensors(tmp_path / "x.pt")
+    tensors = torch_files.open_tensors(tmp_path / "x.pt")
     found = convert.state_dicts.Found(("norm.weight",), (tensors["norm.weight"],), "plain")
     assert converted(found, None).dtype == np.float32
 
@@ -285,7 +286,7 @@ def test_parts_of_a_stack_may_differ_in_type(model, tmp_path):
     for name, dtype in (("q_proj", torch.float16), ("k_proj", torch.bfloat16)):
         state = {key: value.to(dtype) if name in key else value for key, value in state.items()}
     torch.save(state, tmp_path / "vision.bin")
-    tensors = convert.torch_files.open_tensors(tmp_path / "vision.bin")
+    tensors = torch_files.open_tensors(tmp_path / "vision.bin")
     found = convert.state_dicts.match(model.predictor.model, tensors, "transformers")
     value = converted(found["transformer.resblocks.0.attn.in_proj_weight"], None)
     assert value.dtype == np.float32 and value.flags.c_contiguous

@@ -9,6 +9,7 @@ import pytest
 
 from mperceiver_jax import convert
 from mperceiver_jax.convert.diffusers.components import library_components
+from mperceiver_jax.convert.keymaps import registry
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
@@ -66,7 +67,7 @@ def test_full_size_directories_are_what_the_libraries_build():
             else:
                 cls = getattr(transformers, home.config["architectures"][0])
                 built = cls(cls.config_class(**home.config))
-        names = convert.layouts.keymap(home.module, home.layout)
+        names = registry.keymap(home.module, home.layout)
         ours, written = {}, set(home.paths())
         for path, variable in parameters.declared(home.module).items():
             if home.root + path in written:

@@ -86,7 +86,7 @@ START = """
     import jax, jax.numpy as jnp
     from mperceiver_jax.config.experiment import Experiment
     from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
-    from mperceiver_jax.training import sharding, weights
+    from mperceiver_jax.distributed import sharding, weights
     from mperceiver_jax.distributed.sharding import MeshConfig
     from tests.support.tiny_model import tiny_experiment
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=int(sys.argv[2])))

@@ -81,7 +81,7 @@ def test_two_processes_equal_one_device(one_device):
         """
         import json
         import jax
-        from mperceiver_jax.training import sharding
+        from mperceiver_jax.distributed import sharding
         from mperceiver_jax.distributed.sharding import MeshConfig
         from tests.training.test_meshes import NAMED, train
 

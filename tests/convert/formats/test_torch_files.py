@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.convert.formats import torch_files
 
 TENSORS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -180,7 +181,7 @@ def test_shards_are_read_by_their_index(tmp_path):
 def test_opening_reads_no_tensor(tmp_path):
     path = tmp_path / "weights.safetensors"
     convert.write_safetensors(path, TENSORS)
-    opened = convert.torch_files.open_tensors(path)
+    opened = torch_files.open_tensors(path)
     assert {key: (t.shape, t.dtype) for key, t in opened.items()} == {
         key: (value.shape, value.dtype) for key, value in TENSORS.items()
     }

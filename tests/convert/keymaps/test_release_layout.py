@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.convert.keymaps import registry
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 from mperceiver_jax.models.mperceiver.parts import PARTS
@@ -42,7 +43,7 @@ def test_load_and_dump_are_inverse(filled):
 
 
 def test_full_size_keys_stand_behind_the_prefixes_of_the_release():
-    names = convert.layouts.keymap(model := MPerceiver(MPerceiverConfig.sd21()), "release")
+    names = registry.keymap(model := MPerceiver(MPerceiverConfig.sd21()), "release")
     keys = [key for path in parameters.declared(model) for key in names.keys(path)]
     assert {prefix: sum(key.startswith(prefix) for key in keys) for prefix in RELEASED} == RELEASED
     rest = [key for key in keys if not key.startswith(tuple(RELEASED))]
@@ -55,7 +56,7 @@ def test_full_size_keys_stand_behind_the_prefixes_of_the_release():
 def test_keys_are_those_of_the_fixture():
     names = fixture("11_pipeline").state
     found = {".".join(key.split(".")[:2]) for key in names}
-    ours = convert.layouts.keymap(MPerceiver(tiny_config()), "release")
+    ours = registry.keymap(MPerceiver(tiny_config()), "release")
     beginnings = {".".join(key.split(".")[:2]) for path in parameters.declared(MPerceiver(tiny_config()))
                   for key in ours.keys(path) if not path.startswith("drm.")}  # fmt: skip
     assert beginnings <= found

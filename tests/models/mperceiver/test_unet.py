@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.convert.keymaps import registry
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.unet import MidBlock, UNet, UNetConfig
 from tests.support.parity_fixtures import fixture, nhwc
@@ -80,7 +81,7 @@ def test_full_size_names_and_sizes_are_those_of_diffusers():
 
 
 def test_full_size_release_keys():
-    names = convert.layouts.keymap(UNet(UNetConfig.sd21()), "release")
+    names = registry.keymap(UNet(UNetConfig.sd21()), "release")
     keys = {names.key(path) for path in parameters.declared(UNet(UNetConfig.sd21()))}
     assert len(keys) == 862
     blocks = {int(match[1]) for key in keys if (match := re.match(r"output_blocks\.(\d+)\.1\.norm\.", key))}
