@@ -1,16 +1,94 @@
-"""Failures of files that name the file: a full disk is told by a write, which has forgotten where it writes to."""
+"""Files that appear complete or not at all, and errors that name the file."""
 
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Puts the path into an OSError from within that names no file; it stays the same error otherwise."""
+    """Puts the path into an OSError that names no file, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
+    """Writes a whole file or, when interrupted, nothing: under a temporary name next to it, which is then renamed.
+
+    Creates the folder if it does not exist. A file that was there is replaced.
+
+    Args:
+        sync: wait until the content is on the disk, so that a power failure leaves the old file or the new one.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with naming(path), open(temporary, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_dir(path: Path) -> Iterator[Path]:
+    """A new directory next to `path` that no other process uses; it is removed when the block ends."""
+    # The name is random: a fixed one could belong to another process, or to the user.
+    folder = Path(tempfile.mkdtemp(prefix=f"{path.name[:60]}.", suffix=".partial", dir=path.absolute().parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def atomic_outputs(*outputs: Path) -> Iterator[list[Path]]:
+    """Temporary paths for new files or directories, which get the names `outputs` when the block succeeds.
+
+    All appear or none, the last first: where the first exists, all are complete. Nothing is replaced.
+
+    Args:
+        outputs: in one directory, which is created if it does not exist.
+
+    Raises:
+        FileExistsError: when the block ends, another process has written one of them. It is left as it is.
+    """
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    with scratch_dir(outputs[0]) as folder:
+        partials = [folder / output.name for output in outputs]
+        yield partials
+        published: list[Path] = []
+        try:
+            for partial, output in reversed(list(zip(partials, outputs, strict=True))):
+                _publish(partial, output)
+                published.append(output)
+        except BaseException:
+            for output in published:
+                output.unlink()
+            raise
+
+
+def _publish(partial: Path, output: Path) -> None:
+    # Unlike the renaming of a file, neither replaces anything but an empty directory.
+    move = os.rename if partial.is_dir() else os.link
+    try:
+        move(partial, output)
+    except OSError as error:
+        if os.path.lexists(output):
+            raise FileExistsError(f"{output}: another process has written there meanwhile; that is kept") from error
+        partial.rename(output)  # Some file systems have no hard links.

@@ -1,23 +1,28 @@
-"""What went wrong with files or data, told with where the run stood."""
+"""Errors of configurations, and the context of a run added to errors of files and data."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mperceiver_jax.config.schema import ConfigError
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field."""
 
 
 @contextmanager
-def reraise(tell: Callable[[Exception], str]) -> Iterator[None]:
-    """Gives an OSError or ValueError from within another message; a ConfigError says it all already.
+def reraise(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Re-raises OSError and ValueError with another message; a ConfigError passes unchanged.
 
     Args:
-        tell: the new message, asked for when there is such an error.
+        message: returns the new message for the error. It is called only when there is an error.
+
+    Raises:
+        OSError, ValueError: the new error, whose cause is the original one.
     """
     try:
         yield
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        # Not the very type: some of those below take other arguments than a message.
+        # The base class: some derived classes take other arguments than a message.
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(tell(error)) from error
+        raise kind(message(error)) from error

@@ -6,7 +6,6 @@ Decoding itself is `data_pipelines.images`. Writing is PNG, lossless, with 8 or 
 import io
 import os
 import struct
-import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from data_pipelines.files import naming
+from data_pipelines.files import write_atomically
 from data_pipelines.images import as_float, decode_with_alpha
 
 Rounding = Literal["round", "truncate"]
@@ -132,22 +131,6 @@ def encode_png(levels: np.ndarray, icc: bytes | None = None) -> bytes:
     rows = levels.astype(">u2").view(np.uint8).reshape(height, -1)
     data = _chunk(b"IDAT", zlib.compress(_paeth(rows, 2 * channels).tobytes(), 6))
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + profile + data + _chunk(b"IEND", b"")
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a whole file or, when interrupted, none: under a temporary name beside it, then renamed.
-
-    Makes the folder if need be.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        with naming(path):
-            temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def pad_to(image: np.ndarray, multiple: int = 64, min_size: int = 512) -> np.ndarray:

@@ -5,8 +5,7 @@ import pytest
 
 from data_pipelines.stored.examples import write_example, write_manifest
 from mperceiver_jax.checkpoints.workdir import claim_workdir
-from mperceiver_jax.config.experiment import ConfigError
-from mperceiver_jax.errors import reraise
+from mperceiver_jax.errors import ConfigError, reraise
 from mperceiver_jax.evaluate.report import write_report
 from mperceiver_jax.training.run import _write_record
 from tests.support.full_disk import disk_of

@@ -12,7 +12,6 @@ from mperceiver_jax.image_files import (
     pad_to,
     quantise,
     read_image,
-    write_atomically,
     write_image,
 )
 
@@ -198,14 +197,6 @@ def test_unfit_images_are_not_written(tmp_path):
         with pytest.raises(ValueError, match=message):
             write_image(tmp_path / path, image)
     assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "x"
-    write_atomically(path, b"old")
-    with pytest.raises(TypeError):
-        write_atomically(path, "text is not bytes")
-    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_padding_reflects_without_repeating_the_edge():

@@ -13,8 +13,9 @@ from mperceiver_jax.checkpoints import directory
 from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.checkpoints.workdir import read_config
-from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.convert.importer import pretrained_directory
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.parts import listed, missing_parts

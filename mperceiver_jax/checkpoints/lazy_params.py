@@ -14,8 +14,9 @@ from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.initial_params import Which
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.checkpoints.trained_run import TrainedStage, trained_stages, uses_ema
-from mperceiver_jax.config.experiment import ConfigError, Experiment
+from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.convert.model_config import model_of
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.parts import unused_by_model

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mperceiver_jax.convert.outputs import atomic_outputs
+from data_pipelines.files import atomic_outputs
 
 FORMAT = 1
 RECORD = "record.json"

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.initial_params import Which
 from mperceiver_jax.checkpoints.trained_run import trained_stages, uses_ema
-from mperceiver_jax.config.experiment import ConfigError, Experiment
+from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from data_pipelines.pipeline import PipelineConfig
 from data_pipelines.tasks import TASK_SETS, TASKS, Task, with_new_tasks
-from mperceiver_jax.config.schema import ConfigError
 from mperceiver_jax.config.schema import from_mapping as from_mapping
 from mperceiver_jax.config.schema import to_mapping as to_mapping
 from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel
 from mperceiver_jax.optim.optimizer import OptimizerConfig

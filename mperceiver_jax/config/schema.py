@@ -7,9 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field."""
+from mperceiver_jax.errors import ConfigError
 
 
 def to_mapping(value: Any) -> Any:

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.files import atomic_outputs
 from mperceiver_jax.convert.diffusers.adapters_json import describe
 from mperceiver_jax.convert.diffusers.components import library_components, scheduler_config
 from mperceiver_jax.convert.formats.safetensors_writer import rounded, write_streamed
 from mperceiver_jax.convert.keymaps.keymap import AssemblyMap, KeyMap
 from mperceiver_jax.convert.keymaps.mperceiver import mperceiver_release
 from mperceiver_jax.convert.keymaps.registry import keymap
-from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.schedule_tables import schedule_tables
 from mperceiver_jax.convert.state_dicts import theirs
 from mperceiver_jax.diffusion.schedule import Schedule

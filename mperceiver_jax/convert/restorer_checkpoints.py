@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.files import atomic_outputs
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import TASK_MAPS, checkpoint_folder
 from mperceiver_jax.checkpoints.manager import Checkpoints
@@ -28,7 +29,6 @@ from mperceiver_jax.config.experiment import Experiment, to_mapping
 from mperceiver_jax.convert.formats.safetensors_writer import rounded
 from mperceiver_jax.convert.formats.torch_files import open_tensors, read_torch, write_safetensors
 from mperceiver_jax.convert.importer import converted
-from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.state_dicts import dead_tensors, match, to_torch
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.restorers.mioir.prompting import task_maps

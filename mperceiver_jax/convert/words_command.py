@@ -19,13 +19,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data_pipelines.files import atomic_outputs
 from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.convert.detect import recognise
 from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
 from mperceiver_jax.convert.formats.torch_files import open_tensors
 from mperceiver_jax.convert.importer import converted
 from mperceiver_jax.convert.keymaps.registry import LAYOUTS
-from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower

@@ -27,7 +27,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mperceiver_jax.image_files import encode_png, quantise, write_atomically
+from data_pipelines.files import write_atomically
+from mperceiver_jax.image_files import encode_png, quantise
 
 # Per metric: heading, decimals shown, and whether more is better. A difference that
 # rounds to zero at these decimals is called unchanged.

@@ -27,7 +27,8 @@ from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory, write_pretrained
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.checkpoints.workdir import read_config
-from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, never, one_more_class
 from mperceiver_jax.models.mperceiver.model import MPerceiver

@@ -17,12 +17,12 @@ from data_pipelines.pipeline import PipelineConfig, train_batches
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.directory import complete_steps
 from mperceiver_jax.checkpoints.workdir import check_workdir, claim_workdir
-from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
 from mperceiver_jax.config.phases import expanded, phase_number
 from mperceiver_jax.config.schema import in_group
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, Preemption, on_first_process
-from mperceiver_jax.errors import reraise
+from mperceiver_jax.errors import ConfigError, reraise
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params

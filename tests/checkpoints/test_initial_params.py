@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints import initial_params
-from mperceiver_jax.config.experiment import ConfigError
 from mperceiver_jax.convert import importer
 from mperceiver_jax.convert.importer import import_pretrained
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from tests.support.processes import run_processes
@@ -155,7 +155,7 @@ def test_processes_convert_once_and_fail_together(published, cache, tmp_path):
         import sys
         from dataclasses import replace
         import jax, numpy as np
-        from mperceiver_jax.config.experiment import ConfigError
+        from mperceiver_jax.errors import ConfigError
         from mperceiver_jax.models.mperceiver.model import MPerceiver
         from mperceiver_jax.checkpoints import initial_params
         from mperceiver_jax.distributed import sharding

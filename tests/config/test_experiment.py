@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
+from mperceiver_jax.errors import ConfigError
 from tests.support.tiny_experiment import get_config, tiny_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

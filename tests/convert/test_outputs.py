@@ -1,6 +1,5 @@
 """Outputs of two processes at once, of one that fails, and beside what belongs to the user."""
 
-import os
 import shutil
 
 import numpy as np
@@ -11,7 +10,6 @@ from mperceiver_jax.checkpoints.initial_params import trained_values
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, write_pretrained
 from mperceiver_jax.convert import restorer_checkpoints
 from mperceiver_jax.convert.export import export
-from mperceiver_jax.convert.outputs import atomic_outputs
 from mperceiver_jax.convert.restorer_checkpoints import export_regression, import_regression
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -102,24 +100,3 @@ def test_a_link_as_output_means_what_it_points_to(tmp_path):
         (tmp_path / f"to_{target}").symlink_to(target)
         write_pretrained(tmp_path / f"to_{target}", [("a", np.ones(1, np.float32))], [])
         assert (tmp_path / f"to_{target}").is_symlink() and PretrainedDirectory(tmp_path / target).shapes == {"a": (1,)}
-
-
-def test_all_appear_or_none(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    with pytest.raises(KeyError), atomic_outputs(first, second) as partials:
-        partials[0].write_text("1")
-        raise KeyError
-    with pytest.raises(FileExistsError), atomic_outputs(first, second) as partials:
-        [path.write_text("ours") for path in partials]
-        first.write_text("theirs")
-    assert contents(tmp_path) == {"first": b"theirs"}
-
-
-def test_without_hard_links_files_are_renamed(tmp_path, monkeypatch):
-    def link(*_):
-        raise PermissionError("Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
-    with atomic_outputs(tmp_path / "sub" / "file") as (partial,):
-        partial.write_text("1")
-    assert contents(tmp_path) == {"sub/file": b"1"}

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mperceiver_jax.config.experiment import ConfigError, SamplerConfig, from_mapping
+from mperceiver_jax.config.experiment import SamplerConfig, from_mapping
 from mperceiver_jax.diffusion.dpm_solver import DPMSolver
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.diffusion.samplers import DDIM
 from mperceiver_jax.diffusion.schedule import Schedule
+from mperceiver_jax.errors import ConfigError
 
 SCHEDULE = Schedule()
 

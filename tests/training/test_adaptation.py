@@ -15,9 +15,10 @@ from data_pipelines.transforms import clip_view
 from mperceiver_jax.checkpoints.initial_params import trained_values
 from mperceiver_jax.checkpoints.lazy_params import open_weights
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
-from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters

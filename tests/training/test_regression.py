@@ -8,9 +8,10 @@ import pytest
 from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.config import phases
-from mperceiver_jax.config.experiment import ConfigError, Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters

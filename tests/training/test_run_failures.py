@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from data_pipelines.files import naming
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints.manager import CheckpointError
-from mperceiver_jax.config.experiment import ConfigError
 from mperceiver_jax.distributed import sharding
+from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver

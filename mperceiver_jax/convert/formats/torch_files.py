@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from data_pipelines.files import scratch_dir
 from mperceiver_jax.convert.formats.pickled_tensors import PICKLED, open_pickled
-from mperceiver_jax.convert.outputs import scratch_dir
 
 SUFFIXES = (".safetensors", *PICKLED)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.files import write_atomically
 from mperceiver_jax.evaluate.metrics.scorer import METRICS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.protocols.tables import INPUT, value_text
-from mperceiver_jax.image_files import encode_png, quantise, write_atomically
+from mperceiver_jax.image_files import encode_png, quantise
 
 Shown = Mapping[str, np.ndarray | None]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mperceiver_jax.image_files import write_atomically
+from data_pipelines.files import write_atomically
 
 NAME = "images.jsonl"
 _ALL = "images*.jsonl"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.files import write_atomically
 from data_pipelines.images import as_float, decode_image
 from mperceiver_jax.evaluate.metrics.fid_kid import Extractor, frechet_distance, kernel_distance
 from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS, Scorer
@@ -17,7 +18,7 @@ from mperceiver_jax.evaluate.protocols.preprocessing import measured, prepared
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair, read_truth
 from mperceiver_jax.evaluate.protocols.results_log import ResultsLog
-from mperceiver_jax.image_files import encode_png, quantise, write_atomically
+from mperceiver_jax.image_files import encode_png, quantise
 from mperceiver_jax.progress import progress_bar
 
 # What restores images of one size: list of float32 (h, w, 3) in [0, 1] -> the same, restored.

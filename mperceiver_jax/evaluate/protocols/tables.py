@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.files import write_atomically
 from mperceiver_jax.evaluate.metrics.scorer import METRICS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.report import table, to_json
-from mperceiver_jax.image_files import write_atomically
 
 PACKAGES = ("mperceiver-jax", "jax", "numpy", "scipy", "pillow")
 INPUT = "degraded input"
