@@ -20,7 +20,6 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
-from mperceiver_jax.training.cost_estimate import abstract_batch
 from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
@@ -114,7 +113,7 @@ class System:
     def _batch(self, name: str) -> dict[str, jax.Array]:
         """Random images in the shapes of a stage's batch."""
         rng, tasks = np.random.default_rng(0), len(self.experiment.tasks)
-        batch = abstract_batch(self.experiment, name, self.experiment.stages[name].batch_size)
+        batch = build_stage(name, self.experiment, self.model).batch_spec(self.experiment.stages[name].batch_size)
         return {
             part: jnp.arange(leaf.shape[0], dtype=leaf.dtype) % tasks
             if jnp.issubdtype(leaf.dtype, jnp.integer)

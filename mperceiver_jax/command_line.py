@@ -1,4 +1,4 @@
-"""The training command's dealings with its user: mistakes in flags, and failures, told in one line."""
+"""Errors of the training command as single lines: mistakes in flags, and failures."""
 
 import logging as standard_logging
 import re
@@ -10,24 +10,24 @@ _NOT_LOADED = "Configuration is not available because of an earlier failure to l
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """For `absl.app.run(main, flags_parser=...)`; leaves the program with 'error: ...' where flags are wrong.
+    """Parses the flags for `absl.app.run(main, flags_parser=...)`; exits with 'error: ...' where they are wrong.
 
-    ml_collections raises a number of exceptions for fields and config files that do not exist, some of
-    them with a trace in their message.
+    ml_collections raises various exceptions for fields and config files that do not exist, some of them with a
+    traceback in their message.
     """
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
-        what = "no such field: " if isinstance(error, LookupError | AttributeError) else ""
+        kind = "no such field: " if isinstance(error, LookupError | AttributeError) else ""
         hint = "" if isinstance(error, OSError) else " (see --help and the config file)"
-        sys.exit(f"error: {what}{one_line(error)}{hint}")
+        sys.exit(f"error: {kind}{one_line(error)}{hint}")
 
 
 def silence_library_logs() -> None:
-    """Silences what libraries say of their own accord about failures that they raise besides.
+    """Silences log output of libraries that duplicates raised errors.
 
-    Orbax logs every file at the level INFO and every failure with several traces (--verbosity=0 brings
-    all of that back); tensorstore and asyncio then tell of each write that was under way.
+    Orbax logs every file at the level INFO and every failure with several tracebacks (--verbosity=0 restores
+    them); tensorstore and asyncio then report each write that was in progress.
     """
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
@@ -40,9 +40,9 @@ def silence_library_logs() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message without line breaks; of a trace only its last line, which is the message.
+    """The message of an error without line breaks; of a traceback only its last line, which is the message.
 
-    Where ml_collections has tried one place after another for a config file, only that there is none.
+    Where ml_collections lists the places in which it looked for a config file, only that there is none.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, plain lines anywhere else. Only process 0 shows anything."""
+"""The progress of a stage: a bar on a terminal, plain lines elsewhere. Only process 0 shows anything."""
 
 import sys
 import time
@@ -13,19 +13,18 @@ from tqdm import tqdm
 class Progress:
     """Shows steps, loss, images per second and the time that remains.
 
-    Speed counts from the end of this run's second step and is shown from the third on: neither compiling
-    nor the steps done before a resume are in it, and the first is reported so late that the second may
-    come right behind it.
+    Speed counts from the end of this run's second step and is shown from the third on. It excludes compilation and
+    the steps before a resume; the first step is reported so late that the second may follow at once.
 
     Args:
         label: name of the stage.
         total: steps of the whole stage.
         start: steps done before this run.
         images_per_step: the global batch size.
-        every_steps: plain lines come at multiples of this, at the first step and at the last,
-        every_seconds: and when this much time has passed since the line before.
-        stream: where to; standard error by default. A terminal gets a bar.
-        clock: seconds, rising.
+        every_steps: plain lines are printed at multiples of this, at the first step and at the last,
+        every_seconds: and when this much time has passed since the previous line.
+        stream: the output; standard error by default. A terminal gets a bar.
+        clock: returns seconds, monotonically.
     """
 
     def __init__(
@@ -69,11 +68,11 @@ class Progress:
         self.close()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """To be called when a step is done.
+        """Shows a step; call it when the step is done.
 
         Args:
             step: steps done in the whole stage.
-            metrics: their 'loss' is shown, if they have one.
+            metrics: `loss` is shown, if present.
         """
         if not self._enabled:
             return
@@ -100,7 +99,7 @@ class Progress:
             self._print(", ".join([f"{self._label} {step}/{self._total}", *parts]))
 
     def message(self, text: str) -> None:
-        """A line of its own, above the bar if there is one."""
+        """Prints a line, above the bar if there is one."""
         if not self._enabled:
             return
         if self._bar is not None:
@@ -136,13 +135,13 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(label: str, total: int, start: int = 0, stream: TextIO | None = None) -> Iterator[tqdm]:
-    """A bar for work between or after the training steps: `update(n)` when n more are done.
+    """A bar for work between or after the training steps; call `update(n)` when n more items are done.
 
-    Only in process 0 and on a terminal; elsewhere nothing is shown. `write` prints lines above it.
+    It is shown only in process 0 and on a terminal. `write` prints lines above it.
 
     Args:
-        start: how many of `total` are done already.
-        stream: where to; standard error by default.
+        start: number of items that are done already.
+        stream: the output; standard error by default.
     """
     stream = stream or sys.stderr
     hidden = jax.process_index() != 0 or not stream.isatty()

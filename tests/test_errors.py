@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from data_pipelines.stored.examples import write_example, write_manifest
-from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.checkpoints.workdir import bind_workdir
 from mperceiver_jax.errors import ConfigError, reraise
 from mperceiver_jax.evaluate.report import write_report
-from mperceiver_jax.training.run import _write_record
+from mperceiver_jax.training.records import write_record
 from tests.support.full_disk import disk_of
 
 WRITERS = {
     "0000003.partial": lambda folder: write_example(folder, 3, {"latent": np.zeros(2)}),
     "note.partial": lambda folder: write_manifest(folder, {"seed": 1}),
-    "config.json.partial": lambda folder: claim_workdir(folder, {"seed": 1}),
-    "stages/vae.partial": lambda folder: _write_record(folder, "vae", {}),
+    "config.json": lambda folder: bind_workdir(folder, {"seed": 1}),
+    "stages/vae.json": lambda folder: write_record(folder, "vae", {}),
     "report.json": lambda folder: write_report({}, folder),
 }
 

@@ -14,8 +14,8 @@ import pytest
 
 from mperceiver_jax.checkpoints.directory import complete_steps
 from mperceiver_jax.checkpoints.initial_params import checkpoint_folder, trained_values
+from mperceiver_jax.config.phases import ORDER
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.stages.registry import ORDER
 from tests.support.processes import ROOT, environment
 from tests.support.tiny_experiment import write_photographs
 
@@ -108,7 +108,7 @@ def terminated(place, reference) -> Path:
     workdir = place / "terminated"
     code, out, err = signalled(tiny(place, workdir, *SETTINGS), workdir, 7, signal.SIGTERM)
     assert code == 0, err
-    assert "Stopped as asked, and saved; the same command continues the run." in out
+    assert "Stopped on request and saved; the same command continues the run." in out
     assert "Asked to stop" in err and re.search(rf"{STAGE}: stopped at update \d+ of {UPDATES}, saved in", err)
     assert 7 <= finished_steps(workdir) < UPDATES
     assert not (workdir / "report.json").exists()
@@ -128,7 +128,7 @@ def test_a_stopped_run_continues_bit_for_bit_even_after_a_full_disk(place, refer
     assert "Traceback" not in full.stderr
     assert finished_steps(workdir) == saved
     code, out, err = signalled(arguments, workdir, 3, signal.SIGINT)
-    assert code == 0 and "Stopped as asked" in out, err
+    assert code == 0 and "Stopped on request" in out, err
     result = run(arguments)
     assert result.returncode == 0 and f"{STAGE}: continuing at update" in result.stderr
     assert losses(workdir) == losses(reference)

@@ -1,4 +1,4 @@
-"""Where every process's data iterator stands, as JSON in a checkpoint."""
+"""The positions of all processes' data iterators, as JSON in a checkpoint."""
 
 import json
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class DataIterator(Protocol):
-    """What a grain DatasetIterator offers: a position as something JSON holds, or bytes."""
+    """The interface of a grain DatasetIterator: a position as a JSON value, or bytes."""
 
     def get_state(self) -> Any: ...
 
@@ -17,7 +17,7 @@ class DataIterator(Protocol):
 
 
 def gather_positions(iterator: DataIterator | None) -> list[Any]:
-    """The positions of all processes, in their order, in every process; None for one without."""
+    """The positions of all processes, in process order, returned in every process; None for one without iterator."""
     position = None
     if iterator is not None:
         state = iterator.get_state()
@@ -33,14 +33,14 @@ def gather_positions(iterator: DataIterator | None) -> list[Any]:
 
 
 def set_position(iterator: DataIterator, positions: list[Any]) -> str | None:
-    """Moves this process's iterator to where `gather_positions` found it.
+    """Moves this process's iterator to the position that `gather_positions` recorded.
 
-    With another number of processes each continues at the same batch of its new share of the
-    data, if all stood at the same position: the mix and the count of examples go on, but the
-    current pass over the data meets some examples twice and misses others.
+    With another number of processes, each continues at the same batch of its new share of the data, provided that
+    all were at the same position: the mixture and the count of examples continue, but the current pass over the
+    data repeats some examples and misses others.
 
     Returns:
-        None where the data continues exactly, otherwise a sentence saying how it does.
+        None where the data continues exactly, otherwise a sentence that says how it continues.
 
     Raises:
         ValueError: no positions, or different ones for another number of processes.
@@ -58,6 +58,6 @@ def set_position(iterator: DataIterator, positions: list[Any]) -> str | None:
     if here == there:
         return None
     return (
-        f"was written by {there} processes, now there are {here}: the data goes on at the same batch, but "
-        "differently divided, so that this pass over it repeats some examples and misses others"
+        f"was written by {there} processes, now there are {here}: the data continues at the same batch, but "
+        "divided differently, so that this pass over it repeats some examples and misses others"
     )

@@ -1,8 +1,8 @@
-"""Which directories on disk are complete checkpoints, without any help from Orbax.
+"""Which directories on disk are complete checkpoints, determined without Orbax.
 
 A step's directory is complete when its record can be read and every item that the
-record names has its index. Orbax commits by renaming, so its own interrupted saves bear
-other names; this guards against the rest: a copy broken off, a deletion interrupted.
+record names has its index. Orbax commits by renaming, so its own interrupted saves have
+other names; this protects against the rest: an incomplete copy, an interrupted deletion.
 """
 
 import json
@@ -28,7 +28,7 @@ def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
 
 
 def complete_steps(directory: epath.Path) -> list[int]:
-    """Steps of the complete checkpoints, rising."""
+    """Steps of the complete checkpoints, in increasing order."""
     if not directory.is_dir():
         return []
     steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
@@ -36,10 +36,10 @@ def complete_steps(directory: epath.Path) -> list[int]:
 
 
 def prepare(directory: epath.Path) -> None:
-    """Makes a directory fit for saving, and finds out now, not hours later, whether one can write in it.
+    """Prepares a directory for saving, and checks now, not hours later, that it can be written.
 
-    Incomplete steps get other names, since Orbax takes every number for a checkpoint. A
-    checkpoint whose replacement was never finished gets its name back. To be called by one process.
+    Incomplete steps are renamed, since Orbax takes every number for a checkpoint. A checkpoint
+    whose replacement was never finished gets its name back. Only one process may call this.
 
     Raises:
         OSError: it cannot be created or written.
@@ -57,12 +57,12 @@ def prepare(directory: epath.Path) -> None:
 
 
 def move_away(directory: epath.Path, step: int) -> None:
-    """Renames a checkpoint that is about to be replaced; `prepare` brings it back if that fails."""
+    """Renames a checkpoint that is about to be replaced; `prepare` restores it if that fails."""
     (directory / str(step)).rename(directory / f"{step}{_REPLACED}")
 
 
 def remove_replaced(directory: epath.Path) -> None:
-    """Deletes what was moved away and has a successor."""
+    """Deletes the checkpoints that were moved away and have been replaced."""
     for path in directory.glob(f"*{_REPLACED}"):
         if (directory / path.name.removesuffix(_REPLACED)).exists():
             path.rmtree()

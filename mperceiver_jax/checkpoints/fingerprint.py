@@ -1,9 +1,8 @@
-"""The identity of a set of parameters, whatever mesh they lie on.
+"""The identity of a set of parameters, on whatever mesh they are.
 
-A checkpoint holds only what was trained; it is worth nothing next to other frozen pretrained weights,
-so it records theirs. A cryptographic hash would need every byte on one host in one
-order. Instead each array is summed on its devices, where the order of summation cannot
-matter because integers wrap around, and only the sums are hashed.
+A checkpoint holds only what was trained, and is useless with other frozen parameters; it therefore records their
+fingerprint. A cryptographic hash would need every byte on one host in one order. Instead each array is summed on
+its devices, where the order of summation cannot matter because integers wrap around, and only the sums are hashed.
 """
 
 import hashlib
@@ -20,9 +19,8 @@ _SEEDS = (0x9E3779B9, 0x85EBCA6B)
 def fingerprint(params: Mapping[str, Any]) -> str:
     """64 hexadecimal digits from every path, dtype, shape, and bit.
 
-    The same on any number of devices and processes, for numpy and JAX arrays. Not proof against
-    deliberate collisions: it tells checkpoints apart, it does not secure them. In a distributed run
-    every process must call it.
+    It is the same on any number of devices and processes, for numpy and JAX arrays. It is not secure against
+    deliberate collisions. In a distributed run every process must call it.
 
     Args:
         params: {path: array}.
@@ -30,19 +28,19 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     # All sums are dispatched before the first is fetched.
     sums = {}
     for path in sorted(params):
-        value = params[path]  # asked for once: it may be read from disk
+        value = params[path]  # Accessed once: it may be read from disk.
         sums[f"{path} {np.dtype(value.dtype).name} {tuple(value.shape)}"] = _sums(jnp.asarray(value))
     digest = hashlib.sha256()
-    for what, parts in sums.items():
+    for description, parts in sums.items():
         numbers = " ".join(str(int(part)) for part in parts)
-        digest.update(f"{what} {numbers}\n".encode())
+        digest.update(f"{description} {numbers}\n".encode())
     return digest.hexdigest()
 
 
 @jax.jit
 def _sums(value: jax.Array) -> tuple[jax.Array, ...]:
     """Two independent 32-bit checksums. Each element's bits are mixed with its position before they are
-    added: a plain weighted sum would not see two elements of opposite sign change places."""
+    added: a plain weighted sum would not detect that two elements of opposite sign are exchanged."""
     words = _words(value)
     position = jnp.zeros(words.shape, jnp.uint32)
     stride = 1

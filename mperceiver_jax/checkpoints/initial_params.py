@@ -1,4 +1,4 @@
-"""Where parameters come from: initial values, published pretrained weights, and the stages already trained."""
+"""Parameters of a run: initial values, pretrained weights, and those of the stages already trained."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import Experiment, from_mapping
-from mperceiver_jax.convert.importer import pretrained_directory
+from mperceiver_jax.distributed.runtime import on_every_process
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -24,20 +24,20 @@ from mperceiver_jax.models.parameters import Params
 Place = Callable[[str, np.ndarray], Any]
 Readers = dict[str, Callable[[], np.ndarray]]
 Which = Literal["last", "ema"]
-"""Of a trained stage: the last parameters, or their moving average."""
+"""Which parameters of a trained stage: the last ones, or their moving average."""
 TASK_MAPS = "task_maps.npy"
-"""The map of the tasks in the workdir of an imported run; see `models.prompts`."""
+"""The file with the maps of the tasks in the workdir of an imported run; see `models.restorers.mioir.prompting`."""
 
 
 def read_experiment(workdir: str | Path) -> Experiment:
-    """The configuration of the run in `workdir`, with the map of the tasks that lies there if one does.
+    """The configuration of the run in `workdir`, with the task maps of that folder if it holds some.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it cannot be used.
+        FileNotFoundError, ValueError: there is no configuration, or it cannot be used.
     """
     mapping = read_config(workdir)
     network, own = mapping.get("model", {}).get("network", {}), Path(workdir) / TASK_MAPS
-    # Found beside the configuration, so that the run can be moved.
+    # Those next to the configuration, so that the run can be moved.
     if network.get("task_maps") and own.is_file():
         network["task_maps"] = str(own)
     return from_mapping(Experiment, mapping, f"{Path(workdir) / 'config.json'}")
@@ -48,13 +48,13 @@ def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
 
 
 def init_params(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
-    """Initial values, with the published pretrained weights in their place where the experiment names some.
+    """Initial values of all parameters, replaced by the pretrained weights where the experiment names some.
 
-    Published weights are converted on first use (`convert.importer.pretrained_directory`). In a distributed
-    run every process must call this.
+    In a distributed run every process must call this.
 
     Args:
-        place: puts each array where it belongs, one at a time.
+        experiment: its `pretrained` is empty or a directory of pretrained weights.
+        place: puts each array on its devices, one at a time.
 
     Raises:
         ConfigError: the pretrained weights cannot be used; says why.
@@ -69,8 +69,12 @@ def init_params(experiment: Experiment, model: nnx.Module, place: Place) -> Para
 
 
 def lazy_init_params(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
-    """`init_params` one by one: for every path, what makes its initial value, and for those that the pretrained weights
-    hold, what reads theirs. For one process."""
+    """Functions that make the values of `init_params` one by one, for one process.
+
+    Returns:
+        (for every path the function that makes its initial value; for every path that the pretrained weights
+        hold the function that reads it).
+    """
     initial: Readers = {
         path: partial(parameters.initial_value, path, variable, experiment.seed)
         for path, variable in parameters.declared(model).items()
@@ -85,13 +89,13 @@ def _pretrained(experiment: Experiment, model: nnx.Module) -> PretrainedDirector
     if not isinstance(model, MPerceiver):
         raise ConfigError(f"config.pretrained: {experiment.title} has no pretrained weights")
     try:
-        return _fitting(pretrained_directory(experiment.pretrained, model), model)
+        return _fitting(on_every_process(lambda: PretrainedDirectory(experiment.pretrained)), model)
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.pretrained: {error}") from error
 
 
 def _fitting(directory: PretrainedDirectory, model: MPerceiver) -> PretrainedDirectory:
-    """The directory, if it holds a model of this kind with all that training needs."""
+    """The directory, if it holds this model with everything that training needs."""
     declared = {path: tuple(v.get_value().shape) for path, v in parameters.declared(model).items()}
     wrong = [
         f"{path} {shape} (expected: {declared.get(path, 'nothing of that name')})"
@@ -99,7 +103,7 @@ def _fitting(directory: PretrainedDirectory, model: MPerceiver) -> PretrainedDir
         if declared.get(path) != shape
     ]
     if wrong:
-        raise ValueError(f"{directory.path}: pretrained of another model: {listed(wrong, 5)}")
+        raise ValueError(f"{directory.path}: weights of another model: {listed(wrong, 5)}")
     if problems := missing_parts(model, directory.shapes):
         raise ValueError(f"{directory.path}: " + "; ".join(problems))
     return directory
@@ -108,12 +112,13 @@ def _fitting(directory: PretrainedDirectory, model: MPerceiver) -> PretrainedDir
 def trained_values(
     workdir: str | Path, stage: str, step: int | None = None, averaged: bool = True
 ) -> dict[str, np.ndarray] | None:
-    """What a stage trained, as of its last checkpoint (or that of `step`): the average where there is one.
+    """The parameters that a stage trained, from its last checkpoint; None without a checkpoint.
 
-    Helpers that are no part of the model (a discriminator) are left out. None without a checkpoint.
+    Parameters that are not part of the model (a discriminator) are left out.
 
     Args:
-        averaged: false takes the last parameters themselves.
+        step: of another checkpoint than the last.
+        averaged: take the moving average where there is one, otherwise the last parameters.
     """
     folder = checkpoint_folder(workdir, stage)
     if not folder.is_dir():
@@ -128,7 +133,7 @@ def trained_values(
 
 
 def last_metadata(workdir: str | Path, stage: str) -> dict[str, Any]:
-    """What the last complete checkpoint of a stage says besides its arrays; empty without one."""
+    """The metadata of a stage's last complete checkpoint; empty without one."""
     folder = epath.Path(checkpoint_folder(workdir, stage))
     steps = directory.complete_steps(folder)
     record = directory.read_record(folder, steps[-1]) if steps else None

@@ -1,4 +1,4 @@
-"""The leaves of a checkpoint's entries: their names, their forms, and how they come back."""
+"""The leaves of a checkpoint's entries: their names, dtypes and shapes, and how they are restored."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +26,9 @@ def forms(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def differences(stored: Mapping[str, list[Any]], wanted: Mapping[str, Any]) -> list[str]:
-    """What does not fit between the forms in a record and the leaves that are asked for, in words.
+    """One sentence for each leaf whose recorded dtype or shape is not the wanted one, or that only one side has.
 
-    Orbax would pad or cut arrays of another shape in silence.
+    Orbax would silently pad or crop arrays of another shape.
     """
     expected = forms(wanted)
     problems = [f"{leaf} is missing" for leaf in sorted(expected.keys() - stored.keys())]
@@ -42,7 +42,7 @@ def differences(stored: Mapping[str, list[Any]], wanted: Mapping[str, Any]) -> l
 
 
 def restore_args(leaf: Any) -> ocp.RestoreArgs:
-    """How Orbax shall give a leaf back: under its sharding, or as a numpy array where it has none."""
+    """How Orbax restores a leaf: under its sharding, or as a numpy array where it has none."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
@@ -50,8 +50,8 @@ def restore_args(leaf: Any) -> ocp.RestoreArgs:
 
 
 def own_copies(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Copies made by XLA itself: buffers that came from Orbax may refuse donation, which shows only as a
-    lack of memory after a resume."""
+    """Copies made by XLA: buffers from Orbax may not be donatable, which shows only as a lack of memory after a
+    resume."""
     if not values:
         return {}
     shardings = {name: value.sharding for name, value in values.items()}

@@ -1,14 +1,14 @@
-"""Checkpoints of a training run. All of Orbax is behind this file.
+"""Checkpoints of a training run, written and read by Orbax.
 
 A checkpoint is a directory `<directory>/<step>` with one Orbax item per entry of the
 state (`trainable`, `opt_state`, `ema`: written by all processes, each its own shards)
-and one JSON item, `record`: what the leaves are, the caller's metadata, and the state of
-every process's data iterator. Leaves are stored under their dotted paths, so that what
-reads a checkpoint needs neither the optimizer's classes nor the mesh it was written on,
+and one JSON item, `record`: dtypes and shapes of the leaves, the caller's metadata, and the
+position of every process's data iterator. Leaves are stored under their dotted paths, so that
+reading a checkpoint needs neither the optimizer's classes nor the mesh it was written on,
 and `ema` alone can be read for restoring images.
 
 A checkpoint is written under a temporary name and renamed when every process is done.
-Directories without everything that belongs in them are never chosen.
+Incomplete directories are never chosen.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ from mperceiver_jax.distributed.runtime import on_first_process
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read, or does not fit. The message says which and why."""
+    """A checkpoint could not be written or read, or does not fit. The message names it and the reason."""
 
 
 class RestoredState(NamedTuple):
-    """What `Checkpoints.restore` gives back.
+    """The result of `Checkpoints.restore`.
 
     Attributes:
-        state: the tree of the abstract state, arrays under its shardings, free to be donated.
+        state: the tree of the abstract state, arrays under its shardings, which may be donated.
         metadata: the caller's, as saved.
-        note: None where the data continues exactly; otherwise a sentence that says how it does.
+        note: None where the data continues exactly; otherwise a sentence that says how it continues.
     """
 
     state: dict[str, Any]
@@ -50,8 +50,8 @@ class RestoredState(NamedTuple):
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves preemption to the training loop: Orbax would otherwise ask JAX's service too, from its own
-    threads and with older steps, while the service expects one rising count."""
+    """Leaves preemption to the training loop: Orbax would otherwise ask JAX's service, too, from its own threads and
+    with older steps, while the service expects one increasing count."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -61,9 +61,9 @@ class Checkpoints:
     """The checkpoints in one directory. In a distributed run every process makes the same calls.
 
     Args:
-        directory: created if need be; all processes must see the same one (`gs://` works).
-        keep: how many of the newest are kept.
-        keep_best: how many of the best by `best_metric` are kept besides.
+        directory: created if it does not exist; all processes must see the same one (`gs://` works).
+        keep: number of the newest that are kept.
+        keep_best: number of the best by `best_metric` that are also kept.
         best_metric: name in the `metrics` of `save`; higher is better. None tracks no best.
         asynchronous: write in the background. The arrays are copied before `save` returns, so that
             they may be donated at once.
@@ -84,7 +84,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         if keep < 1:
-            raise ValueError(f"checkpoints: keep={keep}, but at least one must stay to resume from")
+            raise ValueError(f"checkpoints: keep={keep}, but at least one is needed to resume from")
         path = epath.Path(directory).expanduser()
         self.directory = path if "://" in os.fspath(directory) else path.absolute()
         self._best_metric = best_metric
@@ -103,7 +103,7 @@ class Checkpoints:
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
             enable_async_checkpointing=asynchronous,
-            # Created in the background, a directory that cannot be shows only after minutes of waiting.
+            # In the background, a directory that cannot be created shows only after minutes of waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             read_only=read_only,
         )
@@ -138,7 +138,7 @@ class Checkpoints:
             state: {name: pytree of arrays}; entries without leaves are left out. In a distributed run
                 arrays are global (or numpy, the same in every process).
             data_iterator: this process's; its position after the batch of `step`.
-            metadata: anything JSON holds.
+            metadata: a JSON value.
             metrics: numbers by which the best is chosen.
             force: replace a checkpoint of this step that exists (to give it metrics, for example). This
                 waits until the new one is there; the old one is lost only then.
@@ -177,10 +177,10 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more.
+        """Returns when no write is in progress any more.
 
         Raises:
-            CheckpointError: what was being written could not be.
+            CheckpointError: the checkpoint could not be written.
         """
         if self._pending is not None:
             self._attempt(self._pending, self._manager.wait_until_finished)
@@ -193,7 +193,7 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    # What there is.
+    # Listing.
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, rising."""
@@ -227,8 +227,8 @@ class Checkpoints:
     ) -> RestoredState:
         """The state of a checkpoint, on whatever mesh `abstract` names.
 
-        The data iterator takes the position it had; what happens with another number of processes
-        is described at `set_position` and told in the note.
+        The data iterator is moved to the position it had; with another number of processes see `set_position` and
+        the note of the result.
 
         Args:
             abstract: {name: pytree} of ShapeDtypeStructs (or arrays) with shardings; leaves without a
@@ -259,9 +259,9 @@ class Checkpoints:
         return RestoredState(state, record["metadata"], note)
 
     def restore_params_only(self, step: int, name: str) -> dict[str, np.ndarray]:
-        """One entry of the state, whole, as {path: numpy array}: 'ema' or 'trainable' for using a model.
+        """One entry of the state as {path: numpy array}: 'ema' or 'trainable' for using a model.
 
-        Needs no mesh and reads nothing else.
+        It needs no mesh and reads nothing else.
 
         Raises:
             CheckpointError: no such checkpoint, or no such entry in it.
@@ -273,7 +273,7 @@ class Checkpoints:
         as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         return self._read(step, name, dict.fromkeys(leaves[name], as_numpy))
 
-    # Inside.
+    # Internals.
 
     def _attempt(self, step: int, action: Callable[[], Any]) -> None:
         try:
@@ -281,7 +281,7 @@ class Checkpoints:
         except Exception as error:
             self._pending = None
             if jax.process_count() == 1:
-                # The manager still counts the failed step as there; a new one looks at the disk.
+                # The manager still counts the failed step as written; a new one reads the disk.
                 self._manager = self._reopened()
             raise CheckpointError(
                 f"cannot save checkpoint {step} in {self.directory}: {_reason(error)}. "
@@ -331,7 +331,7 @@ class Checkpoints:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line. Tensorstore buries the system's error number under file names."""
+    """The innermost cause in one line. Tensorstore hides the error number of the system among file names."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

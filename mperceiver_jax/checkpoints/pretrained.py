@@ -1,9 +1,8 @@
-"""A directory of pretrained weights: weights of a model in our layout, as `convert import` writes them.
+"""A directory of pretrained weights: weights of a model in the layout of this package, as `convert import` writes them.
 
-`record.json` says what is there and where it came from; the values are Orbax checkpoints
-`values/000`, `values/001`, ... of a few hundred megabytes each, since Orbax holds what it
-writes or reads twice: so neither takes more than a small part of the model's size.
-A directory is written elsewhere and renamed (`atomic_outputs`), hence complete where it exists.
+`record.json` lists the contents and their sources; the values are Orbax checkpoints `values/000`, `values/001`, ...
+of a few hundred megabytes each. Orbax holds what it writes or reads twice in memory; in groups that is a small part
+of the model's size. A directory is written elsewhere and renamed (`atomic_outputs`), hence complete where it exists.
 """
 
 import contextlib
@@ -30,12 +29,12 @@ class PretrainedDirectory:
 
     Attributes:
         path: the directory.
-        record: what `record.json` says: `sources` (name, layout, parts, licence, SHA-256 of every file), `parameters`
-            (their number) and `values` ({path: [group, dtype, shape]}).
+        record: the content of `record.json`: `sources` (name, layout, parts, licence, SHA-256 of every file),
+            `parameters` (their number) and `values` ({path: [group, dtype, shape]}).
 
     Raises:
         FileNotFoundError: no such directory.
-        ValueError: it holds no pretrained weights, those of a later version, or not all of them.
+        ValueError: it holds no pretrained weights, those of another format, or not all of them.
     """
 
     def __init__(self, path: str | Path):
@@ -48,7 +47,9 @@ class PretrainedDirectory:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: no directory of pretrained weights (no readable {RECORD})") from error
         if written != FORMAT:
-            raise ValueError(f"{path}: pretrained of format {written}, this version reads {FORMAT}; import them again")
+            raise ValueError(
+                f"{path}: pretrained weights of format {written}, but this version reads {FORMAT}; import them again"
+            )
         if not _well_formed(record):
             raise ValueError(f"{path}: {RECORD} is damaged; import again")
         groups = sorted({group for group, _, _ in record["values"].values()})
@@ -59,7 +60,7 @@ class PretrainedDirectory:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{path: shape} of every parameter there."""
+        """{path: shape} of every parameter in the directory."""
         return {path: tuple(shape) for path, (_, _, shape) in self.record["values"].items()}
 
     def values(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -76,7 +77,7 @@ class PretrainedDirectory:
                 _malloc_trim()
 
     def read(self, path: str) -> np.ndarray:
-        """One parameter in its stored dtype. Those stored beside it are kept until others are asked for, so
+        """One parameter in its stored dtype. Its group is kept in memory until one of another group is read, so
         reading all in the order of `shapes` reads nothing twice.
 
         Raises:
@@ -104,8 +105,8 @@ class PretrainedDirectory:
 def _well_formed(record: Any) -> bool:
     try:
         values = [(group, tuple(map(int, shape)), dtype) for group, dtype, shape in record["values"].values()]
-        told = all({"name", "layout", "licence", "sha256"} <= source.keys() for source in record["sources"])
-        return told and "parameters" in record and all(re.fullmatch(r"\d+", group) for group, _, _ in values)
+        complete = all({"name", "layout", "licence", "sha256"} <= source.keys() for source in record["sources"])
+        return complete and "parameters" in record and all(re.fullmatch(r"\d+", group) for group, _, _ in values)
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 
@@ -117,18 +118,19 @@ def is_pretrained_directory(path: str | Path) -> bool:
 def write_pretrained(
     directory: str | Path, values: Iterable[tuple[str, np.ndarray]], sources: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes a directory of pretrained weights; it appears complete or not at all. In a distributed run by process 0
-    alone (Orbax lets no other write).
+    """Writes a directory of pretrained weights; it appears complete or not at all.
+
+    In a distributed run only process 0 may call this (Orbax lets no other process write).
 
     Args:
         directory: must not exist, or be empty.
-        values: (path, array in our layout), asked for one by one.
+        values: (path, array in the layout of this package), consumed one by one.
         sources: see `PretrainedDirectory.record`.
 
     Raises:
-        FileExistsError: the directory is there and not empty, or another process has filled it meanwhile.
+        FileExistsError: the directory exists and is not empty, or another process has written it meanwhile.
     """
-    directory = Path(directory).resolve()  # What a link stands for can be put in place; a link cannot.
+    directory = Path(directory).resolve()  # The target of a link can be replaced; a link cannot.
     require_empty(directory)
     stored: dict[str, list[Any]] = {}
     with atomic_outputs(directory) as (partial,):
@@ -144,10 +146,10 @@ def write_pretrained(
 
 
 def require_empty(directory: str | Path) -> None:
-    """Raises FileExistsError where there is something at that path other than an empty directory."""
+    """Raises FileExistsError where the path exists and is not an empty directory."""
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory}: exists already; choose another, or remove it first")
+        raise FileExistsError(f"{directory}: exists already; choose another directory, or remove it first")
 
 
 def _grouped(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
@@ -162,7 +164,7 @@ def _grouped(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Orbax for this process alone: others of a distributed run are not waited for."""
+    """Orbax for this process alone: it does not wait for other processes of a distributed run."""
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="pretrained"
     )
@@ -174,6 +176,6 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _malloc_trim() -> None:
-    """glibc keeps what is freed between blocks in use; over a whole model that was half its size."""
-    with contextlib.suppress(OSError, AttributeError):  # Other C libraries have no such function, and no need.
+    """Returns freed memory to the system: glibc keeps it, which for a whole model was half of the model's size."""
+    with contextlib.suppress(OSError, AttributeError):  # Other C libraries do not have or need this function.
         ctypes.CDLL(None).malloc_trim(0)

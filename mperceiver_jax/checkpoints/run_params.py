@@ -1,68 +1,155 @@
 """The whole model of a training run: what it started from, and on top what each stage trained."""
 
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from mperceiver_jax.checkpoints import initial_params
-from mperceiver_jax.checkpoints.initial_params import Which
-from mperceiver_jax.checkpoints.trained_run import trained_stages, uses_ema
+from mperceiver_jax.checkpoints.initial_params import Which, lazy_init_params, read_experiment, trained_values
+from mperceiver_jax.checkpoints.lazy import LazyMapping
+from mperceiver_jax.checkpoints.trained_run import TrainedStage, trained_stages, uses_ema
 from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.config.phases import base
 from mperceiver_jax.errors import ConfigError
+from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.mperceiver.parts import unused_by_model
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel
 
+Readers = dict[str, Callable[[], Any]]
 
-class TrainedModel(NamedTuple):
-    """Attributes:
-    params: every parameter, on the default device, in the run's compute dtype.
-    refined: whether the detail refinement module was trained.
-    notes: stages that are unfinished, one sentence each.
-    weight_kind: which of a stage's parameters these are, for people.
+
+@dataclass(frozen=True)
+class RunParams:
+    """The parameters that a training run left, each read when it is asked for.
+
+    Attributes:
+        experiment: the run's configuration.
+        model: built abstractly.
+        values: every parameter of the model, by path.
+        stages: the stages that have a checkpoint, in the order in which they were trained.
+        which: see `run_params`.
+        averaged: whether moving averages are among the values.
+        placeholders: paths of initial values that nothing replaced and that the model does not use.
     """
 
-    params: Params
-    refined: bool
-    notes: tuple[str, ...]
-    weight_kind: str
+    experiment: Experiment
+    model: MPerceiver | RegressionModel
+    values: LazyMapping
+    stages: tuple[TrainedStage, ...]
+    which: Which | None
+    averaged: bool
+    placeholders: frozenset[str]
+
+    def on_device(self) -> Params:
+        """All values on the default device, in the run's compute dtype."""
+        dtype = jnp.dtype(self.experiment.compute_dtype)
+        return {path: jnp.asarray(value, dtype) for path, value in self.values.items()}
+
+    @property
+    def without_placeholders(self) -> Mapping[str, Any]:
+        """The values without the placeholders."""
+        return self.values.without(self.placeholders)
+
+    @property
+    def refined(self) -> bool:
+        """Whether the detail refinement module was trained."""
+        return any(base(stage.name) == "drm" for stage in self.stages)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """One sentence for each stage that is unfinished."""
+        return tuple(stage.unfinished for stage in self.stages if stage.unfinished)
+
+    @property
+    def weight_kind(self) -> str:
+        """Which parameters of the stages these are, for display."""
+        return "moving averages" if self.averaged else "last parameters"
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """One sentence for each stage: which of its parameters these are, and of which update."""
+        return tuple(_origin(stage, self.which) for stage in self.stages)
 
 
-def read_trained_model(
-    workdir: str | Path, experiment: Experiment, model: MPerceiver | RegressionModel, which: Which | None = None
-) -> TrainedModel:
-    """Reads the last checkpoint of every stage, in the order in which they were trained.
+def run_params(
+    workdir: str | Path, which: Which | None = None, pretrained: str | Path | None = None, in_memory: bool = False
+) -> RunParams:
+    """Opens the model of a training run: the last checkpoint of every stage over what the run started from.
 
     Args:
-        model: built abstractly.
-        which: see `trained_stages.uses_ema`.
+        which: `ema`, the moving averages, or `last`, the last parameters. None takes the averages of the stages
+            that keep one.
+        pretrained: the directory of pretrained weights that the run started from, where it has moved since.
+        in_memory: hold the values that the run started from on the default device, in the run's compute dtype,
+            instead of reading them at every access. Faster where the whole model is needed at once.
 
     Raises:
-        ValueError: a stage that restoring needs has no checkpoint; names all of them. No moving average.
-        ConfigError: the pretrained weights that the run started from cannot be read.
-        CheckpointError: a checkpoint cannot be read, is of another model, or was trained on other pretrained weights.
+        FileNotFoundError: there is no run in that directory.
+        ValueError: a stage that restoring needs has no checkpoint (names all of them), there is no moving average,
+            or the configuration or the pretrained weights cannot be used (`ConfigError`).
+        CheckpointError: a checkpoint cannot be read, is of another model, or was trained with other frozen
+            parameters.
     """
+    experiment = read_experiment(workdir)
+    if pretrained is not None:
+        experiment = replace(experiment, pretrained=str(pretrained))
     stages = trained_stages(workdir, experiment)
     averaged = uses_ema(workdir, stages, which)
+    model = experiment.build()
     dtype = jnp.dtype(experiment.compute_dtype)
-    try:
-        params = initial_params.init_params(experiment, model, lambda path, value: jnp.asarray(value, dtype))
-    except ConfigError as error:
-        hint = "if the pretrained weights have moved, say where they are now: --pretrained=PATH"
-        raise ConfigError(f"{error}; {hint}") from error
-    shapes = {path: value.shape for path, value in params.items()}
-    # Later stages were trained beside the averages of earlier ones, whichever are wanted now.
-    chosen = dict(params)
+    initial, published = _start(experiment, model)
+    used: Readers = {**initial, **published}
+    if in_memory:
+        used = {path: partial(_same, jnp.asarray(read(), dtype)) for path, read in used.items()}
+    shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
+    # Later stages were trained next to the averages of earlier ones, whichever are wanted now.
+    chosen, replaced = dict(used), set(published)
     for stage in stages:
-        values = initial_params.trained_values(workdir, stage.name, stage.step) or {}
-        stage.check(workdir, shapes, values, {path: params[path] for path in params if path not in values})
-        held = {path: jnp.asarray(value, dtype) for path, value in values.items()}
-        params |= held
+        values = trained_values(workdir, stage.name, stage.step) or {}
+        stage.check(workdir, shapes, values, _frozen(used, values, dtype))
+        used |= _readers(values)
         if which == "last" and stage.averaged:
-            last = initial_params.trained_values(workdir, stage.name, stage.step, averaged=False) or {}
-            held = {path: jnp.asarray(value, dtype) for path, value in last.items()}
-        chosen |= held
-    notes = tuple(stage.unfinished for stage in stages if stage.unfinished)
-    kind = "moving averages" if averaged else "last parameters"
-    return TrainedModel(chosen, any(stage.name == "drm" for stage in stages), notes, kind)
+            values = trained_values(workdir, stage.name, stage.step, averaged=False) or {}
+        chosen |= _readers(values)
+        replaced |= values.keys()
+    unused = re.compile("|".join(unused_by_model(model)) if isinstance(model, MPerceiver) else "(?!)")
+    placeholders = frozenset(path for path in initial.keys() - replaced if unused.match(path))
+    return RunParams(experiment, model, LazyMapping(chosen), tuple(stages), which, averaged, placeholders)
+
+
+def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> tuple[Readers, Readers]:
+    """What the run started from, see `lazy_init_params`."""
+    try:
+        return lazy_init_params(experiment, model)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; if the pretrained weights have moved, say where they are now: --pretrained=PATH"
+        ) from error
+
+
+def _readers(values: Mapping[str, np.ndarray]) -> Readers:
+    return {path: partial(_same, value) for path, value in values.items()}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _frozen(used: Readers, trained: Mapping[str, np.ndarray], dtype: Any) -> LazyMapping:
+    """The parameters that a stage did not train, in the dtype in which the run held them."""
+    as_held = lambda read: jnp.asarray(read(), dtype)
+    return LazyMapping({path: partial(as_held, read) for path, read in used.items() if path not in trained})
+
+
+def _origin(stage: TrainedStage, which: Which | None) -> str:
+    kind = "moving average" if stage.averaged and which != "last" else "last parameters"
+    return f"{stage.name}: {kind} as of update {stage.step}" + (
+        f" of {stage.planned}; the stage is unfinished" if stage.unfinished else ""
+    )

@@ -1,4 +1,4 @@
-"""Which stages of a run have a checkpoint to take weights from, and whether what they trained belongs here."""
+"""The stages of a run that have a checkpoint, and the check that their parameters belong to a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +8,8 @@ from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import Which, checkpoint_folder
 from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
 from mperceiver_jax.config.experiment import Experiment
-from mperceiver_jax.config.phases import expanded
+from mperceiver_jax.config.phases import STAGES, base, expand_curricula
 from mperceiver_jax.models.restorers.registry import RegressionConfig
-from mperceiver_jax.training.stages.registry import STAGES, base
 
 
 class TrainedStage(NamedTuple):
@@ -19,7 +18,7 @@ class TrainedStage(NamedTuple):
     Attributes:
         step: updates made.
         planned: updates that the configuration asks for; 0 where it no longer has the stage.
-        averaged: whether it holds a moving average beside the last parameters.
+        averaged: whether it holds a moving average in addition to the last parameters.
         frozen_fingerprint: fingerprint of the frozen parameters it was trained with.
     """
 
@@ -31,7 +30,7 @@ class TrainedStage(NamedTuple):
 
     @property
     def unfinished(self) -> str | None:
-        """A sentence that says so, if it is."""
+        """A sentence that the stage is unfinished; None where it is finished."""
         if self.step >= self.planned:
             return None
         return f"the stage {self.name} is unfinished, at update {self.step} of {self.planned}"
@@ -43,21 +42,21 @@ class TrainedStage(NamedTuple):
         trained: Mapping[str, Any],
         frozen: Mapping[str, Any],
     ) -> None:
-        """That what the stage trained belongs to the model, and to the parameters around it.
+        """Checks that the trained parameters belong to the model and to the frozen parameters.
 
         Args:
             shapes: of all parameters of the model.
             frozen: all parameters that the stage did not train, in the dtype in which the run held them.
 
         Raises:
-            CheckpointError: it does not; says in what.
+            CheckpointError: they do not; says why.
         """
         where = f"checkpoint {self.step} of {self.name} in {workdir}"
         wrong = [path for path, value in sorted(trained.items()) if shapes.get(path) != value.shape]
         if wrong:
             raise CheckpointError(
                 f"{where} does not fit this model: {', '.join(wrong[:5])} ({len(wrong)} in all) are unknown or "
-                "of another shape; was it written by another version?"
+                "have another shape; it may have been written by another version"
             )
         if self.frozen_fingerprint is not None and (identity := fingerprint(frozen)) != self.frozen_fingerprint:
             raise CheckpointError(
@@ -70,9 +69,9 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
     """The stages that have a checkpoint, in the order in which they are trained.
 
     Raises:
-        ValueError: one that a usable model needs has none; names all of them.
+        ValueError: stages that a usable model needs have none; names all of them.
     """
-    stages = expanded(experiment).stages
+    stages = expand_curricula(experiment).stages
     planned = {name: config.steps for name, config in stages.items() if config.steps}
     regression = isinstance(experiment.model, RegressionConfig)
     phases = {name: [phase for phase in stages if base(phase) == name] or [name] for name in STAGES}
@@ -82,7 +81,7 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
         for name in phase
         if (stage := _last(workdir, name, planned.get(name, 0)))
     }
-    # Of a stage's phases the first makes it usable, and the last that was begun counts.
+    # The first phase of a stage makes it usable; the parameters are those of the last phase that was begun.
     needed = [
         phases[name][0]
         for name in STAGES
@@ -90,23 +89,23 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
     ]
     if missing := [name for name in needed if name not in found]:
         raise ValueError(
-            f"{workdir}: nothing to restore with yet; no checkpoint of {', '.join(missing)} "
-            f"(there are: {', '.join(found) or 'none'}). Let the training finish: the same command goes on "
-            "where it stopped"
+            f"{workdir}: the run cannot be used yet; there is no checkpoint of {', '.join(missing)} "
+            f"(there are: {', '.join(found) or 'none'}). Let the training finish: the same command continues "
+            "it where it stopped"
         )
     lasting = {base(name): name for name in found}
     return [_of_all(stage, phases[base(name)], planned) for name, stage in found.items() if lasting[base(name)] == name]
 
 
 def uses_ema(workdir: str | Path, stages: Sequence[TrainedStage], which: Which | None) -> bool:
-    """Whether moving averages are among what these stages give.
+    """Whether moving averages are among the parameters that are taken from these stages.
 
     Args:
-        which: `ema`, the averages, or `trained`, the last parameters; None takes the averages of the stages that
+        which: `ema`, the averages, or `last`, the last parameters; None takes the averages of the stages that
             keep one.
 
     Raises:
-        ValueError: averages are asked for, and no stage kept one.
+        ValueError: averages are requested, and no stage kept one.
     """
     kept = any(stage.averaged for stage in stages)
     if which == "ema" and not kept:
@@ -115,7 +114,7 @@ def uses_ema(workdir: str | Path, stages: Sequence[TrainedStage], which: Which |
 
 
 def _of_all(stage: TrainedStage, phases: Sequence[str], planned: Mapping[str, int]) -> TrainedStage:
-    """The last phase that was begun; one that others should have followed is unfinished."""
+    """The last phase that was begun, unfinished where later phases are missing."""
     left = sum(planned.get(name, 0) for name in phases[phases.index(stage.name) + 1 :])
     return stage._replace(planned=stage.planned + left)
 

@@ -80,7 +80,7 @@ class StageConfig:
         try:
             re.compile(self.trainable)
         except re.error as error:
-            raise ValueError(f"trains: {self.trainable!r} is no regular expression ({error})") from error
+            raise ValueError(f"trainable: {self.trainable!r} is no regular expression ({error})") from error
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: at least 0 and below 1, not {self.ema_decay}")
 
@@ -95,7 +95,7 @@ class LossConfig:
         train_tower: the predictor stage also trains the image tower (where none is published at that size).
         train_cm_inv: the dual-branch stage trains the CM inversion.
         kl_weight: weight of the autoencoder's KL term, per latent element.
-        lpips_weight, lpips_net: perceptual term of the DRM stage; left out, and said so, without its weights.
+        lpips_weight, lpips_net: perceptual term of the DRM stage; without its weights it is left out, with a warning.
         gan_weight: factor on the adaptive weight of the DRM's adversarial term; 0 leaves it out.
         gan_start: DRM step at which the adversarial term starts.
         drm_latents: `perturbed_gt`, or `sampled` by the finished dual branch and stored in the workdir.
@@ -106,8 +106,8 @@ class LossConfig:
         condition_source: condition of a conditional restorer during training: the true task (`label`, as the releases
             are trained), or the prediction of its classifier (`classifier`), which exposes the network to the
             classifier's errors; the true task where the network has no classifier.
-        double_softmax: the classifier beside a restorer by regression learns from its probabilities as if they
-            were logits, as MiOIR's release has it.
+        double_softmax: the loss of a restorer's classifier takes probabilities as if they were logits, as in
+            MiOIR's release.
         regularizer_weight: of a network's own regulariser (PIP's angles between the vectors of classes).
     """
 
@@ -202,18 +202,18 @@ class RestoreConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a run is determined by, apart from the machine it runs on.
+    """Everything that determines a run, apart from the machine it runs on.
 
     Attributes:
         variant: name of the variant, for messages and the workdir.
         model: MPerceiver's, or that of a restorer by regression.
-        variant_reason: what the first line says about how the variant was chosen.
+        variant_reason: why this variant was chosen, shown in the first line.
         pretrained: published weights to start from (see README); required unless `from_scratch`.
         from_scratch: the variant trains its own autoencoder, CLIP towers and diffusion prior.
-        source: workdir of the finished run that this one adapts to a new task (`training.adaptation`), if it does.
-        cache: directory for what the frozen towers make of `cached_examples` fixed crops of the dual-branch
-            stage, which then trains on those alone and runs without VAE and CLIP; "" encodes fresh crops
-            at every step.
+        source: workdir of the finished run that this one adapts to a new task (`training.adaptation`), or "".
+        cache: directory for the outputs of the frozen towers for `cached_examples` fixed crops of the dual-branch
+            stage, which then trains on those alone and runs without VAE and CLIP; "" encodes new crops at every
+            step.
         compute_dtype: `float32` or `bfloat16`; trained parameters stay float32, frozen ones are stored in this dtype.
         stages: by name, in the order they run.
         on_nonfinite: `stop` at the first non-finite loss, or `skip` up to `max_skipped` such steps per stage.
@@ -261,17 +261,17 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """The model's name, for people."""
+        """The model's name, for display."""
         return self.model.title if isinstance(self.model, RegressionConfig) else "MPerceiver"
 
     @property
     def warning(self) -> str:
-        """What whoever trains the model, or reads of it, should know; empty where there is nothing."""
+        """Warning shown at start and in the report; empty if none."""
         return self.model.warning if isinstance(self.model, RegressionConfig) else ""
 
     @property
-    def form(self) -> dict[str, str]:
-        """What a checkpoint remembers of the model's form."""
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """The fields of the model that checkpoints record."""
         if isinstance(self.model, RegressionConfig):
             return {"family": self.model.family}
         return {"modulator_form": self.model.unet.modulator_form}

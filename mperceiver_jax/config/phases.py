@@ -1,25 +1,49 @@
-"""Sequential learning: a stage trained in phases, each on its own tasks, with a fresh optimizer and schedule.
+"""The stages of training by name: their order, the phases of a curriculum, and the data of each.
 
-Source: MiOIR, whose phases add one task at a time; here for any stage of any model. A phase goes on from
-the last parameters *and* the moving average of the one before. To the rest of the program phases are stages
-named `regression.1`, `regression.2` and so on, each with its own checkpoints.
+    vae          the autoencoder (only where none is published at that size)
+    prior        the latent diffusion prior on clean images (likewise)
+    predictor    the degradation predictor
+    dual_branch  modulators, IR-Adapter, textual prompts and CM inversion; all else frozen
+    drm          the detail refinement module; encoder and decoder frozen
+    regression   the only stage of models that map the degraded image straight to the restored one
+
+Sequential learning (MiOIR) trains a stage in phases, each on its own tasks and with a fresh optimizer and
+schedule. To the rest of the program phases are stages named `regression.1`, `regression.2` and so on, each with
+its own checkpoints; a phase starts from the last parameters and the moving average of the one before.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from mperceiver_jax.checkpoints import initial_params
-from mperceiver_jax.checkpoints.manager import CheckpointError
+from data_pipelines.pipeline import PipelineConfig
 from mperceiver_jax.config.experiment import Experiment, StageConfig
-from mperceiver_jax.distributed import sharding
-from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.training.step import TrainState
+from mperceiver_jax.random_streams import Streams
+
+ORDER = ("vae", "prior", "predictor", "dual_branch", "drm")
+"""MPerceiver's stages."""
+STAGES = (*ORDER, "regression")
 
 
-def expanded(experiment: Experiment) -> Experiment:
-    """The experiment with every curriculum's phases in the place of its stage; changes nothing the second time."""
+def base(name: str) -> str:
+    """The stage that a phase belongs to: `regression` for `regression.2`; a stage without phases is its own."""
+    return name.split(".")[0]
+
+
+def phase_number(name: str) -> int:
+    """2 for `regression.2`; 0 for a stage without phases."""
+    _, dot, number = name.partition(".")
+    return int(number) if dot else 0
+
+
+def phase_before(name: str) -> str | None:
+    """The phase that a phase starts from; None for the first, and for stages without phases."""
+    number = phase_number(name)
+    return f"{base(name)}.{number - 1}" if number > 1 else None
+
+
+def expand_curricula(experiment: Experiment) -> Experiment:
+    """The experiment with the phases of every curriculum in place of its stage. Idempotent."""
     stages: dict[str, StageConfig] = {}
     for name, stage in experiment.stages.items():
         if not stage.curriculum:
@@ -34,36 +58,32 @@ def expanded(experiment: Experiment) -> Experiment:
     return replace(experiment, stages=stages)
 
 
-def phase_number(name: str) -> int:
-    """2 for `regression.2`; 0 for a stage without phases."""
-    _, dot, number = name.partition(".")
-    return int(number) if dot else 0
-
-
-def phase_before(name: str) -> str | None:
-    """The phase that another one goes on from; None for the first, and for stages without phases."""
-    number = phase_number(name)
-    return f"{name.partition('.')[0]}.{number - 1}" if number > 1 else None
-
-
-def carry_over(workdir: Path, name: str, state: TrainState) -> TrainState:
-    """A fresh state; of a later phase with the last parameters that the phase before left, and its moving average
-    beside them, both in float32.
+def stages_of(experiment: Experiment) -> list[str]:
+    """The names of the stages that run, in order.
 
     Raises:
-        CheckpointError: the phase before left no checkpoint, or it lacks parameters.
+        ValueError: a stage that does not exist.
     """
-    before = phase_before(name)
-    if before is None:
-        return state
+    unknown = sorted(name for name in experiment.stages if base(name) not in STAGES)
+    if unknown:
+        raise ValueError(f"config.stages.{unknown[0]}: no such stage; the stages are {', '.join(STAGES)}")
+    planned = [name for name, config in experiment.stages.items() if config.steps]
+    return sorted(planned, key=lambda name: (STAGES.index(base(name)), phase_number(name)))
 
-    def left(like: Params, averaged: bool) -> Params:
-        values = initial_params.trained_values(workdir, before, averaged=averaged) or {}
-        if missing := sorted(set(like) - set(values)):
-            raise CheckpointError(f"{name} goes on from {before}, whose checkpoint lacks {', '.join(missing[:5])}")
-        return {path: sharding.place(values[path], leaf.sharding, leaf.dtype) for path, leaf in like.items()}
 
-    return state._replace(trainable=left(state.trainable, False), ema=left(state.ema, True) if state.ema else {})
+def data_config(experiment: Experiment, name: str) -> PipelineConfig:
+    """The data of a stage: its own batch size, crop, tasks and seed, all else as configured.
+
+    Raises:
+        ValueError: names a field of the data that cannot be used.
+    """
+    stage, data = experiment.stages[name], experiment.data
+    crop = stage.crop or data.crop
+    seed = Streams(experiment.seed).integer(f"data/{name}")
+    if stage.tasks:
+        weights = {task: data.weights.get(task, 1.0) for task in stage.tasks}
+        data = replace(data, weights=weights, pairs={k: v for k, v in data.pairs.items() if k in weights})
+    return replace(data, batch_size=stage.batch_size, crop=crop, seed=seed)
 
 
 def cumulative(order: Sequence[str], steps: int, last_steps: int) -> list[dict[str, Any]]:
@@ -71,7 +91,7 @@ def cumulative(order: Sequence[str], steps: int, last_steps: int) -> list[dict[s
 
     Args:
         steps: updates of every phase but the last.
-        last_steps: of the last, which has all tasks.
+        last_steps: updates of the last, which has all tasks.
     """
     return [
         {"tasks": tuple(order[:number]), "steps": last_steps if number == len(order) else steps}

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import get_args
 
 from mperceiver_jax.checkpoints.initial_params import Which
-from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
+from mperceiver_jax.convert.open_weights import Weights, open_weights
 from mperceiver_jax.convert.restorer_checkpoints import export_regression, kept_aside
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.parts import listed

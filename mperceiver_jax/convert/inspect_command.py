@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mperceiver_jax.checkpoints.lazy_params import of_pretrained
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.command_line import one_line
 from mperceiver_jax.config.experiment import Experiment
@@ -30,6 +29,7 @@ from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
 from mperceiver_jax.convert.formats.torch_files import open_tensors
 from mperceiver_jax.convert.keymaps import promptir
 from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
+from mperceiver_jax.convert.open_weights import of_pretrained
 from mperceiver_jax.convert.restorer_checkpoints import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.models.mperceiver.model import MPerceiver

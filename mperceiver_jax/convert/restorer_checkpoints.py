@@ -24,7 +24,7 @@ from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import TASK_MAPS, checkpoint_folder
 from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.checkpoints.pretrained import require_empty
-from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.checkpoints.workdir import bind_workdir
 from mperceiver_jax.config.experiment import Experiment, to_mapping
 from mperceiver_jax.convert.formats.safetensors_writer import rounded
 from mperceiver_jax.convert.formats.torch_files import open_tensors, read_torch, write_safetensors
@@ -217,12 +217,17 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         experiment,
         stages={"regression": replace(stage, curriculum=(), ema_decay=stage.ema_decay if kept else 0.0)},
     )
-    metadata = {"stage": "regression", "frozen_fingerprint": fingerprint({}), "ema": kept, **experiment.form}
+    metadata = {
+        "stage": "regression",
+        "frozen_fingerprint": fingerprint({}),
+        "ema": kept,
+        **experiment.checkpoint_metadata,
+    }
     mapping = to_mapping(experiment)
     if maps:
         mapping["model"]["network"]["task_maps"] = TASK_MAPS
     with atomic_outputs(output.resolve()) as (partial,):
-        claim_workdir(partial, mapping)
+        bind_workdir(partial, mapping)
         if maps:
             shutil.copyfile(maps, partial / TASK_MAPS)
         if aside:

@@ -3,6 +3,7 @@
 from typing import Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mperceiver_jax.diffusion.dpm_solver import DPMSolver
@@ -12,6 +13,11 @@ from mperceiver_jax.models.mperceiver.model import Condition, MPerceiver
 
 Sampler = DDIM | DPMSolver
 SamplerName = Literal["ddim", "reference", "dpmpp_2m"]
+
+
+def to_model_range(image: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Images in [0, 1] -> [-1, 1], the range of MPerceiver, in the compute dtype."""
+    return (image * 2 - 1).astype(dtype)
 
 
 class SamplerChoice(Protocol):

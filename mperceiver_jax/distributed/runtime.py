@@ -1,4 +1,4 @@
-"""Starting JAX on one or several hosts, agreeing among processes, and stopping in time."""
+"""Start JAX on one or several hosts, run actions in agreement of all processes, and notice requests to stop."""
 
 import glob
 import importlib.util
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
-    """Which multi-process set-up the environment variables describe; None for a single process.
+    """The multi-process set-up that the environment variables describe; None for a single process.
 
     'explicit' (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), 'tpu' (a pod or several
     slices), 'slurm' (inside srun with several tasks) or 'mpi' (Open MPI with several ranks).
@@ -45,7 +45,7 @@ def cluster(environment: Mapping[str, str]) -> str | None:
 
 
 def accelerator() -> bool:
-    """Whether JAX would find a GPU or a TPU; told without starting a backend, which must wait for other hosts."""
+    """Whether JAX would find a GPU or a TPU, determined without starting a backend, which must wait for other hosts."""
     if os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
         return False
     found = lambda module: importlib.util.find_spec(module) is not None
@@ -55,22 +55,22 @@ def accelerator() -> bool:
 
 
 def start_runtime(compilation_cache: str | None = None, distributed: bool | None = None) -> bool:
-    """Joins the other processes of the run, if there are any. Call it before anything touches a device.
+    """Joins the other processes of the run, if there are any. Call it before any device is used.
 
-    A second call changes nothing but the compilation cache. Without other processes no backend
+    A second call changes only the compilation cache. Without other processes no backend
     is started.
 
     Args:
         compilation_cache: directory of XLA's persistent cache; None leaves JAX's own setting
-            (JAX_COMPILATION_CACHE_DIR). Whoever can write there can run code here.
+            (JAX_COMPILATION_CACHE_DIR). Anyone who can write there can run code in this process.
         distributed: True or False overrides what `cluster` finds in the environment. True is for TPU
-            pods whose hosts carry no such variables: JAX then asks the metadata server.
+            pods whose hosts do not have such variables: JAX then asks the metadata server.
 
     Returns:
         Whether this process is part of a distributed run.
 
     Raises:
-        ValueError: the JAX_* variables are there only in part, or are no numbers.
+        ValueError: some of the JAX_* variables are missing, or are not numbers.
     """
     if compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(compilation_cache)))
@@ -87,8 +87,8 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
         try:
             processes, process = int(os.environ[_OWN[1]]), int(os.environ[_OWN[2]])
         except ValueError:
-            said = ", ".join(f"{name}={os.environ[name]!r}" for name in _OWN[1:])
-            raise ValueError(f"{said}: both must be whole numbers") from None
+            given = ", ".join(f"{name}={os.environ[name]!r}" for name in _OWN[1:])
+            raise ValueError(f"{given}: both must be whole numbers") from None
         jax.distributed.initialize(os.environ[_OWN[0]], processes, process)
     else:
         jax.distributed.initialize()
@@ -96,8 +96,8 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
 
 
 def on_first_process(action: Callable[[], None]) -> None:
-    """Runs `action` in process 0 while the others wait, for hours if need be; if it fails, all of them fail
-    with its message.
+    """Runs `action` in process 0 while the others wait, for up to six hours; if it fails, all of them fail with its
+    message.
 
     Raises:
         Exception: the action's own in process 0; ValueError with the same text in the others.
@@ -124,7 +124,7 @@ def on_first_process(action: Callable[[], None]) -> None:
 
 
 def on_every_process(action: Callable[[], Result]) -> Result:
-    """Runs `action` in every process; if it fails in one, all fail, so that none is left waiting for others.
+    """Runs `action` in every process; if it fails in one, all fail, so that none waits for the others forever.
 
     Raises:
         Exception: the action's own where it failed; ValueError in the others.
@@ -145,9 +145,16 @@ def on_every_process(action: Callable[[], Result]) -> Result:
     return result
 
 
+def smallest_of_processes(value: int) -> int:
+    """The smallest of the values that the processes give; every process must call this."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.min(multihost_utils.process_allgather(np.asarray(value))))
+
+
 def _meet() -> None:
-    """Returns when every process is here. The first collective would give up after half a minute."""
-    # Not at the top: what only starts a runtime need not load Orbax.
+    """Returns when every process has called this. A collective would give up after half a minute."""
+    # Imported here: starting the runtime does not need Orbax.
     from orbax.checkpoint import multihost
 
     everyone = set(range(jax.process_count()))
@@ -159,10 +166,10 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Notices that the run should stop, so that the loop can save and leave.
+    """Notices that the run should stop, so that the loop can save and end.
 
     In a single process: SIGTERM, or the first Ctrl-C (a second one interrupts at once). In a
-    distributed run JAX's own service catches SIGTERM in any process and settles on one step, so that
+    distributed run JAX's own service catches SIGTERM in any process and agrees on one step, so that
     all processes save the same one. Signals are seen when `requested` is called, hence only
     between steps: call it after every step, and inside long evaluations `noticed`.
 
@@ -188,21 +195,21 @@ class Preemption:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
-        # Not print: a signal may come while something else is being printed.
-        os.write(2, b"Asked to stop: saving after the present update.\n")
+        # Not print: a signal may arrive while something else is being printed.
+        os.write(2, b"Asked to stop: saving after the current update.\n")
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @property
     def noticed(self) -> bool:
-        """Whether a signal has come to this single process; always False in a distributed run."""
+        """Whether a signal has reached this single process; always False in a distributed run."""
         return self._noticed
 
     def requested(self) -> bool:
         """Whether to save and stop now. Every process must ask equally often, once per step.
 
-        JAX's service settles on a call in the future by a count that must never fall back; steps do
-        when a stage ends, so the calls are counted here. One object serves a whole run.
+        JAX's service agrees on a call in the future by a count that must never decrease; steps do when a stage
+        ends, so the calls are counted here. One object serves a whole run.
         """
         if self._distributed:
             self._calls += 1

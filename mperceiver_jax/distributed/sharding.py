@@ -1,9 +1,9 @@
-"""The device mesh, and which part of every array lies where.
+"""The device mesh, and which part of every array lies on which device.
 
-Three axes: `data` (copies of the model, each with its part of the batch), `fsdp` (the
-batch is divided here too, and so are large parameters) and `model` (tensor parallelism
-of attention and feed-forward layers). Models know nothing of this file: XLA's
-partitioner inserts the communication from the shardings of the step's arguments.
+The mesh has three axes: `data` (copies of the model, each with its part of the batch), `fsdp` (the batch is
+divided here too, and so are large parameters) and `model` (tensor parallelism of attention and feed-forward
+layers, by rules). Models do not depend on this file: XLA's partitioner inserts the communication from the
+shardings of the step's arguments.
 """
 
 import re
@@ -19,24 +19,42 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "model")
 FSDP_THRESHOLD = 4 * 2**20
 
-# Which dimension of a linear layer's (in, out) weight is divided over `model`: queries, keys, values
-# and the first feed-forward layer by their outputs, the layers that close a block by their inputs, so
-# that one sum over the axis per block suffices. The first pattern that is found in the path decides.
-TENSOR_PARALLEL: tuple[tuple[str, int], ...] = (
-    (r"\.to_(q|k|v)\.weight$", 1),
-    (r"\.to_out\.0\.weight$", 0),
-    (r"\.ff\.net\.0\.proj\.weight$", 1),
-    (r"\.ff\.net\.2\.weight$", 0),
+Rules = tuple[tuple[str, int], ...]
+"""(regular expression of parameter paths, dimension that is divided over `model`); the first match decides."""
+
+# Linear layers have (inputs, outputs) weights. Queries, keys, values and the first feed-forward layer are divided
+# by their outputs, the layers that close a block by their inputs, so that one sum over the axis per block suffices.
+MODEL_AXIS_RULES: Rules = (
+    (r"\.(to_q|to_k|to_v|qkv)\.weight$|\.in_proj_weight$", 1),
+    (r"\.(to_out\.0|out_proj)\.weight$|\.(input_blocks\.\d+|middle_block)\.\d+\.proj_out\.weight$", 0),
+    (r"\.(ff\.net\.0\.proj|mlp\.c_fc)\.weight$", 1),
+    (r"\.(ff\.net\.2|mlp\.c_proj)\.weight$", 0),
 )
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1 and takes the devices that remain."""
+    """Sizes of the mesh axes, and what the `model` axis divides.
+
+    Attributes:
+        data, fsdp, model: sizes; one of them may be -1 and takes the devices that remain.
+        rules: (regular expression of parameter paths, dimension divided over `model`). The first expression found
+            in a path decides; parameters that match none are not divided over `model`.
+    """
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    rules: Rules = MODEL_AXIS_RULES
+
+    def __post_init__(self) -> None:
+        for pattern, dimension in self.rules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"rules: {pattern!r} is not a regular expression ({error})") from error
+            if dimension < 0:
+                raise ValueError(f"rules: the dimension of {pattern!r} is {dimension}, but counts from 0")
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
@@ -46,16 +64,16 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
         ValueError: a size below 1 that is not -1, more than one -1, or a product that is not `devices`.
     """
     sizes = [config.data, config.fsdp, config.model]
-    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise ValueError(f"mesh ({said}): sizes are positive, at most one is -1 (the devices that remain)")
+        raise ValueError(f"mesh ({given}): sizes are positive, at most one is -1 (the devices that remain)")
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes:
         if devices % known:
-            raise ValueError(f"mesh ({said}): {devices} devices do not divide by {known}")
+            raise ValueError(f"mesh ({given}): {devices} devices do not divide by {known}")
         sizes[sizes.index(-1)] = devices // known
     elif known != devices:
-        raise ValueError(f"mesh ({said}): the sizes multiply to {known}, but there are {devices} devices")
+        raise ValueError(f"mesh ({given}): the sizes multiply to {known}, but there are {devices} devices")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -97,62 +115,73 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def parameter_sharding(
-    mesh: Mesh,
-    path: str,
-    shape: Sequence[int],
-    dtype_size: int = 4,
-    threshold: int = FSDP_THRESHOLD,
-) -> NamedSharding:
-    """Where a parameter, or a moment or average of one, lies.
+@dataclass(frozen=True)
+class ParameterLayout:
+    """How parameters, and the state of an optimizer, are laid out on a mesh.
 
-    First tensor parallelism over `model` by `TENSOR_PARALLEL`, where the dimension divides. Then
-    tensors above the threshold are divided over `fsdp` along their largest remaining dimension
-    that divides. Everything else is replicated.
+    First `model` divides the dimension that the rules name, where its length divides. Then tensors above the
+    threshold are divided over `fsdp` along their largest remaining dimension that divides. Everything else is
+    replicated.
 
-    Args:
-        path: dotted path; only its end matters, so that an optimizer's `0.mu.unet...weight` goes with
-            the parameter it belongs to.
-        dtype_size: bytes per element.
+    Attributes:
+        rules: see `MeshConfig`.
         threshold: bytes above which a tensor is divided over `fsdp`.
     """
-    axes: list[str | None] = [None] * len(shape)
-    if mesh.shape["model"] > 1:
-        for pattern, dimension in TENSOR_PARALLEL:
-            if re.search(pattern, path):
-                if dimension < len(shape) and shape[dimension] % mesh.shape["model"] == 0:
-                    axes[dimension] = "model"
-                break
-    size = mesh.shape["fsdp"]
-    if size > 1 and int(np.prod(shape)) * dtype_size > threshold:
-        free = [i for i, length in enumerate(shape) if axes[i] is None and length % size == 0]
-        if free:
-            axes[max(free, key=lambda i: shape[i])] = "fsdp"
-    while axes and axes[-1] is None:
-        axes.pop()
-    return NamedSharding(mesh, PartitionSpec(*axes))
 
+    mesh: Mesh
+    rules: Rules = MODEL_AXIS_RULES
+    threshold: int = FSDP_THRESHOLD
 
-def tree_sharding(mesh: Mesh, tree: Any, threshold: int = FSDP_THRESHOLD) -> Any:
-    """`parameter_sharding` for every leaf of a pytree of arrays or ShapeDtypeStructs.
+    def sharding(self, path: str, shape: Sequence[int], dtype_size: int = 4) -> NamedSharding:
+        """The sharding of a parameter, or of a moment or average of one.
 
-    Serves parameters (flat dicts) and optimizer states alike.
-    """
+        Args:
+            path: dotted path; an optimizer's `0.mu.unet...weight` is sharded like the parameter it belongs to.
+            dtype_size: bytes per element.
+        """
+        axes: list[str | None] = [None] * len(shape)
+        dimension = self._model_dimension(path)
+        if dimension is not None and dimension < len(shape) and shape[dimension] % self.mesh.shape["model"] == 0:
+            axes[dimension] = "model"
+        size = self.mesh.shape["fsdp"]
+        if size > 1 and int(np.prod(shape)) * dtype_size > self.threshold:
+            free = [i for i, length in enumerate(shape) if axes[i] is None and length % size == 0]
+            if free:
+                axes[max(free, key=lambda i: shape[i])] = "fsdp"
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return parameter_sharding(mesh, name, np.shape(leaf), np.dtype(leaf.dtype).itemsize, threshold)
+    def _model_dimension(self, path: str) -> int | None:
+        if self.mesh.shape["model"] == 1:
+            return None
+        return next((dimension for pattern, dimension in self.rules if re.search(pattern, path)), None)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    def tree(self, tree: Any) -> Any:
+        """The sharding of every leaf of a pytree of arrays or ShapeDtypeStructs: parameters or optimizer states."""
 
+        def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return self.sharding(name, np.shape(leaf), np.dtype(leaf.dtype).itemsize)
 
-def abstract(mesh: Mesh, tree: Any, threshold: int = FSDP_THRESHOLD) -> Any:
-    """The pytree as ShapeDtypeStructs that carry their shardings: for lowering and for restoring."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding),
-        tree,
-        tree_sharding(mesh, tree, threshold),
-    )
+        return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+    def abstract(self, tree: Any) -> Any:
+        """The pytree as ShapeDtypeStructs with their shardings, for lowering and for restoring."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding),
+            tree,
+            self.tree(tree),
+        )
+
+    def place(self, path: str, value: Any, dtype: Any = None) -> jax.Array:
+        """One parameter on the mesh, cast first if a dtype is given."""
+        itemsize = np.dtype(dtype or value.dtype).itemsize
+        return place(value, self.sharding(path, np.shape(value), itemsize), dtype)
+
+    def place_all(self, values: Mapping[str, Any], dtype: Any = None) -> dict[str, jax.Array]:
+        """Parameters on the mesh, cast first if a dtype is given."""
+        return {path: self.place(path, value, dtype) for path, value in values.items()}
 
 
 def place(value: Any, sharding: NamedSharding, dtype: Any = None) -> jax.Array:
@@ -163,20 +192,20 @@ def place(value: Any, sharding: NamedSharding, dtype: Any = None) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def shard_params(
-    mesh: Mesh, values: Mapping[str, Any], dtype: Any = None, threshold: int = FSDP_THRESHOLD
-) -> dict[str, jax.Array]:
-    """Parameters on the mesh, by `parameter_sharding`, cast first if a dtype is given."""
-    placed = {}
-    for path, value in values.items():
-        itemsize = np.dtype(dtype or value.dtype).itemsize
-        sharding = parameter_sharding(mesh, path, np.shape(value), itemsize, threshold)
-        placed[path] = place(value, sharding, dtype)
-    return placed
+def local_rows(value: jax.Array, first: int, count: int) -> np.ndarray:
+    """This process's rows of an array that is divided by rows over the mesh.
+
+    Args:
+        first, count: the rows, where this process holds the whole array.
+    """
+    if value.is_fully_addressable:
+        return np.asarray(value)[first : first + count]
+    rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in value.addressable_shards}
+    return np.concatenate([rows[start] for start in sorted(rows)])
 
 
 def data_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which of `count` equal parts of every global batch this process supplies.
+    """(index, count): this process supplies part `index` of `count` equal parts of every global batch.
 
     Processes that share their rows of the batch (the `model` axis crosses them) have the same
     index and must read the same examples.

@@ -12,21 +12,24 @@ from mperceiver_jax.optim import schedules, spike_limiter
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes:
-    name: `adamw`, or `muon`: kernels step along their orthogonalised momentum, which trains a network from nothing
-        in far fewer updates; biases and norms by AdamW with Nesterov momentum.
-    learning_rate: the peak, after the warm-up.
-    schedule: `constant`, or `cosine` down to `final_fraction` of the peak; `epochs` and `restarts` as other systems
-        have them, see `schedules`.
-    warmup_steps: linear rise from zero.
-    period: updates in an epoch (`epochs`), or between restarts (`restarts`).
-    horizon: updates after which a cosine is at its end; 0 for the stage's last.
-    start_fraction, lag: of `epochs`.
-    spike_limit: batches with a loss (of restorers by regression: a distance of images) above so many times the
-        usual count less, see `spike_limiter`; 0 switches that off.
-    betas, eps, weight_decay: AdamW's (Muon has its customary momentum of 0.95); the decay is decoupled and applies
-        to every trained tensor.
-    clip_norm: largest global gradient norm; 0 switches clipping off.
+    """The optimizer of a stage.
+
+    Attributes:
+        name: `adamw`, or `muon`: kernels move along their orthogonalised momentum, which trains a network from
+            scratch in far fewer updates; biases and norms are trained by AdamW with Nesterov momentum.
+        learning_rate: the peak, after the warm-up.
+        schedule: `constant`, or `cosine` down to `final_fraction` of the peak; `epochs` and `restarts` are those of
+            other systems, see `schedules`.
+        final_fraction: see `schedule`.
+        warmup_steps: updates of a linear rise from zero.
+        betas, eps, weight_decay: AdamW's (Muon has its usual momentum of 0.95); the decay is decoupled and applies
+            to every trained tensor.
+        clip_norm: largest global gradient norm; 0 switches clipping off.
+        period: updates in an epoch (`epochs`), or between restarts (`restarts`).
+        horizon: updates after which a cosine is at its end; 0 for the stage's last.
+        start_fraction, lag: see `schedules.by_epoch`.
+        spike_limit: a loss (of restorers by regression: the image distance) above this multiple of the usual has a
+            smaller effect, see `spike_limiter`; 0 switches that off.
     """
 
     name: str = "adamw"
@@ -99,7 +102,7 @@ def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTrans
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon (Jordan et al., 2024) for every tensor that maps inputs to outputs, NAdamW for the others.
 
-    Our kernels have their outputs last; all other axes are inputs. Updates are scaled to a root mean
+    Kernels have their outputs last; all other axes are inputs. Updates are scaled to a root mean
     square of 0.2 (Liu et al., 2025), so that learning rates for AdamW are a good start for it.
     """
 
@@ -118,5 +121,5 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
 
 
 def learning_rate_at(config: OptimizerConfig, steps: int, step: int) -> float:
-    """The learning rate of one step, for the log."""
+    """The learning rate of one step, for logs."""
     return float(np.asarray(learning_rate(config, steps)(step)))

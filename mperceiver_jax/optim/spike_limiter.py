@@ -1,4 +1,4 @@
-"""Updates of a batch whose loss is far above the usual count less (PIP's release)."""
+"""Limit the effect of batches whose loss is far above the usual (the release of PIP)."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 MEMORY = 100
-"""Losses that are remembered."""
+"""Number of losses that are remembered."""
 
 
 class SpikeLimiterState(NamedTuple):
@@ -18,10 +18,11 @@ class SpikeLimiterState(NamedTuple):
 
 
 def limit_spikes(factor: float) -> optax.GradientTransformationExtraArgs:
-    """Where a loss is more than `factor` times the least of the last hundred, the gradient is scaled as if it had
-    been half of that. Its `update` needs the loss as `value`; in a distributed run that is the global one.
+    """Scales the gradient of a loss spike down.
 
-    Where more than that loss is minimised, `beside` is the gradient of what more, which stays as it is.
+    Where a loss is more than `factor` times the smallest of the last hundred, the gradient is scaled as if the
+    loss had been half of that. `update` needs the loss as `value`; in a distributed run that is the global one.
+    `aux_grads` are the gradients of auxiliary losses, a part of the gradients, and are left unscaled.
     """
 
     def init(params: Any) -> SpikeLimiterState:
@@ -33,14 +34,14 @@ def limit_spikes(factor: float) -> optax.GradientTransformationExtraArgs:
         params: Any = None,
         *,
         value: jax.Array,
-        beside: Any = None,
+        aux_grads: Any = None,
         **extra: Any,
     ) -> tuple[Any, SpikeLimiterState]:
         value = jnp.asarray(value, jnp.float32)
         losses = state.losses.at[state.updates % MEMORY].set(value)
         least = losses.min()
         scale = jnp.where(value > factor * least, 0.5 * factor * least / value, 1.0)
-        rest = jax.tree.map(jnp.zeros_like, updates) if beside is None else beside
+        rest = jax.tree.map(jnp.zeros_like, updates) if aux_grads is None else aux_grads
         updates = jax.tree.map(lambda g, r: g * scale + r * (1 - scale), updates, rest)
         return updates, SpikeLimiterState(losses, state.updates + 1)
 

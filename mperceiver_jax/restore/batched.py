@@ -31,7 +31,7 @@ class BatchedRestorer:
         self._restorer, self._mesh = restorer, mesh
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         self._rows = -(-batch_size // ways) * ways
-        self._params = sharding.shard_params(mesh, restorer._params)
+        self._params = sharding.ParameterLayout(mesh).place_all(restorer._params)
         # The restorer's function takes one image and a key; the key is shared.
         self._restored = jax.jit(jax.vmap(restorer._restored, in_axes=(None, 0, 0, None)))
 

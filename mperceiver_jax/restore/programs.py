@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.transforms import clip_view
-from mperceiver_jax.diffusion.restoration import Sampler, restore_batch
+from mperceiver_jax.diffusion.restoration import Sampler, restore_batch, to_model_range
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel
-from mperceiver_jax.training.stages.registry import to_model_range
 
 # Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
 GRANULARITY = 64

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from data_pipelines.images import as_float
 from data_pipelines.tasks import TASKS, Task
 from mperceiver_jax.checkpoints.initial_params import Which, read_experiment
-from mperceiver_jax.checkpoints.run_params import read_trained_model
+from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.diffusion.restoration import Sampler, SamplerName, sampler_of
 from mperceiver_jax.image_files import LoadedImage, Rounding, crop_to, pad_to, quantise
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -141,7 +141,8 @@ class Restorer:
             sampler: `ddim` (the correct schedule), `reference` (the release's) or `dpmpp_2m` (DPM-Solver++,
                 for 10 to 25 steps); as configured when None.
             steps: of the sampler; as configured when None.
-            pretrained: the published weights the run (or the predictor's) started from, where they have moved since.
+            pretrained: the directory of pretrained weights that the run (or the predictor's) started from, where it
+                has moved since.
             predictor: see the class; or the workdir of its run, which is read whole.
             task, tile, overlap: see the class.
             weights: `ema`, the moving averages, or `trained`, the last parameters; None takes the averages of
@@ -158,8 +159,6 @@ class Restorer:
         if isinstance(predictor, str | Path):
             # The network itself has no pretrained weights.
             predictor, pretrained = cls.from_checkpoint(predictor, refine=False, pretrained=pretrained), None
-        if pretrained is not None:
-            experiment = replace(experiment, pretrained=str(pretrained))
         model = experiment.build()
         if isinstance(model, RegressionModel) and (sampler or steps):
             raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores an image")
@@ -172,15 +171,15 @@ class Restorer:
             eta=0.0 if name == "dpmpp_2m" else experiment.sampler.eta,
         )
         chosen = sampler_of(choice)
-        trained = read_trained_model(workdir, experiment, model, weights)
-        notes = trained.notes
+        trained = run_params(workdir, weights, pretrained, in_memory=True)
+        notes = trained.unfinished
         if isinstance(model, MPerceiver) and refine and not trained.refined:
             notes += ("the detail refinement was not trained; images are decoded without it",)
         for note in notes:
             warnings.warn(f"{workdir}: {note}", stacklevel=2)
         return cls(
             model,
-            trained.params,
+            trained.on_device(),
             chosen if isinstance(model, MPerceiver) else None,
             min_size=experiment.restore.min_size,
             dtype=experiment.compute_dtype,

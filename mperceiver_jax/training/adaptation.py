@@ -1,20 +1,21 @@
-"""A finished run, adapted to a task that it has never seen from a few percent of that task's pairs.
+"""Adapt a finished run to a new task with a few percent of that task's pairs.
 
-The model gets a class more, which starts as what the model takes the new images for (`models.new_class`).
-Then the usual stages train on: the predictor's head learns to tell the new task from the old ones, the dual
-branch and the detail refinement learn to restore it, either with all that these stages train or with prompts
-and modulators only. Part of every batch is of the old tasks, so that they are not forgotten.
+A class is added to the model, initialised from the predictor's average output on the new images
+(`models.mperceiver.class_expansion`). Then the usual stages continue: the predictor's head learns to distinguish
+the new task from the old ones, the dual branch and the detail refinement learn to restore it, either with
+everything that these stages train or with prompts and modulators only. A share of every batch is from the old
+tasks, so that they are not forgotten.
 
-    adapted         the configuration: the finished run's, changed
-    write_start     the parameters to begin with, into the workdir, as a directory of pretrained weights
-    zero_shot       what the model made of all tasks before
+    adapted         derives the configuration from that of the finished run
+    write_start     writes the initial parameters into the workdir, as a directory of pretrained weights
+    zero_shot       evaluates all tasks before the adaptation
 """
 
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,8 +24,8 @@ from data_pipelines.images import as_float
 from data_pipelines.pipeline import training_pairs
 from data_pipelines.sources.few_shot import Subset
 from data_pipelines.transforms import clip_view
-from mperceiver_jax.checkpoints.lazy_params import Weights, open_weights
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory, write_pretrained
+from mperceiver_jax.checkpoints.run_params import RunParams, run_params
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
@@ -35,12 +36,10 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.parts import PARTS
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.progress import progress_bar
+from mperceiver_jax.training.run_context import RunContext
 
-if TYPE_CHECKING:
-    from mperceiver_jax.training.loop import Run
-
-# What the stages train with `train = 'prompts'`: regular expressions that narrow theirs. The predictor's head
-# has no other part.
+# Regular expressions that narrow what the stages train with `train = 'prompts'`. The predictor's head is trained
+# in either case.
 PROMPTS = {
     "dual_branch": r"tp$|ir_adapter\.visual_prompt$|unet\..*\.spade\.",
     "drm": r"drm\..*\.degradation\.",
@@ -53,15 +52,15 @@ class NewTask:
     """The task to adapt to.
 
     Attributes:
-        name: as it will stand in reports.
-        degradation: a published degradation (`data_pipelines.degradations.protocols`) that makes its pairs from
-            the run's photographs.
-        pairs: the pairs themselves, where they exist: prepared data or a set of tensorflow_datasets, as in
-            `data_pipelines.sources.spec`. Those that do not train are the held-out ones.
-        lq, gt: instead of `pairs`, a folder of degraded images and one of clean ones, named alike.
-        percent: how many of the pairs train.
-        train: prompts and modulators only (`prompts`), or all that the stages train (`adapters`).
-        rehearsal: share of the batches that the old tasks keep.
+        name: as shown in reports.
+        degradation: a published degradation (`data_pipelines.degradations.protocols`) that makes the pairs from
+            the run's clean images.
+        pairs: existing pairs instead: prepared data or a set of tensorflow_datasets, as in
+            `data_pipelines.sources.spec`. Those that are not trained on are held out.
+        lq, gt: instead of `pairs`, a folder of degraded images and one of clean ones with the same names.
+        percent: percentage of the pairs that is trained on.
+        train: prompts and modulators only (`prompts`), or everything that the stages train (`adapters`).
+        rehearsal: share of the batches that is from the old tasks.
     """
 
     name: str
@@ -94,12 +93,12 @@ def adapted(mapping: Mapping[str, Any], workdir: str | None = None) -> dict[str,
     """The configuration of an adaptation.
 
     Args:
-        mapping: `source`, the workdir of the finished run; `new_task`, see `NewTask`; and any fields of
-            `Experiment` that shall differ from the finished run's.
+        mapping: `source`, the workdir of the finished run; `new_task`, see `NewTask`; and fields of `Experiment`
+            that replace those of the finished run.
         workdir: of the adaptation; `runs/<variant>_<task>` where None.
 
     Returns:
-        what `from_mapping(Experiment, ...)` takes.
+        a mapping for `from_mapping(Experiment, ...)`.
 
     Raises:
         ConfigError: names the field.
@@ -121,7 +120,7 @@ def adapted(mapping: Mapping[str, Any], workdir: str | None = None) -> dict[str,
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.source: {error}") from error
     if unfinished := [stage.unfinished for stage in finished if stage.unfinished]:
-        raise ConfigError(f"config.source: {source}: {unfinished[0]}; finish it first, with the command it began with")
+        raise ConfigError(f"config.source: {source}: {unfinished[0]}; finish it first, with its own command")
     if new.name in (names := [task.name for task in before.tasks]):
         raise ConfigError(f"config.new_task.name: {new.name!r} is known to that run; it has {', '.join(names)}")
     variant = f"{before.variant}_{new.name}"
@@ -150,7 +149,7 @@ def _narrowed(stage: str, given: Mapping[str, Any], new: NewTask) -> dict[str, A
 
 
 def _data(data: Mapping[str, Any], new: NewTask, old: list[str]) -> dict[str, Any]:
-    """The finished run's data with the new task beside the old ones."""
+    """The data of the finished run with the new task added."""
     weights = data.get("weights") or dict.fromkeys(old, 1.0)
     share = new.rehearsal / sum(weights.values())
     with_new = lambda field, value: {**data.get(field, {}), **({new.name: value} if value else {})}
@@ -175,28 +174,28 @@ def _updated(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def write_start(experiment: Experiment) -> None:
-    """Writes the finished run's parameters with the new class to where `experiment.pretrained` says, if they are not
-    there yet. In a distributed run by process 0 alone.
+    """Writes the finished run's parameters with the new class to the directory `experiment.pretrained`, if it does
+    not exist yet. In a distributed run only process 0 may call it.
 
     Raises:
         FileNotFoundError, ValueError, CheckpointError: the finished run cannot be read.
     """
     if is_pretrained_directory(experiment.pretrained):
         return
-    found = open_weights(Path(experiment.source))
+    found = run_params(experiment.source)
     task = experiment.tasks[-1]
     pairs = training_pairs(experiment.data, task)
     mixture = predicted_mixture(found, pairs)
     record = {
         "name": str(experiment.source),
-        "layout": f"{found.origin}, with a class for {task.name}",
+        "layout": f"the training run {experiment.source}, with a class for {task.name}",
         "parts": [part.title for part in PARTS],
         "sha256": {},
         "licence": ["that of the run it was adapted from"],
         "pairs": len(pairs),
         "mixture": dict(zip((one.name for one in experiment.tasks), mixture.tolist(), strict=False)),
     }
-    given = found.given
+    given = found.without_placeholders
     with progress_bar("adding a class", len(given)) as bar:
 
         def values() -> Iterator[tuple[str, np.ndarray]]:
@@ -207,9 +206,9 @@ def write_start(experiment: Experiment) -> None:
         write_pretrained(experiment.pretrained, values(), [record])
 
 
-def predicted_mixture(found: Weights, pairs: Subset) -> np.ndarray:
-    """(classes,): what the predictor takes the degraded images for, on average over them."""
-    assert isinstance(found.model, MPerceiver), "`adapted` takes no other"
+def predicted_mixture(found: RunParams, pairs: Subset) -> np.ndarray:
+    """(classes,): the predicted probabilities of the classes, averaged over the degraded images."""
+    assert isinstance(found.model, MPerceiver), "`adapted` accepts no other model"
     predictor = found.model.predictor
     structure, declared = parameters.split(predictor)
     values = {path: np.asarray(found.values[f"predictor.{path}"]) for path in declared}
@@ -219,16 +218,16 @@ def predicted_mixture(found: Weights, pairs: Subset) -> np.ndarray:
     return np.mean([np.asarray(probabilities(values, view)[0], np.float32) for view in views], 0)
 
 
-def zero_shot(run: "Run", params: Params) -> dict[str, Any]:
-    """The record of the model as it was: all tasks, the new class with the probability zero.
+def zero_shot(context: RunContext, params: Params) -> dict[str, Any]:
+    """Evaluates all tasks before the adaptation, with probability zero for the new class; returns the record.
 
     Args:
-        params: as `write_start` left them, on the mesh.
+        params: those of `write_start`, on the mesh.
     """
     began = time.monotonic()
-    stage = "drm" if "drm" in run.experiment.stages and run.experiment.stages["drm"].steps else "dual_branch"
-    results = run.evaluator.evaluate(stage, never(params))
-    start = PretrainedDirectory(run.experiment.pretrained).record["sources"][0]
+    stage = "drm" if "drm" in context.experiment.stages and context.experiment.stages["drm"].steps else "dual_branch"
+    results = context.evaluator.evaluate(stage, never(params))
+    start = PretrainedDirectory(context.experiment.pretrained).record["sources"][0]
     summary = {"name": RECORD, "steps": 0, "seconds": time.monotonic() - began, "trained_parameters": 0}
-    adaptation = {"task": run.experiment.tasks[-1].name, "pairs": start["pairs"], "mixture": start["mixture"]}
+    adaptation = {"task": context.experiment.tasks[-1].name, "pairs": start["pairs"], "mixture": start["mixture"]}
     return {**results, "summary": summary, "adaptation": adaptation}

@@ -1,4 +1,4 @@
-"""What a run will do, and a rough idea of how long: said before anything long begins."""
+"""The size of a stage, and a rough estimate of how long it takes, before it begins."""
 
 import time
 from dataclasses import dataclass
@@ -9,12 +9,10 @@ import numpy as np
 
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.restorers.registry import RegressionModel
 from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.progress import duration
-from mperceiver_jax.training.stages.feature_cache import observation_shapes
-from mperceiver_jax.training.stages.registry import base, build_stage
+from mperceiver_jax.training.run_context import Model
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
 # Training steps reach this share of the rate of one large convolution, give or take a factor of two.
@@ -23,7 +21,7 @@ TYPICAL_SHARE = 0.4
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Size and cost of a stage. `flop` is XLA's count for one update, all devices together."""
+    """Size and cost of a stage. `flop` is XLA's count of operations for one update on all devices together."""
 
     name: str
     title: str
@@ -33,7 +31,7 @@ class StagePlan:
     flop: float
 
 
-def plan_stage(experiment: Experiment, model: MPerceiver | RegressionModel, name: str) -> StagePlan:
+def plan_stage(experiment: Experiment, model: Model, name: str) -> StagePlan:
     """Counts a stage by lowering its step abstractly; nothing is allocated or compiled."""
     config, stage = experiment.stages[name], build_stage(name, experiment, model)
     _, declared = parameters.split(model)
@@ -48,7 +46,7 @@ def plan_stage(experiment: Experiment, model: MPerceiver | RegressionModel, name
     state = jax.eval_shape(lambda values: initial_state(values, optimizer, config.ema_decay > 0), trained)
     # One micro-batch stands for all: XLA counts the body of a scan once.
     step = make_step(stage.loss, optimizer, ema_decay=config.ema_decay)
-    batch = abstract_batch(experiment, name, config.batch_size // config.accumulation)
+    batch = stage.batch_spec(config.batch_size // config.accumulation)
     key = jax.eval_shape(lambda: jax.random.key(0))
     cost = jax.jit(step).lower(state, frozen, batch, key).cost_analysis() or {}
     size = sum(int(np.prod(leaf.shape)) for path, leaf in trained.items() if path in declared)
@@ -56,29 +54,8 @@ def plan_stage(experiment: Experiment, model: MPerceiver | RegressionModel, name
     return StagePlan(name, stage.title, config.steps, config.batch_size, size, flop)
 
 
-def abstract_batch(experiment: Experiment, name: str, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a stage's batch of `size` examples."""
-    crop = experiment.stages[name].crop or experiment.data.crop
-    if base(name) == "dual_branch" and experiment.cache:
-        stored = observation_shapes(experiment.mperceiver, crop, experiment.compute_dtype)
-        return {part: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(kind)) for part, (shape, kind) in stored.items()}
-    view = experiment.data.clip_size
-    image = jax.ShapeDtypeStruct((size, crop, crop, 3), np.float32)
-    batch = {
-        "lq": image,
-        "gt": image,
-        **({"lq_clip": jax.ShapeDtypeStruct((size, view, view, 3), np.float32)} if view else {}),
-        "task": jax.ShapeDtypeStruct((size,), np.int32),
-    }
-    if base(name) == "drm" and experiment.losses.drm_latents == "sampled":
-        side = crop // experiment.mperceiver.downscale
-        channels = experiment.mperceiver.vae.latent_channels
-        batch["latent"] = jax.ShapeDtypeStruct((size, side, side, channels), np.float32)
-    return batch
-
-
 def convolution_rate(dtype: jnp.dtype, seconds: float = 0.5) -> float:
-    """FLOP per second that one device reaches on a 3x3 convolution of 64 channels, in this dtype."""
+    """FLOP per second that one device reaches on a 3x3 convolution in this dtype, measured for `seconds`."""
     side, channels = (32, 64) if jax.default_backend() == "cpu" else (128, 512)
     batch = 8
     x = jnp.ones((batch, side, side, channels), dtype)
@@ -95,7 +72,7 @@ def convolution_rate(dtype: jnp.dtype, seconds: float = 0.5) -> float:
 
 
 def describe(plans: list[StagePlan], rate: float, devices: int) -> list[str]:
-    """One line per stage, and the expectation for all of them."""
+    """One line per stage, and one with the estimate for all of them."""
     lines, total = [], 0.0
     for plan in plans:
         seconds = plan.steps * plan.flop / (rate * TYPICAL_SHARE * devices)

@@ -1,4 +1,4 @@
-"""What an update says of itself, read one update late so that the host never waits for the device."""
+"""Fetch the metrics of a step one step late, so that the host never waits for the device."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import jax
 
 from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.config.phases import base
 from mperceiver_jax.optim.optimizer import learning_rate_at
 from mperceiver_jax.progress import Progress
 from mperceiver_jax.training.metric_log import MetricWriter
-from mperceiver_jax.training.stages.registry import base
 
 
 class NonFiniteLoss(RuntimeError):
@@ -20,7 +20,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass
 class StageStats:
-    """What a stage remembers across interruptions: seconds, skipped updates, first and last loss."""
+    """Statistics of a stage that survive interruptions: seconds, skipped updates, first and last loss."""
 
     seconds: float = 0.0
     skipped: int = 0
@@ -28,33 +28,45 @@ class StageStats:
     last_loss: float | None = None
 
     def updated(self, seconds: float) -> dict[str, Any]:
-        """The fields, with the seconds since this process began the stage."""
+        """The fields, with the seconds of this process added."""
         return {**vars(self), "seconds": self.seconds + seconds}
 
 
 class DeferredMetrics:
-    """Reads the metrics of an update after the next was dispatched; logs them and guards against NaN."""
+    """Reads the metrics of an update after the next was dispatched, logs them, and stops or skips at non-finite ones.
+
+    Args:
+        name: of the stage.
+        history: updated with every update.
+        checkpoints: named in the message of an error.
+    """
 
     def __init__(
         self,
         experiment: Experiment,
         name: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         progress: Progress,
         writer: MetricWriter,
         history: StageStats,
         checkpoints: Checkpoints,
     ):
-        self._experiment, self._name, self._say = experiment, name, say
+        self._experiment, self._name, self._log = experiment, name, log
         self._progress, self._writer = progress, writer
         self._history, self._checkpoints = history, checkpoints
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
-    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of update `step`, and logs those of the one before."""
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
+        """Reads and logs the metrics that were added last.
+
+        Raises:
+            NonFiniteLoss: the loss or its gradient is not finite, and such updates are not, or no longer, skipped.
+        """
         if self._pending is None:
             return
         step, metrics = self._pending
@@ -74,19 +86,19 @@ class DeferredMetrics:
 
     def _not_finite(self, step: int, loss: float) -> None:
         experiment = self._experiment
-        what = f"{self._name}: loss {loss} or its gradient is not finite at update {step}"
+        problem = f"{self._name}: loss {loss} or its gradient is not finite at update {step}"
         if experiment.on_nonfinite == "stop":
-            safe = self._last_good()
+            last_good = self._last_good()
             raise NonFiniteLoss(
-                f"{what}; {safe}. Lower config.stages.{base(self._name)}.optimizer.learning_rate, or pass over such "
+                f"{problem}; {last_good}. Lower config.stages.{base(self._name)}.optimizer.learning_rate, or skip such "
                 "updates with --config.on_nonfinite=skip"
             )
         self._history.skipped += 1
         if self._history.skipped > experiment.max_skipped:
             raise NonFiniteLoss(
-                f"{what}, after {experiment.max_skipped} that were skipped (config.max_skipped); {self._last_good()}"
+                f"{problem}, after {experiment.max_skipped} that were skipped (config.max_skipped); {self._last_good()}"
             )
-        self._say(f"{what}; skipped ({self._history.skipped} of at most {experiment.max_skipped})")
+        self._log(f"{problem}; skipped ({self._history.skipped} of at most {experiment.max_skipped})")
 
     def _last_good(self) -> str:
         # One may still be on its way to the disk.

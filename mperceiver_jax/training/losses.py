@@ -67,6 +67,11 @@ def spectral_distance(prediction: Float[Array, "b h w c"], target: Float[Array, 
     return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0).mean()
 
 
+def accuracy(logits: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, ""]:
+    """The share of examples whose largest logit is that of their label. For logs."""
+    return (logits.argmax(-1) == labels).astype(jnp.float32).mean()
+
+
 def mean_psnr(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """Mean over images in [0, 1] of their PSNR in dB, predictions clipped. For logs."""
     difference = jnp.clip(prediction.astype(jnp.float32), 0, 1) - target.astype(jnp.float32)

@@ -12,17 +12,17 @@ from benchmarks import budget, compare
 from benchmarks.subject import part_flop
 from benchmarks.systems import System
 from mperceiver_jax.config.experiment import PhaseConfig
+from mperceiver_jax.config.phases import ORDER
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.restorers.registry import RegressionModel
-from mperceiver_jax.training.stages.registry import ORDER
 from tests.support.processes import ROOT
 from tests.support.tiny_experiment import nine_classes, tiny_run, write_photographs
 from tests.support.tiny_model import SIDE
 from tests.support.tiny_restorer_run import experiment_of, tiny_regression
 
-CONFIG = str(ROOT / "tests" / "tiny_regression.py")
-PERCEIVER = str(ROOT / "tests" / "tiny_run.py")
+CONFIG = str(ROOT / "tests" / "support" / "tiny_restorer_run.py")
+PERCEIVER = str(ROOT / "tests" / "support" / "tiny_experiment.py")
 SIZES = ["--size=16", "--batch=2", "--repeats=1", "--per-task=2"]
 PEER = "tests.support.torch_networks:SRResNet"
 

@@ -32,7 +32,7 @@ def _state(seed=0, mesh=None):
         "unet.conv_in.weight": rng.standard_normal((16, 8)).astype(np.float32),
         "unet.conv_in.bias": rng.standard_normal(3).astype(np.float32),
     }
-    params = sharding.shard_params(mesh or sharding.make_mesh(), params, threshold=0)
+    params = sharding.ParameterLayout(mesh or sharding.make_mesh(), threshold=0).place_all(params)
     ema = {path: value.astype(jnp.bfloat16) for path, value in params.items()}
     opt_state = jax.tree.map(lambda leaf: leaf + seed, OPTIMIZER.init(params))
     return {"trainable": params, "opt_state": opt_state, "ema": ema, "step": seed, "critic": {}}
@@ -40,7 +40,7 @@ def _state(seed=0, mesh=None):
 
 def _abstract(state, mesh):
     step, arrays = state["step"], {name: tree for name, tree in state.items() if name != "step"}
-    return {**sharding.abstract(mesh, arrays, threshold=0), "step": np.asarray(step)}
+    return {**sharding.ParameterLayout(mesh, threshold=0).abstract(arrays), "step": np.asarray(step)}
 
 
 def _same(left, right):
@@ -295,7 +295,7 @@ TWO_PROCESSES = """
     from mperceiver_jax.distributed import sharding
     from mperceiver_jax.checkpoints.manager import Checkpoints
     from mperceiver_jax.checkpoints.fingerprint import fingerprint
-    from mperceiver_jax.checkpoints.workdir import claim_workdir
+    from mperceiver_jax.checkpoints.workdir import bind_workdir
 
     class Position:
         def __init__(self): self.state = None
@@ -304,9 +304,9 @@ TWO_PROCESSES = """
 
     assert jax.process_count() == 2 and jax.device_count() == 8
     workdir = sys.argv[1]
-    claim_workdir(workdir, {"seed": 0})
+    bind_workdir(workdir, {"seed": 0})
     try:
-        claim_workdir(workdir, {"seed": 1})
+        bind_workdir(workdir, {"seed": 1})
     except ValueError as error:
         assert "seed: 0 there, 1 here" in str(error)
     else:
@@ -317,7 +317,7 @@ TWO_PROCESSES = """
     assert float(jax.jit(lambda b: (b["x"][:, 0] * np.arange(8)).sum())(batch)) == 140.0
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=8))
     host = {"a.weight": np.arange(128, dtype=np.float32).reshape(16, 8), "a.bias": np.ones(3, np.float32)}
-    params = sharding.shard_params(mesh, host, threshold=0)
+    params = sharding.ParameterLayout(mesh, threshold=0).place_all(host)
     with Checkpoints(workdir + "/checkpoints", keep=1) as checkpoints:
         for step in (1, 2):
             state = {"trainable": params, "step": step}
@@ -341,5 +341,5 @@ def test_two_processes_save_and_one_restores(tmp_path):
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.metadata(2) == {"frozen_fingerprint": fingerprint(host)}
         _same(checkpoints.restore_params_only(2, "trainable"), host)
-        placed = sharding.shard_params(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]), host)
+        placed = sharding.ParameterLayout(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])).place_all(host)
         _same(checkpoints.restore(2, {"trainable": placed}).state["trainable"], host)

@@ -10,10 +10,9 @@ import optax
 import pytest
 
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
-from mperceiver_jax.config.phases import expanded
+from mperceiver_jax.config.phases import data_config, expand_curricula, stages_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.optim.optimizer import learning_rate_at, make_optimizer
-from mperceiver_jax.training.loop import data_config, stages_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +46,7 @@ def experiment(file: str, variant: str) -> Experiment:
     ],
 )
 def test_every_recipe_builds_and_its_tasks_have_data(file, variant, count):
-    made = expanded(experiment(file, variant))
+    made = expand_curricula(experiment(file, variant))
     assert from_mapping(Experiment, to_mapping(made)) == made
     names = {task.name for task in made.tasks}
     for name in stages_of(made):
@@ -121,7 +120,7 @@ def test_mioir_restarts():
 
 
 def test_released_orders_of_tasks():
-    made = expanded(experiment("mioir", "restormer-sequential"))
+    made = expand_curricula(experiment("mioir", "restormer-sequential"))
     phases = [made.stages[name] for name in stages_of(made)]
     assert [phase.steps for phase in phases] == 6 * [100_000] + [400_000]
     added = [(set(after.tasks) - set(before.tasks)).pop() for before, after in itertools.pairwise(phases)]

@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from mperceiver_jax import convert
-from mperceiver_jax.checkpoints import lazy_params
+from mperceiver_jax.checkpoints import run_params
 from mperceiver_jax.checkpoints.pretrained import write_pretrained
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
 from mperceiver_jax.convert.__main__ import main
+from mperceiver_jax.convert.open_weights import open_weights
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from tests.support.finished_run import experiment, finished_run, nine_classes
@@ -67,9 +68,9 @@ def test_a_run_beside_other_frozen_parameters_is_refused(run, tmp_path, capsys):
 
 def test_averages_that_no_stage_kept_are_not_promised(run, monkeypatch):
     stages = [stage._replace(averaged=False) for stage in trained_stages(run[0], run_experiment(run[0]))]
-    monkeypatch.setattr(lazy_params, "trained_stages", lambda *_: stages)
+    monkeypatch.setattr(run_params, "trained_stages", lambda *_: stages)
     with pytest.raises(ValueError, match="no stage kept a moving average"):
-        lazy_params.open_weights(run[0], "ema")
+        open_weights(run[0], "ema")
 
 
 def test_what_neither_pretrained_weights_nor_stages_gave_does_not_pass_for_weights(tmp_path, capsys):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mperceiver_jax.checkpoints.lazy_params import open_weights
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.export import export
 from mperceiver_jax.convert.importer import import_pretrained
+from mperceiver_jax.convert.open_weights import open_weights
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from tests.support.tiny_model import tiny_config

@@ -67,8 +67,8 @@ def test_of_two_imports_of_a_restorer_one_is_there_whole(tmp_path, monkeypatch):
     files = [
         export_regression(model, values, tmp_path / f"{k}.safetensors") for k, values in enumerate((first, second))
     ]
-    other, claim = once(lambda: import_regression(files[1], output, experiment)), restorer_checkpoints.claim_workdir
-    monkeypatch.setattr(restorer_checkpoints, "claim_workdir", lambda *given: (other(), claim(*given)))
+    other, claim = once(lambda: import_regression(files[1], output, experiment)), restorer_checkpoints.bind_workdir
+    monkeypatch.setattr(restorer_checkpoints, "bind_workdir", lambda *given: (other(), claim(*given)))
     with pytest.raises(FileExistsError, match=r"run.*another process"):
         import_regression(files[0], output, experiment)
     kept = trained_values(output, "regression")

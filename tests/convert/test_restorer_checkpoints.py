@@ -8,11 +8,11 @@ import pytest
 
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints import initial_params
-from mperceiver_jax.checkpoints.lazy_params import of_workdir
 from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.convert import restorer_checkpoints
 from mperceiver_jax.convert.__main__ import main
 from mperceiver_jax.convert.keymaps.registry import keymap
+from mperceiver_jax.convert.open_weights import of_workdir
 from mperceiver_jax.convert.restorer_checkpoints import import_regression
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.restorers.mioir import prompting

@@ -1,5 +1,8 @@
 """Meshes, the rules that place arrays on them, and batches."""
 
+import math
+import re
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
+from mperceiver_jax.models import parameters
+from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 
 
 @pytest.mark.parametrize(
@@ -58,8 +63,8 @@ def test_only_data_crosses_slices():
         sharding.device_grid(MeshConfig(data=1, fsdp=8), _slices(2, 4))
 
 
-def _spec(mesh, path, shape, **more):
-    return sharding.parameter_sharding(mesh, path, shape, **more).spec
+def _spec(mesh, path, shape, dtype_size=4, **layout):
+    return sharding.ParameterLayout(mesh, **layout).sharding(path, shape, dtype_size).spec
 
 
 def test_large_tensors_are_divided_over_fsdp_along_their_largest_dimension_that_divides():
@@ -90,18 +95,18 @@ def test_optimizer_state_lies_with_its_parameters():
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
     params = {"a.weight": jnp.zeros((16, 8)), "a.bias": jnp.zeros((3,))}
     state = jax.eval_shape(optax.adamw(1e-3).init, params)
-    placed = sharding.abstract(mesh, state, threshold=0)
+    placed = sharding.ParameterLayout(mesh, threshold=0).abstract(state)
     assert placed[0].mu["a.weight"].sharding.spec == P("fsdp")
     assert placed[0].mu["a.bias"].sharding.spec == P()
     assert placed[0].count.sharding.spec == P()
     assert placed[0].nu["a.weight"].shape == (16, 8)
 
 
-def test_shard_params_puts_a_part_on_each_device():
+def test_placing_parameters_puts_a_part_on_each_device():
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
     value = np.arange(128, dtype=np.float32).reshape(16, 8)
     for given in (value, jnp.asarray(value)):
-        placed = sharding.shard_params(mesh, {"a.weight": given}, dtype=jnp.bfloat16, threshold=0)["a.weight"]
+        placed = sharding.ParameterLayout(mesh, threshold=0).place("a.weight", given, dtype=jnp.bfloat16)
         assert placed.dtype == jnp.bfloat16
         assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 8)}
         np.testing.assert_array_equal(np.asarray(placed, np.float32), value)
@@ -117,3 +122,42 @@ def test_batches_are_divided_over_data_and_fsdp():
     np.testing.assert_array_equal(placed["lq"], batch["lq"])
     with pytest.raises(ValueError, match="'task' has 6 examples, which do not divide over data x fsdp = 4"):
         sharding.to_global(mesh, {"task": np.arange(6)})
+
+
+def test_the_model_axis_divides_attention_and_feed_forward_of_every_part():
+    """Counted on the published sizes, without an array; the layers are found by type, not by the rules."""
+    declared = parameters.declared(MPerceiver(MPerceiverConfig.sd21()))
+    layers = "|".join(
+        (
+            r"\.attns?\d*\.",
+            r"\.attentions\.\d+\.to_",
+            r"prompt_attns",
+            r"\.qkv\.|(input_blocks\.\d+|middle_block)\.\d+\.proj_out\.",
+            r"\.mlp\.|\.ff\.",
+        )
+    )
+    sizes = {path: variable.get_value().shape for path, variable in declared.items() if re.search(layers, path)}
+    mesh = sharding.make_mesh(MeshConfig(data=1, model=8))
+    layout = sharding.ParameterLayout(mesh, MeshConfig().rules)
+    total, divided = Counter(), Counter()
+    for path, shape in sizes.items():
+        part = path.split(".")[0]
+        total[part] += math.prod(shape)
+        divided[part] += math.prod(shape) * ("model" in layout.sharding(path, shape).spec)
+    assert set(total) == {"unet", "vae", "text_encoder", "predictor", "cm_inv", "ir_adapter"}
+    assert {part for part in total if divided[part] < 0.95 * total[part]} == set()
+    # Both CLIP towers consist of little else.
+    assert divided["predictor"] > 600e6 and divided["text_encoder"] > 290e6
+
+
+@pytest.mark.parametrize(("rule", "message"), [(("(", 0), "not a regular expression"), (("x", -1), "counts from 0")])
+def test_rules_that_cannot_be_used_are_named(rule, message):
+    with pytest.raises(ValueError, match=f"^rules: .*{message}"):
+        MeshConfig(rules=(rule,))
+
+
+def test_own_rows_of_a_divided_array():
+    mesh = sharding.make_mesh()
+    value = np.arange(32.0).reshape(16, 2)
+    divided = jax.device_put(value, sharding.batch_sharding(mesh))
+    np.testing.assert_array_equal(sharding.local_rows(divided, 4, 8), value[4:12])

@@ -41,7 +41,7 @@ def evaluator(setting, mesh: MeshConfig, batch_size: int, workdir=None):
     devices = jax.devices()[: max(mesh.data, 1) * mesh.fsdp]
     mesh = sharding.make_mesh(mesh, devices)
     experiment = replace(experiment, evaluation=replace(experiment.evaluation, batch_size=batch_size))
-    params = sharding.shard_params(mesh, values)
+    params = sharding.ParameterLayout(mesh).place_all(values)
     return HeldoutEvaluator(experiment, model, mesh, workdir), params
 
 
@@ -110,9 +110,9 @@ def test_a_signal_ends_it_between_two_batches(setting):
         signal.raise_signal(signal.SIGTERM)
         return np.zeros(len(batch["task"]))
 
-    heldout._jit = lambda name, function: compute
+    heldout.compiled = lambda name, function: compute
     with preemption, pytest.raises(Preempted, match="predictor: stopped in the held-out evaluation"):
-        heldout.evaluate("predictor", sharding.shard_params(mesh, values))
+        heldout.evaluate("predictor", sharding.ParameterLayout(mesh).place_all(values))
     assert seen == [experiment.evaluation.batch_size]
 
 

@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.tasks import TASKS
 from data_pipelines.transforms import clip_view
 from mperceiver_jax.checkpoints.manager import CheckpointError
-from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.checkpoints.workdir import bind_workdir
 from mperceiver_jax.config.experiment import to_mapping
 from mperceiver_jax.diffusion.restoration import restore_batch
 from mperceiver_jax.image_files import LoadedImage
@@ -184,7 +184,7 @@ def test_a_checkpoint_beside_other_frozen_parameters_is_refused(run, tmp_path):
     # Another seed means other initial values, which the stages have not seen.
     shutil.move(workdir / "checkpoints", tmp_path / "kept")
     (workdir / "config.json").unlink()
-    claim_workdir(workdir, to_mapping(replace(experiment(), seed=5)))
+    bind_workdir(workdir, to_mapping(replace(experiment(), seed=5)))
     shutil.move(tmp_path / "kept", workdir / "checkpoints")
     with pytest.raises(CheckpointError, match="other frozen parameters"):
         Restorer.from_checkpoint(workdir)

@@ -21,7 +21,7 @@ import resource, sys
 from functools import partial
 from pathlib import Path
 from mperceiver_jax.convert.export import export
-from mperceiver_jax.checkpoints.lazy_params import LazyMapping
+from mperceiver_jax.checkpoints.lazy import LazyMapping
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 

@@ -92,7 +92,7 @@ START = """
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=int(sys.argv[2])))
     experiment = replace(tiny_experiment(MPerceiverConfig.sd21()), pretrained=sys.argv[1])
     def place(path, value):
-        where = sharding.parameter_sharding(mesh, path, value.shape, 2)
+        where = sharding.ParameterLayout(mesh).sharding(path, value.shape, 2)
         return sharding.place(value, where, jnp.bfloat16)
     values = weights.init_params(experiment, MPerceiver(experiment.model), place)
     held = dict.fromkeys(jax.devices(), 0)

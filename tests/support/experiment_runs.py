@@ -8,10 +8,11 @@ import pytest
 
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.manager import Checkpoints
+from mperceiver_jax.config.phases import ORDER
+from mperceiver_jax.convert.importer import pretrained_directory
 from mperceiver_jax.distributed.runtime import Preemption
 from mperceiver_jax.training import cost_estimate, run
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.stages.registry import ORDER
 
 
 def only(*names: str) -> dict[str, int]:
@@ -56,7 +57,7 @@ def start(experiment, workdir, evaluator=None, stop_at=None):
         patch.setattr(cost_estimate, "plan_stage", lambda e, m, name: cost_estimate.StagePlan(name, "", 0, 0, 0, 0.0))
         if stop_at is not None:
             patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
-        return run.run_experiment(experiment, workdir, lambda *_: evaluator)
+        return run.run_experiment(experiment, workdir, lambda *_: evaluator, pretrained_directory)
 
 
 def losses(workdir: Path) -> list[tuple]:

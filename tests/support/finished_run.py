@@ -9,7 +9,7 @@ from data_pipelines.pipeline import PipelineConfig
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import checkpoint_folder
 from mperceiver_jax.checkpoints.manager import Checkpoints
-from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.checkpoints.workdir import bind_workdir
 from mperceiver_jax.config.experiment import (
     CheckpointConfig,
     EvaluationConfig,
@@ -20,10 +20,11 @@ from mperceiver_jax.config.experiment import (
     StageConfig,
     to_mapping,
 )
+from mperceiver_jax.config.phases import ORDER
 from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
-from mperceiver_jax.training.stages.registry import ORDER, build_stage
+from mperceiver_jax.training.stages.registry import build_stage
 from tests.support.tiny_model import tiny_config
 
 STEPS = 2
@@ -55,7 +56,7 @@ def experiment() -> Experiment:
 def finished_run(workdir: Path, config: Experiment | None = None) -> dict[str, np.ndarray]:
     """Writes the workdir of a run of MPerceiver; returns the parameters that restoring should use."""
     config = config or experiment()
-    claim_workdir(workdir, to_mapping(config))
+    bind_workdir(workdir, to_mapping(config))
     model = MPerceiver(config.model)
     params = parameters.initial_values(model, config.seed, lambda path, value: value)
     rng = np.random.default_rng(0)

@@ -12,12 +12,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What the script prints goes to a file of its own: the CPU's communication library writes to the
-# standard output from several threads, in the middle of anybody's line.
-# A process that fails must end at once: an ordinary exit would wait for the others to shut down too.
+# What the script prints goes to a file of its own: the CPU's communication library writes to the standard output
+# from several threads, within the lines of others. A process that fails must end at once: an ordinary exit would
+# wait for the others to shut down, too. A thread notes the processor time that the process has used, so that one
+# that computes or compiles without output can be told from one that waits forever.
 _DRIVER = """
-import os, runpy, sys, traceback
-sys.stdout = open(sys.argv[1], "w", buffering=1)
+import os, runpy, sys, threading, time, traceback
+OUTPUT = sys.argv[1]
+sys.stdout = open(OUTPUT, "w", buffering=1)
+
+def note_progress():
+    used = 0.0
+    while True:
+        time.sleep(1)
+        if time.process_time() > used + 0.2:
+            used = time.process_time()
+            os.utime(OUTPUT)
+
+threading.Thread(target=note_progress, args=(), daemon=True).start()
 from mperceiver_jax.distributed.runtime import start_runtime
 start_runtime()
 sys.argv = sys.argv[2:]
@@ -49,8 +61,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _last_sign(output: Path) -> float:
+    """When a process last wrote something or used the processor, in seconds since the epoch."""
+    return max(path.stat().st_mtime for path in (output, output.with_suffix(".log")))
+
+
 def run_processes(
-    code: str, processes: int = 2, devices: int = 4, args: Sequence[str] = (), timeout: float = 200
+    code: str, processes: int = 2, devices: int = 4, args: Sequence[str] = (), silence: float = 120
 ) -> list[str]:
     """Runs Python code in `processes` processes of `devices` devices each; returns what each printed.
 
@@ -59,11 +76,12 @@ def run_processes(
 
     Args:
         code: source, indented or not.
-        timeout: seconds for all of them together. One that dies leaves the others waiting, so all
-            are ended when one fails.
+        silence: all processes are ended when none of them has written or computed anything for this many seconds.
+            There is no limit on the whole: a busy machine only takes longer.
 
     Raises:
-        AssertionError: a process failed or time ran out; shows the end of every process's output.
+        AssertionError: a process failed, or all were silent; shows the end of every process's output. When one
+            fails, the others are ended, since they would wait for it.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,14 +101,13 @@ def run_processes(
                 command = [sys.executable, "-u", "-c", _DRIVER, str(output), str(script), *map(str, args)]
                 child = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=log, stderr=log)
                 children.append(child)
-        deadline = time.monotonic() + timeout
         try:
             while None in (codes := [child.poll() for child in children]) and not any(codes):
-                if time.monotonic() > deadline:
+                if time.time() - max(_last_sign(output) for output in outputs) > silence:
                     break
                 time.sleep(0.05)
             if any(codes):
-                time.sleep(1)  # The others may have something to say about it.
+                time.sleep(1)  # The others may report errors, too.
                 codes = [child.poll() for child in children]
         finally:
             for child in children:
@@ -101,7 +118,7 @@ def run_processes(
         if any(code != 0 for code in codes):
             raise AssertionError(
                 "\n".join(
-                    f"--- process {i}, exit code {code} (None: was still running after at most {timeout} s)\n"
+                    f"--- process {i}, exit code {code} (None: was silent for {silence} s)\n"
                     + (text + output.with_suffix(".log").read_text(errors="replace"))[-3000:]
                     for i, (code, text, output) in enumerate(zip(codes, texts, outputs, strict=True))
                 )

@@ -1,6 +1,6 @@
 """A whole run in small: all five stages of the tiny model, a few updates each, on a few images.
 
-Also a config file: `python -m mperceiver_jax.main --config=tests/tiny_run.py`.
+Also a config file: `python -m mperceiver_jax.main --config=tests/support/tiny_experiment.py`.
 """
 
 from collections.abc import Mapping

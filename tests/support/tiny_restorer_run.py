@@ -1,4 +1,4 @@
-"""A whole run of a restorer by regression in small; also a config file, as `tests/tiny_run.py` is."""
+"""A whole run of a restorer by regression in small; also a config file, as `tests/support/tiny_experiment.py` is."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import checkpoint_folder
 from mperceiver_jax.checkpoints.manager import Checkpoints
-from mperceiver_jax.checkpoints.workdir import claim_workdir
+from mperceiver_jax.checkpoints.workdir import bind_workdir
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
 from mperceiver_jax.config.recipes import regression_recipe
 from mperceiver_jax.models import parameters
@@ -64,7 +64,7 @@ def finished(
     workdir: Path, experiment: Experiment, averaged: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Writes the workdir of a finished run with random parameters: (the last ones, their average)."""
-    claim_workdir(workdir, to_mapping(experiment))
+    bind_workdir(workdir, to_mapping(experiment))
     last = parameters.initial_values(experiment.build(), 1, lambda path, value: value)
     average = {path: value * np.float32(0.9) for path, value in last.items()}
     metadata = {"stage": "regression", "frozen_fingerprint": fingerprint({}), "ema": averaged}

@@ -13,9 +13,9 @@ from data_pipelines.pipeline import training_pairs
 from data_pipelines.tasks import TASKS
 from data_pipelines.transforms import clip_view
 from mperceiver_jax.checkpoints.initial_params import trained_values
-from mperceiver_jax.checkpoints.lazy_params import open_weights
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.config.experiment import Experiment, from_mapping
+from mperceiver_jax.convert.open_weights import open_weights
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.errors import ConfigError

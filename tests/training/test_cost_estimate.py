@@ -10,11 +10,11 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.training.cost_estimate import (
     TYPICAL_SHARE,
     StagePlan,
-    abstract_batch,
     convolution_rate,
     describe,
     plan_stage,
 )
+from mperceiver_jax.training.stages.registry import build_stage
 from tests.support.tiny_experiment import BATCH, SIDE, STEPS, tiny_run
 from tests.support.tiny_model import CLIP_SIDE
 
@@ -34,7 +34,8 @@ def test_a_stage_is_counted_without_being_compiled():
 
 
 def test_the_batch_of_a_stage():
-    batch = abstract_batch(tiny_run(), "drm", 4)
+    spec = lambda experiment: build_stage("drm", experiment, experiment.build()).batch_spec(4)
+    batch = spec(tiny_run())
     assert {name: leaf.shape for name, leaf in batch.items()} == {
         "lq": (4, SIDE, SIDE, 3),
         "gt": (4, SIDE, SIDE, 3),
@@ -42,7 +43,7 @@ def test_the_batch_of_a_stage():
         "task": (4,),
         "latent": (4, SIDE // 2, SIDE // 2, 4),
     }
-    assert "latent" not in abstract_batch(tiny_run({"losses.drm_latents": "perturbed_gt"}), "drm", 4)
+    assert "latent" not in spec(tiny_run({"losses.drm_latents": "perturbed_gt"}))
 
 
 def test_time_is_estimated_from_the_rate_of_this_device():

@@ -12,7 +12,8 @@ from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
-from mperceiver_jax.training.stages.registry import _timesteps_and_noise, build_stage
+from mperceiver_jax.training.stages.base import timesteps_and_noise
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 from tests.support.processes import run_processes
 from tests.support.tiny_model import single_scale_config, tiny_batch, tiny_experiment, tiny_values
@@ -28,10 +29,11 @@ def train(mesh, steps=3):
     parts = ({}, {})
     for path, value in tiny_values(model).items():
         parts[not stage.is_trained(path)][path] = value
-    trained, frozen = (sharding.shard_params(mesh, part, threshold=THRESHOLD) for part in parts)
+    layout = sharding.ParameterLayout(mesh, threshold=THRESHOLD)
+    trained, frozen = (layout.place_all(part) for part in parts)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0), steps)
     begin = lambda values: initial_state(values, optimizer, ema=True)
-    shardings = sharding.tree_sharding(mesh, jax.eval_shape(begin, trained), THRESHOLD)
+    shardings = layout.tree(jax.eval_shape(begin, trained))
     state = jax.jit(begin, out_shardings=shardings)(trained)
     step = jax.jit(
         make_step(stage.loss, optimizer, ema_decay=0.9, mesh=mesh),
@@ -103,7 +105,7 @@ def _draws(mesh):
 
     def loss(params, batch, key, step):
         key_t, key_n = jax.random.split(key)
-        t, noise = _timesteps_and_noise(key_t, key_n, batch["z"])
+        t, noise = timesteps_and_noise(key_t, key_n, batch["z"])
         # Where the scan averages the micro-batches' metrics, each fills its own row of them.
         row = (jnp.arange(4) == batch["micro"][0]).astype(jnp.float32)
         return (params["w"] * 0).sum(), {

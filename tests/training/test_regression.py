@@ -9,6 +9,7 @@ from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.checkpoints.trained_run import trained_stages
 from mperceiver_jax.config import phases
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
+from mperceiver_jax.config.phases import data_config, stages_of
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.errors import ConfigError
@@ -25,7 +26,6 @@ from mperceiver_jax.models.restorers.restormer import RestormerConfig
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.training import losses, run
 from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
-from mperceiver_jax.training.loop import data_config, stages_of
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.stages.registry import build_stage
 from tests.support.experiment_runs import same, start, trained
@@ -243,8 +243,8 @@ def test_phases_hand_over_both_sets_of_parameters(photographs, tmp_path):
 
 
 def test_phases_see_their_tasks_and_their_own_data():
-    experiment = phases.expanded(tiny_regression(PHASES))
-    assert phases.expanded(experiment) == experiment
+    experiment = phases.expand_curricula(tiny_regression(PHASES))
+    assert phases.expand_curricula(experiment) == experiment
     assert stages_of(experiment) == ["regression.1", "regression.2"]
     first, second = (data_config(experiment, name) for name in stages_of(experiment))
     assert set(first.weights) == {"denoise"} and set(second.weights) == {"denoise", "lowlight"}
@@ -252,8 +252,9 @@ def test_phases_see_their_tasks_and_their_own_data():
 
 
 def test_any_stage_of_any_model_has_phases():
-    phases = ({"tasks": ("dehaze",), "steps": 1}, {"tasks": ("dehaze", "denoise"), "steps": 2})
-    experiment = phases.expanded(tiny_run({"stages.predictor.steps": 3, "stages.predictor.curriculum": phases}))
+    curriculum = ({"tasks": ("dehaze",), "steps": 1}, {"tasks": ("dehaze", "denoise"), "steps": 2})
+    fields = {"stages.predictor.steps": 3, "stages.predictor.curriculum": curriculum}
+    experiment = phases.expand_curricula(tiny_run(fields))
     names = ["vae", "prior", "predictor.1", "predictor.2", "dual_branch", "drm"]
     assert stages_of(experiment) == names
     model = experiment.build()

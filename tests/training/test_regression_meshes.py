@@ -1,5 +1,7 @@
 """A restorer by regression trains the same on one device and on a mesh."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -21,16 +23,18 @@ def train(config: MeshConfig, devices: int):
     mesh = sharding.make_mesh(config, jax.devices()[:devices])
     experiment = experiment_of("mioir_srresnet", SRResNetConfig(8, 1, "explicit"), "mioir")
     model = experiment.build()
-    stage = build_stage("regression", experiment, model)
     # Plain descent: Adam would make rounding as large as any step.
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, eps=1.0, spike_limit=5.0), STEPS)
+    descent = OptimizerConfig(learning_rate=1e-3, eps=1.0, spike_limit=5.0)
+    stages = {"regression": replace(experiment.stages["regression"], optimizer=descent)}
+    stage = build_stage("regression", replace(experiment, stages=stages), model)
+    optimizer = make_optimizer(descent, STEPS)
     start = parameters.initial_values(model, 0, lambda path, value: value)
-    values = sharding.shard_params(mesh, start, threshold=THRESHOLD)
+    values = sharding.ParameterLayout(mesh, threshold=THRESHOLD).place_all(start)
     state = initial_state(values, optimizer, ema=True)
     rng = np.random.default_rng(0)
     batch = {name: rng.random((8, 16, 16, 3), np.float32) for name in ("lq", "gt")}
     batch |= {"task": np.arange(8, dtype=np.int32) % 7}
-    step = jax.jit(make_step(stage.loss, optimizer, ema_decay=0.5, mesh=mesh, limits_spikes=True))
+    step = jax.jit(make_step(stage.loss, optimizer, ema_decay=0.5, mesh=mesh))
     losses = []
     for _ in range(STEPS):
         state, metrics = step(state, {}, sharding.to_global(mesh, batch), jax.random.key(0))

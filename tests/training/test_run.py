@@ -14,14 +14,14 @@ import pytest
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
+from mperceiver_jax.config.phases import ORDER
 from mperceiver_jax.distributed.runtime import Preempted
 from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.training import run
+from mperceiver_jax.training import records, run
 from mperceiver_jax.training.metric_log import read_metrics
-from mperceiver_jax.training.stages.registry import ORDER
 from tests.support.experiment_runs import Scores, losses, only, same, start, trained
 from tests.support.processes import run_processes
 from tests.support.tiny_experiment import STEPS, tiny_run
@@ -84,7 +84,7 @@ def test_averages_are_what_later_stages_build_on(whole, finished):
     for name in ORDER[:-1]:
         values |= initial_params.trained_values(workdir, name)
     with Checkpoints(initial_params.checkpoint_folder(workdir, "drm"), read_only=True) as checkpoints:
-        identity = checkpoints.metadata(STEPS)["pretrained"]
+        identity = checkpoints.metadata(STEPS)["frozen_fingerprint"]
     assert identity == fingerprint({k: v for k, v in values.items() if not k.startswith("drm.")})
 
 
@@ -92,7 +92,7 @@ def test_a_finished_run_trains_nothing_and_writes_its_report_again(whole, finish
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     (workdir / "report.json").unlink()
     before = losses(workdir)
-    monkeypatch.setattr(run, "train_stage", None)
+    monkeypatch.setattr(run, "StageTrainer", None)
     records = start(whole, workdir)
     assert records == json.loads(json.dumps(finished[1]))
     write_run_report(whole, records, workdir)
@@ -147,7 +147,7 @@ def test_another_configuration_is_refused_and_what_may_change_is_taken(whole, fi
     shutil.rmtree(workdir)
     workdir.mkdir()
     (workdir / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="not empty and holds no run of ours"):
+    with pytest.raises(ValueError, match="is not empty and does not hold a run"):
         start(whole, workdir)
 
 
@@ -173,13 +173,13 @@ def test_within_a_stage_the_best_is_kept(autoencoder):
 def test_an_evaluation_that_was_lost_is_made_again(autoencoder, tmp_path):
     experiment, original, first = autoencoder
     workdir = Path(shutil.copytree(original, tmp_path / "run"))
-    run.record_path(workdir, "vae").unlink()
+    records.record_path(workdir, "vae").unlink()
     evaluator = Scores()
     (record,) = start(experiment, workdir, evaluator)
     assert evaluator.calls == [("vae", True)]
     assert same(evaluator.params, first.params)
     assert losses(workdir) == losses(original)
-    assert record["summary"]["last_loss"] == run.read_record(original, "vae")["summary"]["last_loss"]
+    assert record["summary"]["last_loss"] == records.read_record(original, "vae")["summary"]["last_loss"]
 
 
 class StoppedIn(Scores):
@@ -233,15 +233,19 @@ TWO_PROCESSES = """
 """
 
 
-def test_two_processes_make_the_same_run(whole, finished, tmp_path):
-    workdir = tmp_path / "run"
-    mapping = json.dumps(run.to_mapping(whole))
-    first, second = run_processes(TWO_PROCESSES, devices=1, args=[mapping, workdir], timeout=400)
+def test_two_processes_make_the_same_run(photographs, tmp_path):
+    # Two stages: one that later ones build on, and one that samples in its evaluation.
+    experiment = tiny_run(photographs | only("vae", "dual_branch") | {"stages.dual_branch.ema_decay": 0.5})
+    alone, workdir = tmp_path / "alone", tmp_path / "run"
+    records = run.run_experiment(experiment, alone, HeldoutEvaluator)
+    write_run_report(experiment, records, alone)
+    mapping = json.dumps(run.to_mapping(experiment))
+    first, second = run_processes(TWO_PROCESSES, devices=1, args=[mapping, workdir])
     assert first.endswith("done\n") and second == "done\n"
-    here, there = (read_metrics(path / "metrics.jsonl") for path in (workdir, finished[0]))
+    here, there = (read_metrics(path / "metrics.jsonl") for path in (workdir, alone))
     assert [(row["stage"], row["step"]) for row in here] == [(row["stage"], row["step"]) for row in there]
     np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=2e-4)
-    report, reference = (json.loads((path / "report.json").read_text()) for path in (workdir, finished[0]))
+    report, reference = (json.loads((path / "report.json").read_text()) for path in (workdir, alone))
     assert report["device"].startswith("2 x")
     for name, task in reference["tasks"].items():
         for metric, tolerance in (("psnr", 0.05), ("ssim", 0.01)):

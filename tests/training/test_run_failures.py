@@ -19,9 +19,10 @@ from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.perceptual import lpips
-from mperceiver_jax.training import loop, metric_log, run
+from mperceiver_jax.training import metric_log, run
 from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 from mperceiver_jax.training.metric_log import read_metrics
+from mperceiver_jax.training.stages import base
 from tests.support.experiment_runs import losses, only, same, start, trained
 from tests.support.tiny_experiment import nine_classes, tiny_run
 
@@ -44,11 +45,11 @@ def test_other_pretrained_weights_are_refused_and_moved_ones_are_not(photographs
         start(given(path), workdir)
     assert not workdir.exists()
     assert start(given(files[0]), workdir, stop_at=1) is None
-    with pytest.raises(CheckpointError, match=r"predictor/1 was trained next to other frozen parameters"):
+    with pytest.raises(CheckpointError, match=r"predictor/1 was trained with other frozen parameters"):
         start(given(files[1]), workdir)
     shutil.copy(files[0], path)
     assert start(given(path), workdir, stop_at=2) is None
-    with pytest.raises(CheckpointError, match=r"predictor/3 was trained next to other .*config\.pretrained"):
+    with pytest.raises(CheckpointError, match=r"predictor/3 was trained with other .*config\.pretrained"):
         start(given(files[1]), workdir)
 
 
@@ -69,8 +70,8 @@ class Poisoned:
 
 def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path, monkeypatch):
     fields = photographs | only("vae") | {"stages.vae.steps": 6}
-    healthy = loop.train_batches
-    monkeypatch.setattr(loop, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
+    healthy = base.train_batches
+    monkeypatch.setattr(base, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
     workdir = tmp_path / "run"
     told = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
     with pytest.raises(NonFiniteLoss, match=told):
@@ -95,12 +96,12 @@ class Spoiled(Poisoned):
 
 def test_a_bad_image_costs_no_updates(photographs, tmp_path, monkeypatch):
     experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
-    healthy = loop.train_batches
-    monkeypatch.setattr(loop, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
+    healthy = base.train_batches
+    monkeypatch.setattr(base, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
     told = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
     with pytest.raises(ValueError, match=told):
         start(experiment, workdir)
-    monkeypatch.setattr(loop, "train_batches", healthy)
+    monkeypatch.setattr(base, "train_batches", healthy)
     start(experiment, workdir)
     start(experiment, tmp_path / "undisturbed")
     assert losses(workdir) == losses(tmp_path / "undisturbed")
@@ -150,7 +151,7 @@ UNUSABLE = {
     "data.pairs": ({"dehaze": {"lq": "nowhere", "gt": "x"}}, OSError, r"^config\.data\.pairs\.dehaze: no data folder"),
     "data.weights": ({"fog": 1.0}, ValueError, r"^config\.data\.weights\.fog: no task is named so; the tasks are"),
     "stages.vae.batch_size": (12, ConfigError, r"config\.stages\.vae\.batch_size: 12 .* over the 8 devices"),
-    "stages.vae.crop": (15, ConfigError, r"config\.stages\.vae\.crop: 15 is no multiple of 2"),
+    "stages.vae.crop": (15, ConfigError, r"config\.stages\.vae\.crop: 15 is not a multiple of 2"),
     "stages.prior.crop": (20, ConfigError, r"config\.stages\.prior: crop 20 is larger than image_size 16"),
     "stages.vea": ({"steps": 1}, ValueError, r"config\.stages\.vea: no such stage"),
     "evaluation.per_task": (5, ValueError, r"^config\.evaluation\.per_task must be 1 to 4"),

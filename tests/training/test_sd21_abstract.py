@@ -30,7 +30,7 @@ def _abstract(stage_name: str, mesh: jax.sharding.Mesh):
         part[path] = jax.ShapeDtypeStruct(value.shape, dtype)
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=10, clip_norm=1.0), 1000)
     begin = lambda values: initial_state(values, optimizer, ema=True)
-    state = sharding.abstract(mesh, jax.eval_shape(begin, trained))
+    state = sharding.ParameterLayout(mesh).abstract(jax.eval_shape(begin, trained))
     spread = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct((8, *shape), dtype, sharding=spread)
@@ -48,7 +48,7 @@ def _abstract(stage_name: str, mesh: jax.sharding.Mesh):
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return step, (state, sharding.abstract(mesh, frozen), batch, key)
+    return step, (state, sharding.ParameterLayout(mesh).abstract(frozen), batch, key)
 
 
 def _count(tree) -> int:

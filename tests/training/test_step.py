@@ -10,7 +10,7 @@ import pytest
 
 from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from mperceiver_jax.optim.spike_limiter import limit_spikes
-from mperceiver_jax.training.step import initial_state, make_step
+from mperceiver_jax.training.step import SplitLoss, initial_state, make_step
 
 ROOT = jax.random.key(7)
 FROZEN = {"scale": jnp.float32(2.0)}
@@ -172,11 +172,11 @@ def test_losses_are_traced_with_the_number_of_the_update():
 def test_a_limiter_of_spikes_judges_and_scales_its_part_of_the_loss_alone(accumulation):
     def loss(params, batch, key, step):
         distance = jnp.square(params["w"][:2] - batch["y"].mean()).sum()
-        beside = 10 + params["w"].sum()
-        return distance + beside, {"distance": distance, "beside": beside}
+        auxiliary = 10 + params["w"].sum()
+        return SplitLoss(distance, auxiliary), {"distance": distance}
 
     optimizer = optax.chain(limit_spikes(5.0), optax.sgd(1.0))
-    state, step = stepper(optimizer, loss, accumulation=accumulation, limits_spikes=True)
+    state, step = stepper(optimizer, loss, accumulation=accumulation)
     w, least = np.asarray(start()["w"]), np.inf
     for target, spike in ((0.0, False), (8.0, True), (-2.0, False)):
         state, metrics = step(state, {}, {"y": jnp.full(4, target)}, ROOT)

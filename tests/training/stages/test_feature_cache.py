@@ -13,6 +13,7 @@ from data_pipelines.pipeline import train_batches
 from data_pipelines.stored.examples import read_note
 from data_pipelines.stored.features import FeatureStore, part_path
 from mperceiver_jax.config.experiment import to_mapping
+from mperceiver_jax.config.phases import ORDER, data_config
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preemption
 from mperceiver_jax.distributed.sharding import MeshConfig
@@ -20,11 +21,12 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.clip import VisionTower
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.mperceiver.vae import AutoencoderKL
-from mperceiver_jax.training import loop, run
-from mperceiver_jax.training.cost_estimate import StagePlan, abstract_batch
+from mperceiver_jax.training import cost_estimate, run
+from mperceiver_jax.training.cost_estimate import StagePlan
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.stages import feature_cache
-from mperceiver_jax.training.stages.registry import ORDER, build_stage, observation
+from mperceiver_jax.training.stages.dual_branch import observe
+from mperceiver_jax.training.stages.registry import build_stage
 from tests.support.processes import run_processes
 from tests.support.tiny_experiment import BATCH, STEPS, tiny_run, write_photographs
 from tests.support.tiny_model import single_scale_config, tiny_batch, tiny_experiment, tiny_values
@@ -41,7 +43,7 @@ def test_the_loss_on_stored_observations_is_that_on_their_images_and_runs_no_tow
 
     @jax.jit
     def observed(values, batch):
-        return observation(parameters.merge(structure, values), batch, jnp.dtype("float32"))
+        return observe(parameters.merge(structure, values), batch, jnp.dtype("float32"))
 
     loss = jax.jit(lambda values, batch: stage.loss(values, batch, jax.random.key(7), 0)[0])
     stored = jax.tree.map(np.asarray, observed(values, images)._asdict())
@@ -76,7 +78,7 @@ def prepared(tmp_path, monkeypatch):
     """(experiment with a cache, start it in a workdir)."""
     one = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda config: one)
-    monkeypatch.setattr(run.plan, "plan_stage", lambda e, m, name: StagePlan(name, "", 0, 0, 0, 0.0))
+    monkeypatch.setattr(cost_estimate, "plan_stage", lambda e, m, name: StagePlan(name, "", 0, 0, 0, 0.0))
     monkeypatch.setattr(feature_cache, "PART", BATCH)
     changes = {f"stages.{name}.steps": 0 for name in ORDER if name != "dual_branch"}
     changes |= {"cache": str(tmp_path / "cache"), "cached_examples": 2 * BATCH - 1}
@@ -108,18 +110,19 @@ def test_a_run_fills_its_cache_goes_on_where_it_stopped_and_trains(prepared, mon
     assert first.stat().st_mtime_ns == written
 
     # What lies there is what the towers make of the stage's own stream of crops.
-    store, config = FeatureStore(folder), loop.data_config(experiment, "dual_branch")
+    store, config = FeatureStore(folder), data_config(experiment, "dual_branch")
     assert len(store) == 2 * BATCH
     model = MPerceiver(experiment.model)
     structure, _ = parameters.split(model)
     values = parameters.initial_values(model, experiment.seed)
     with train_batches(config) as batches:
         batch = [next(batches) for _ in range(2)][1]
-    seen = jax.jit(lambda v, b: observation(parameters.merge(structure, v), b, jnp.dtype("float32")))(values, batch)
+    seen = jax.jit(lambda v, b: observe(parameters.merge(structure, v), b, jnp.dtype("float32")))(values, batch)
     for name, value in seen._asdict().items():
         stored = np.stack([store[BATCH + k][name] for k in range(BATCH)])
         np.testing.assert_allclose(stored, value, atol=1e-5)
-    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(experiment, "dual_branch", 1).items()}
+    spec = build_stage("dual_branch", experiment, model).batch_spec(1)
+    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in spec.items()}
     assert shapes == {name: ((1, *value.shape), value.dtype) for name, value in store[0].items()}
     assert len(read_metrics(first.parents[1] / "first" / "metrics.jsonl")) == STEPS
 
@@ -128,7 +131,8 @@ TWO_PROCESSES = """
     import json, sys
     import jax
     from mperceiver_jax.config.experiment import Experiment, from_mapping
-    from mperceiver_jax.training import feature_cache, run
+    from mperceiver_jax.training import run
+    from mperceiver_jax.training.stages import feature_cache
     from mperceiver_jax.distributed.runtime import Preemption
 
     class Nothing:
@@ -158,7 +162,7 @@ def test_two_processes_fill_one_cache_each_its_own_rows_and_go_on_where_they_sto
     alone = FeatureStore(experiment.cache)
     together = replace(experiment, cache=str(tmp_path / "together"))
     arguments = [json.dumps(to_mapping(together)), tmp_path / "run"]
-    outputs = run_processes(TWO_PROCESSES, devices=1, args=arguments, timeout=400)
+    outputs = run_processes(TWO_PROCESSES, devices=1, args=arguments)
     assert [output.splitlines()[-1] for output in outputs] == [f"None {STEPS}"] * 2
     store = FeatureStore(together.cache)
     assert len(store) == len(alone) == 2 * BATCH
@@ -171,16 +175,16 @@ def test_two_processes_fill_one_cache_each_its_own_rows_and_go_on_where_they_sto
 def test_a_cache_of_other_towers_or_settings_is_refused(tmp_path):
     note = {"towers": "abc", "data": {"crop": 64, "seed": 1}, "layout": {}, "examples": 8, "parts": 2, "hosts": 1}
     folder = tmp_path / "cache"
-    feature_cache.claim(folder, note)
-    feature_cache.claim(folder, note)
+    feature_cache.bind_cache(folder, note)
+    feature_cache.bind_cache(folder, note)
     other = note | {"towers": "abd", "data": {"crop": 32, "seed": 1}, "hosts": 2}
-    with pytest.raises(ValueError, match=r"differing: towers, hosts, data\.crop\); give those again"):
-        feature_cache.claim(folder, other)
+    with pytest.raises(ValueError, match=r"config\.cache: .*\(data\.crop, hosts, towers\); give those again"):
+        feature_cache.bind_cache(folder, other)
     for part in range(2):
         part_path(folder, part, 0).touch()
-    feature_cache.claim(folder, note | {"hosts": 2, "parts": 1})  # finished: any number of hosts may read it
+    feature_cache.bind_cache(folder, note | {"hosts": 2, "parts": 1})  # finished: any number of hosts may read it
     assert read_note(folder)["hosts"] == 1
-    with pytest.raises(ValueError, match="not empty and holds no features of ours"):
-        feature_cache.claim(tmp_path, note)
+    with pytest.raises(ValueError, match="is not empty and does not hold outputs of the frozen towers"):
+        feature_cache.bind_cache(tmp_path, note)
     with pytest.raises(ValueError, match="cached_examples: at least 1"):
         replace(tiny_run(), cached_examples=0)

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mperceiver_jax.config.phases import ORDER
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.perceptual.lpips import available, load_lpips, lpips
 from mperceiver_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.stages.registry import ORDER, SCHEDULE, build_stage
+from mperceiver_jax.training.stages.base import SCHEDULE
+from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 from tests.support.tiny_model import tiny_batch, tiny_config, tiny_experiment, tiny_values
 
