@@ -20,6 +20,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def cache_root() -> Path:
+    """The folder of everything that this project caches: `$XDG_CACHE_HOME/mperceiver_jax`, by default in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).expanduser().absolute() / "mperceiver_jax"
+
+
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
     """Writes a whole file or, when interrupted, nothing: under a temporary name next to it, which is then renamed.
 

@@ -14,6 +14,7 @@ from etils import epath
 
 from data_pipelines.datasets.records import Record
 from data_pipelines.datasets.shards import read_manifest
+from data_pipelines.files import cache_root
 from data_pipelines.images import decode_image
 from data_pipelines.sources.folders import PixelCache
 
@@ -83,8 +84,7 @@ def _on_disk(path: epath.Path, size: int, download_folder: str | os.PathLike[str
         if not path.exists() or path.stat().length != size:
             raise FileNotFoundError(f"{text}: the shard is missing or cut short; prepare or copy the data again")
         return text
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mperceiver-jax" / "shards"
-    folder = Path(download_folder or cache)
+    folder = Path(download_folder or cache_root() / "shards")
     local = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{path.name}"
     if local.is_file() and local.stat().st_size == size:
         return str(local)

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints import directory
 from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
@@ -18,7 +19,7 @@ from mperceiver_jax.distributed.runtime import on_every_process
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import listed, missing_parts
+from mperceiver_jax.models.mperceiver.parts import missing_parts
 from mperceiver_jax.models.parameters import Params
 
 Place = Callable[[str, np.ndarray], Any]
@@ -103,7 +104,7 @@ def _fitting(directory: PretrainedDirectory, model: MPerceiver) -> PretrainedDir
         if declared.get(path) != shape
     ]
     if wrong:
-        raise ValueError(f"{directory.path}: weights of another model: {listed(wrong, 5)}")
+        raise ValueError(f"{directory.path}: weights of another model: {shorten_list(sorted(wrong), 5)}")
     if problems := missing_parts(model, directory.shapes):
         raise ValueError(f"{directory.path}: " + "; ".join(problems))
     return directory

@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints import directory as checkpoint_directory
 from mperceiver_jax.checkpoints.data_iterator import DataIterator, gather_positions, set_position
 from mperceiver_jax.checkpoints.leaves import differences, forms, named_leaves, own_copies, restore_args
@@ -325,8 +326,7 @@ class Checkpoints:
         if problems := differences(stored, wanted):
             raise CheckpointError(
                 f"{name!r} of checkpoint {self.directory / str(step)} does not fit this run: "
-                + "; ".join(problems[:10])
-                + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+                + shorten_list(problems, 10, "; ")
             )
 
 

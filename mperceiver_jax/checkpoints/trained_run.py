@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import Which, checkpoint_folder
 from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
@@ -55,7 +56,7 @@ class TrainedStage(NamedTuple):
         wrong = [path for path, value in sorted(trained.items()) if shapes.get(path) != value.shape]
         if wrong:
             raise CheckpointError(
-                f"{where} does not fit this model: {', '.join(wrong[:5])} ({len(wrong)} in all) are unknown or "
+                f"{where} does not fit this model: {shorten_list(wrong)} are unknown or "
                 "have another shape; it may have been written by another version"
             )
         if self.frozen_fingerprint is not None and (identity := fingerprint(frozen)) != self.frozen_fingerprint:

@@ -5,12 +5,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.convert.formats.torch_files import StoredTensor
 from mperceiver_jax.convert.keymaps.registry import keymap
 from mperceiver_jax.convert.state_dicts import Found, match
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import Part, listed, optional_groups, part_of
+from mperceiver_jax.models.mperceiver.parts import Part, optional_groups, part_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def recognise(keys: Collection[str], where: str) -> Family:
         if any(re.match(family.signature, key) for key in keys):
             return family
     known = sorted({family.title for family in FAMILIES})
-    raise ValueError(f"{where}: keys of no known layout ({listed(keys, 5)}); known are {', '.join(known)}")
+    shown = shorten_list(sorted(keys))
+    raise ValueError(f"{where}: keys of no known layout ({shown}); known are {', '.join(known)}")
 
 
 def find_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: str) -> dict[str, Found]:

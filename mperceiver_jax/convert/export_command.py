@@ -29,13 +29,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints.initial_params import Which
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
 from mperceiver_jax.convert.open_weights import Weights, open_weights
 from mperceiver_jax.convert.restorer_checkpoints import export_regression, kept_aside
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.parts import listed
 from mperceiver_jax.models.restorers.registry import RegressionModel
 from mperceiver_jax.progress import progress_bar
 
@@ -103,7 +103,9 @@ def _announce(weights: Weights, values: Collection[str]) -> None:
     if held := weights.placeholders.intersection(values):
         numbers = sum(sizes[path] for path in held)
         reason = "the model does not use them and the pretrained weights lack them"
-        print(f"  note: {numbers:,} of them are placeholders, since {reason}: {listed(held, 3)}", flush=True)
+        print(
+            f"  note: {numbers:,} of them are placeholders, since {reason}: {shorten_list(sorted(held), 3)}", flush=True
+        )
     for note in weights.notes:
         print(f"  {note}", flush=True)
 

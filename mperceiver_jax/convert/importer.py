@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from data_pipelines.files import cache_root
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints.pretrained import (
     FORMAT,
     PretrainedDirectory,
@@ -29,7 +30,7 @@ from mperceiver_jax.convert.state_dicts import Found
 from mperceiver_jax.distributed.runtime import on_every_process, on_first_process
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS, listed, missing_parts, part_of
+from mperceiver_jax.models.mperceiver.parts import PARTS, missing_parts, part_of
 from mperceiver_jax.progress import progress_bar
 
 DTYPES: dict[str, Any] = {
@@ -110,7 +111,7 @@ def import_pretrained(
     for contribution in given:
         say(f"{contribution.file.name}: {contribution.layout}, {', '.join(contribution.parts) or 'nothing new'}")
         if contribution.unused:
-            say(f"  left aside: {listed(contribution.unused, 5)}")
+            say(f"  left aside: {shorten_list(sorted(contribution.unused), 5)}")
     found = {path: tensors for contribution in given for path, tensors in contribution.found.items()}
     if problems := missing_parts(model, found):
         raise ValueError(f"{', '.join(sources)}: " + "; ".join(problems))
@@ -164,7 +165,7 @@ def pretrained_directory(pretrained: str, model: MPerceiver) -> PretrainedDirect
         return on_every_process(lambda: PretrainedDirectory(pretrained))
     whole = [pretrained] if Path(pretrained).expanduser().exists() else pretrained.split(",")
     sources = [source.strip() for source in whole if source.strip()]
-    directory = on_every_process(lambda: _cache() / _identity(sources, model))
+    directory = on_every_process(lambda: cache_root() / "pretrained" / _identity(sources, model))
     on_first_process(lambda: _convert_once(sources, directory, model))
     return on_every_process(lambda: _opened(directory))
 
@@ -188,11 +189,6 @@ def _opened(directory: Path) -> PretrainedDirectory:
             "mperceiver_jax.convert import` beforehand and give its directory"
         )
     return PretrainedDirectory(directory)
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser().absolute() / "mperceiver_jax" / "pretrained"
 
 
 def _identity(sources: Sequence[str], model: MPerceiver) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.command_line import one_line
 from mperceiver_jax.config.experiment import Experiment
@@ -33,7 +34,7 @@ from mperceiver_jax.convert.open_weights import of_pretrained
 from mperceiver_jax.convert.restorer_checkpoints import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS, listed, missing_parts, part_of
+from mperceiver_jax.models.mperceiver.parts import PARTS, missing_parts, part_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,7 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
         print(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
     found = find_parts(model, tensors, file.name)
     if unused := left_over(tensors, found):
-        print(f"  left aside: {listed(unused, 5)}")
+        print(f"  left aside: {shorten_list(sorted(unused), 5)}")
     return set(found)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints.initial_params import Which
 from mperceiver_jax.checkpoints.lazy import LazyMapping
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
@@ -90,7 +91,7 @@ def of_pretrained(directory: Path, model: MPerceiver) -> Weights:
     shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
     if wrong := [path for path, shape in found.shapes.items() if shapes.get(path) != shape]:
         raise ValueError(
-            f"{directory}: its parameters are not those of the model, {', '.join(wrong[:5])} ({len(wrong)} in all) "
+            f"{directory}: its parameters are not those of the model, {shorten_list(wrong)} "
             "are unknown or of another shape; say which model it is with --config=FILE:VARIANT"
         )
     readers = {path: partial(found.read, path) for path in found.shapes}

@@ -7,6 +7,7 @@ import numpy as np
 
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.image_files import crop_to
+from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore.restorer import Restorer
 
 
@@ -43,6 +44,6 @@ class BatchedRestorer:
         place = sharding.batch_sharding(self._mesh)
         filled = (rows + rows[-1:] * (-len(rows) % self._rows) for rows in (padded, seen))
         lq, told = (sharding.place(np.stack(rows), place) for rows in filled)
-        out, _ = self._restored(self._params, lq, told, jax.random.key(self._restorer.seed))
+        out, _ = self._restored(self._params, lq, told, Streams(self._restorer.seed).key("restore"))
         restored = np.asarray(out)[:, 0]
         return [crop_to(one, *image.shape[:2]) for one, image in zip(restored, images, strict=False)]

@@ -24,6 +24,7 @@ from mperceiver_jax.image_files import LoadedImage, Rounding, crop_to, pad_to, q
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.external_predictor import Predictor
 from mperceiver_jax.restore.programs import Diffusion, Program, Regression
@@ -242,7 +243,7 @@ class Restorer:
         else:
             padded = self._padded(lq)
             # The key is the seed's alone: no other image before or after changes this one.
-            key = jax.random.key(self.seed)
+            key = Streams(self.seed).key("restore")
             out, found = self._restored(self._params, padded[None], self._seen(lq, padded), key)
             pixels, probabilities = crop_to(np.asarray(out[0]), *lq.shape[:2]), self._named(found)
         if self.colour != "none":
@@ -257,7 +258,7 @@ class Restorer:
 
         def restored(tile: np.ndarray) -> np.ndarray:
             padded = self._padded(tile)
-            out, _ = self._restored(self._params, padded[None], seen, jax.random.key(self.seed))
+            out, _ = self._restored(self._params, padded[None], seen, Streams(self.seed).key("restore"))
             return crop_to(np.asarray(out[0]), *tile.shape[:2])
 
         # Padded first, as the whole image would be: then the last tiles too begin where windows do.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from data_pipelines.messages import shorten_list
 from data_pipelines.pipeline import TrainBatches
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
@@ -267,7 +268,7 @@ def carry_over(context: RunContext, name: str, state: TrainState) -> TrainState:
     def left(like: Params, averaged: bool) -> Params:
         values = initial_params.trained_values(context.workdir, before, averaged=averaged) or {}
         if missing := sorted(set(like) - set(values)):
-            raise CheckpointError(f"{name} starts from {before}, whose checkpoint lacks {', '.join(missing[:5])}")
+            raise CheckpointError(f"{name} starts from {before}, whose checkpoint lacks {shorten_list(missing)}")
         return {path: sharding.place(values[path], leaf.sharding, leaf.dtype) for path, leaf in like.items()}
 
     return state._replace(trainable=left(state.trainable, False), ema=left(state.ema, True) if state.ema else {})

@@ -18,6 +18,7 @@ from mperceiver_jax.evaluate.metrics.scorer import Scorer
 from mperceiver_jax.evaluate.protocols import runner
 from mperceiver_jax.evaluate.protocols.protocol import load_protocol
 from mperceiver_jax.image_files import pad_to
+from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore import Restorer
 from tests.support.evaluation_trees import NOISE, photos, save, table
 from tests.support.finished_run import finished_run
@@ -247,7 +248,7 @@ class Halver:
 
     def alone(self, image):
         padded = self._padded(image)[None]
-        out, _ = self._restored(self._params, padded, None, jax.random.key(self.seed))
+        out, _ = self._restored(self._params, padded, None, Streams(self.seed).key("restore"))
         return np.asarray(out)[0, : image.shape[0], : image.shape[1]]
 
 

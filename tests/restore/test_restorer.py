@@ -15,6 +15,7 @@ from mperceiver_jax.diffusion.restoration import restore_batch
 from mperceiver_jax.image_files import LoadedImage
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.colour import adain
 from tests.support.finished_run import experiment, finished_run
@@ -55,7 +56,7 @@ def test_the_model_is_what_the_stages_trained_and_the_image_what_it_makes_of_the
     lq = noise(64, 64).astype(np.float32) / 255
     model = MPerceiver(experiment().model)
     parameters.assign(model, run[1])
-    args = (lq[None] * 2 - 1, clip_view(lq, 8)[None], jax.random.key(42))
+    args = (lq[None] * 2 - 1, clip_view(lq, 8)[None], Streams(42).key("restore"))
     out, logits = jax.jit(lambda *a: restore_batch(model, restorer.sampler, *a))(*args)
     expected = np.clip((np.asarray(out[0]) + 1) / 2, 0, 1)
     found = restorer.restore(lq)

@@ -1,9 +1,10 @@
 """The parts of a full model: which parameters they are, where they are published, and which may be absent."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 
@@ -94,11 +95,6 @@ def missing_parts(model: MPerceiver, paths: Collection[str]) -> list[str]:
         elif missing:
             problems.append(
                 f"the {part.title} is half there: {len(missing)} of {len(declared)} parameters are missing, "
-                + listed(missing)
+                + shorten_list(sorted(missing), 10)
             )
     return problems
-
-
-def listed(names: Iterable[str], most: int = 10) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
