@@ -22,6 +22,7 @@ from data_pipelines.files import atomic_outputs
 FORMAT = 1
 RECORD = "record.json"
 GROUP_BYTES = 256 * 2**20
+_HOW_TO_MAKE = "make one with `python -m mperceiver_jax.convert import FILES --output=DIR`"
 
 
 class PretrainedDirectory:
@@ -40,12 +41,16 @@ class PretrainedDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
         if not self.path.is_dir():
+            if self.path.exists():
+                raise ValueError(f"{path}: not a directory of pretrained weights; {_HOW_TO_MAKE}")
             raise FileNotFoundError(f"{path}: no such directory")
         try:
             record = json.loads((self.path / RECORD).read_text())
             written = record["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: no directory of pretrained weights (no readable {RECORD})") from error
+            raise ValueError(
+                f"{path}: no directory of pretrained weights (no readable {RECORD}); {_HOW_TO_MAKE}"
+            ) from error
         if written != FORMAT:
             raise ValueError(
                 f"{path}: pretrained weights of format {written}, but this version reads {FORMAT}; import them again"

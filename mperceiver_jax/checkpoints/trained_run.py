@@ -9,8 +9,7 @@ from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import Which, checkpoint_folder
 from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
 from mperceiver_jax.config.experiment import Experiment
-from mperceiver_jax.config.phases import STAGES, base, expand_curricula
-from mperceiver_jax.models.restorers.registry import RegressionConfig
+from mperceiver_jax.config.phases import STAGES, base, expand_curricula, needed_stages
 
 
 class TrainedStage(NamedTuple):
@@ -74,7 +73,6 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
     """
     stages = expand_curricula(experiment).stages
     planned = {name: config.steps for name, config in stages.items() if config.steps}
-    regression = isinstance(experiment.model, RegressionConfig)
     phases = {name: [phase for phase in stages if base(phase) == name] or [name] for name in STAGES}
     found = {
         name: stage
@@ -82,18 +80,13 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
         for name in phase
         if (stage := _last(workdir, name, planned.get(name, 0)))
     }
-    # The first phase of a stage makes it usable; the parameters are those of the last phase that was begun.
-    needed = [
-        phases[name][0]
-        for name in STAGES
-        if (name == "dual_branch" and not regression) or (phases[name][0] in planned and name != "drm")
-    ]
-    if missing := [name for name in needed if name not in found]:
+    if missing := [name for name in needed_stages(experiment) if name not in found]:
         raise ValueError(
             f"{workdir}: the run cannot be used yet; there is no checkpoint of {', '.join(missing)} "
             f"(there are: {', '.join(found) or 'none'}). Let the training finish: the same command continues "
             "it where it stopped"
         )
+    # The parameters of a stage are those of its last phase that was begun.
     lasting = {base(name): name for name in found}
     return [_of_all(stage, phases[base(name)], planned) for name, stage in found.items() if lasting[base(name)] == name]
 

@@ -18,11 +18,14 @@ from typing import Any
 
 from data_pipelines.pipeline import PipelineConfig
 from mperceiver_jax.config.experiment import Experiment, StageConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 from mperceiver_jax.random_streams import Streams
 
 ORDER = ("vae", "prior", "predictor", "dual_branch", "drm")
 """MPerceiver's stages."""
 STAGES = (*ORDER, "regression")
+OPTIONAL = ("drm",)
+"""Stages without which a model can be used."""
 
 
 def base(name: str) -> str:
@@ -56,6 +59,17 @@ def expand_curricula(experiment: Experiment) -> Experiment:
                 stage, steps=steps, tasks=phase.tasks, curriculum=(), optimizer=optimizer
             )
     return replace(experiment, stages=stages)
+
+
+def needed_stages(experiment: Experiment) -> list[str]:
+    """The names of the stages without which the model of a run cannot be used; of phases only the first is needed."""
+    stages = expand_curricula(experiment).stages
+    firsts = [name for name in stages if base(name) in STAGES and phase_number(name) <= 1]
+    needed = [name for name in firsts if stages[name].steps and base(name) not in OPTIONAL]
+    if isinstance(experiment.model, MPerceiverConfig) and "dual_branch" not in map(base, needed):
+        # No published weights hold its parameters.
+        needed.append(next((name for name in firsts if base(name) == "dual_branch"), "dual_branch"))
+    return sorted(needed, key=lambda name: STAGES.index(base(name)))
 
 
 def stages_of(experiment: Experiment) -> list[str]:

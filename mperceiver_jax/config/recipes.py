@@ -1,4 +1,4 @@
-"""What the recipes of restorers by regression have in common: the groups of a configuration beside their numbers."""
+"""The fields that the configurations of restorers by regression have in common."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

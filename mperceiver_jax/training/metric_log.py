@@ -1,8 +1,7 @@
-"""Metrics to files: `metrics.jsonl` and TensorBoard events.
+"""Write metrics to files: `metrics.jsonl` and TensorBoard events.
 
-The writers have the method names of clu's `MetricWriter`, so that clu's own serve where
-TensorFlow is installed; elsewhere the same events are written without it. Only process 0
-writes.
+The writers have the method names of clu's `MetricWriter`: where TensorFlow is installed, clu's own writer is used;
+elsewhere the same events are written without it. Only process 0 writes.
 """
 
 import importlib.util
@@ -18,13 +17,13 @@ from typing import Any, Protocol
 
 import jax
 
-from data_pipelines.files import naming
+from data_pipelines.files import naming, write_atomically
 
 _OWN_FIELDS = ("stage", "step", "time")
 
 
 class MetricWriter(Protocol):
-    """The part of clu's writer interface in use; scalars are anything float() takes."""
+    """The part of clu's writer interface that is used; scalars are values that float() accepts."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
 
@@ -32,20 +31,19 @@ class MetricWriter(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object a line: stage, step, time (Unix seconds), and the scalars.
+    """Writes one JSON object per line: stage, step, time (Unix seconds), and the scalars.
 
-    Lines are appended whole and handed to the system at once, so a killed run loses none and leaves
-    at most its last line torn. Numbers that are not finite are written as 'nan', 'inf', '-inf',
-    which float() reads and JSON allows.
+    Every line is passed to the operating system at once, so a killed run loses none and leaves at most its last
+    line incomplete. Numbers that are not finite are written as 'nan', 'inf', '-inf', which float() reads and JSON
+    allows.
 
-    A resumed run repeats the steps after its checkpoint. Opening the file therefore removes this
-    stage's lines of later steps (and a torn last line): every step stands there once, as the run
-    that counts made it.
+    A resumed run repeats the steps after its checkpoint. Opening the file therefore removes this stage's lines of
+    later steps, and an incomplete last line, so that the file has every step once.
 
     Args:
-        path: the file; other stages' lines in it stay.
+        path: the file; lines of other stages in it are kept.
         stage: written into every line.
-        resume_step: the step this run starts after; 0 for a stage that starts.
+        resume_step: the step after which this run starts; 0 for a stage that starts.
     """
 
     def __init__(self, path: str | os.PathLike[str], stage: str, resume_step: int = 0):
@@ -60,7 +58,7 @@ class JsonlWriter:
         """Raises ValueError for a metric named like one of the line's own fields."""
         taken = sorted(set(scalars) & set(_OWN_FIELDS))
         if taken:
-            raise ValueError(f"metrics cannot be named {taken}: every line has these fields already")
+            raise ValueError(f"metrics cannot be named {taken}: every line has these fields")
         content = {name: _number(value) for name, value in scalars.items()}
         line = {"stage": self._stage, "step": int(step), "time": round(time.time(), 3), **content}
         self._file.write((json.dumps(line) + "\n").encode())
@@ -72,18 +70,18 @@ class JsonlWriter:
 class TensorboardXWriter:
     """TensorBoard events without TensorFlow.
 
-    tensorboardX's own writer hands them to a thread, which a full disk ends; the loop would then wait for it
-    forever. Only its messages and checksums are used, and the file is written here.
+    tensorboardX's own writer passes them to a thread that a full disk ends; the loop would then wait for it forever.
+    Only its messages and checksums are used here.
 
     Args:
-        resume_step: later steps that an earlier run wrote are marked as superseded.
+        resume_step: steps after this one in earlier files are marked as superseded.
     """
 
     def __init__(self, logdir: str | os.PathLike[str], resume_step: int = 0):
         from tensorboardX.proto.event_pb2 import SessionLog
 
         os.makedirs(logdir, exist_ok=True)
-        # The name by which TensorBoard knows such files, and orders them.
+        # TensorBoard recognises and orders files by this name.
         self._file = _Appended(Path(logdir) / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
         self._event(file_version="brain.Event:2")
         if resume_step:
@@ -109,10 +107,7 @@ class TensorboardXWriter:
 
 
 class _Appended:
-    """A file that grows by whole pieces, each with the system when `write` returns: what fails, fails here.
-
-    Nothing is held back that closing the file could fail to write.
-    """
+    """A file without a buffer: `write` raises every error itself, and closing the file cannot fail."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -128,7 +123,7 @@ class _Appended:
 
 
 class MultiWriter:
-    """Passes everything on to several writers; without any it writes nothing."""
+    """Writes to several writers; to none, it writes nothing."""
 
     def __init__(self, writers: Sequence[MetricWriter]):
         self.writers = tuple(writers)
@@ -149,8 +144,8 @@ class MultiWriter:
 
 
 def event_writer(logdir: str | os.PathLike[str], resume_step: int = 0) -> MetricWriter:
-    """TensorBoard events in `logdir`: clu's writer where TensorFlow and TensorBoard are installed,
-    tensorboardX otherwise."""
+    """A writer of TensorBoard events in `logdir`: clu's where TensorFlow and TensorBoard are installed, otherwise
+    `TensorboardXWriter`."""
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         from clu import metric_writers
 
@@ -161,10 +156,10 @@ def event_writer(logdir: str | os.PathLike[str], resume_step: int = 0) -> Metric
 def create_writer(workdir: str | os.PathLike[str], stage: str, resume_step: int = 0) -> MultiWriter:
     """The writers of one stage: `metrics.jsonl` and `tensorboard/<stage>/` in the workdir.
 
-    In other processes than the first it writes nothing.
+    In processes other than the first they write nothing.
 
     Args:
-        resume_step: the step this run starts after.
+        resume_step: the step after which this run starts.
     """
     if jax.process_index() != 0:
         return MultiWriter(())
@@ -174,7 +169,7 @@ def create_writer(workdir: str | os.PathLike[str], stage: str, resume_step: int 
 
 
 def read_metrics(path: str | os.PathLike[str], stage: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, of one stage or all, without a torn last one."""
+    """The lines of a `metrics.jsonl`, of one stage or all, without an incomplete last line."""
     rows = [row for line in Path(path).read_text(encoding="utf-8").splitlines() if (row := _parse(line))]
     return [row for row in rows if stage in (None, row["stage"])]
 
@@ -187,10 +182,7 @@ def _rewind(path: Path, stage: str, step: int) -> None:
         if row is not None and (row["stage"] != stage or row["step"] <= step):
             kept.append(line + "\n")
     if "".join(kept) != text:
-        partial = path.with_name(path.name + ".partial")
-        with naming(partial):
-            partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, "".join(kept).encode())
 
 
 def _parse(line: str) -> dict[str, Any] | None:

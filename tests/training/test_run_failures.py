@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from data_pipelines.files import naming
 from mperceiver_jax import convert
 from mperceiver_jax.checkpoints.manager import CheckpointError
+from mperceiver_jax.checkpoints.pretrained import is_pretrained_directory
+from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
@@ -45,6 +47,8 @@ def test_other_pretrained_weights_are_refused_and_moved_ones_are_not(photographs
         start(given(path), workdir)
     assert not workdir.exists()
     assert start(given(files[0]), workdir, stop_at=1) is None
+    # What reads the run later finds the converted weights.
+    assert is_pretrained_directory(read_config(workdir)["pretrained"])
     with pytest.raises(CheckpointError, match=r"predictor/1 was trained with other frozen parameters"):
         start(given(files[1]), workdir)
     shutil.copy(files[0], path)
