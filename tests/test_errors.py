@@ -20,7 +20,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("file", WRITERS)
-def test_a_full_disk_is_told_with_the_file(tmp_path, file):
+def test_a_full_disk_is_reported_with_the_file(tmp_path, file):
     with disk_of(0), pytest.raises(OSError, match=f"File too large: '{tmp_path / file}'"):
         WRITERS[file](tmp_path)
 

@@ -122,9 +122,9 @@ def test_a_stopped_run_continues_bit_for_bit_even_after_a_full_disk(place, refer
     # No file may grow beyond this many KiB, as when the disk is full.
     full = run(["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *arguments])
     assert full.returncode == 1
-    told = full.stderr.splitlines()[-1]
-    assert re.match(rf"error: cannot save checkpoint \d+ in {workdir}/checkpoints/{STAGE}: .*File too large", told)
-    assert f"Complete checkpoints there: [{saved}" in told.replace("[5, ", "[")
+    message = full.stderr.splitlines()[-1]
+    assert re.match(rf"error: cannot save checkpoint \d+ in {workdir}/checkpoints/{STAGE}: .*File too large", message)
+    assert f"Complete checkpoints there: [{saved}" in message.replace("[5, ", "[")
     assert "Traceback" not in full.stderr
     assert finished_steps(workdir) == saved
     code, out, err = signalled(arguments, workdir, 3, signal.SIGINT)
@@ -214,7 +214,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(place, tmp_path, mistak
     assert not (tmp_path / "run").exists()
 
 
-def test_words_that_are_no_embeddings_are_told_at_the_start(tmp_path):
+def test_words_that_are_no_embeddings_are_reported_at_the_start(tmp_path):
     arguments = command(f"--config={ROOT / 'configs' / 'am_promptir.py'}:3task", f"--workdir={tmp_path / 'run'}")
-    told = run([*arguments, f"--config.data.images={tmp_path / 'absent'}"]).stderr
-    assert told.startswith("warning: The words are fixed random vectors") and "error: " in told
+    message = run([*arguments, f"--config.data.images={tmp_path / 'absent'}"]).stderr
+    assert message.startswith("warning: The words are fixed random vectors") and "error: " in message

@@ -197,7 +197,7 @@ class Checkpoints:
     # Listing.
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, rising."""
+        """Steps of the complete checkpoints, in increasing order."""
         return checkpoint_directory.complete_steps(self.directory)
 
     def latest(self) -> int | None:

@@ -69,7 +69,7 @@ class RunParams:
 
     @property
     def weight_kind(self) -> str:
-        """Which parameters of the stages these are, for display."""
+        """The kind of parameters that were taken from the stages, for display."""
         return "moving averages" if self.averaged else "last parameters"
 
     @property
@@ -125,7 +125,7 @@ def run_params(
 
 
 def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> tuple[Readers, Readers]:
-    """What the run started from, see `lazy_init_params`."""
+    """The values that the run started from, see `lazy_init_params`."""
     try:
         return lazy_init_params(experiment, model)
     except ConfigError as error:

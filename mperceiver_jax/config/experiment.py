@@ -80,7 +80,7 @@ class StageConfig:
         try:
             re.compile(self.trainable)
         except re.error as error:
-            raise ValueError(f"trainable: {self.trainable!r} is no regular expression ({error})") from error
+            raise ValueError(f"trainable: {self.trainable!r} is not a regular expression ({error})") from error
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: at least 0 and below 1, not {self.ema_decay}")
 

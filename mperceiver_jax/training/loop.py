@@ -288,7 +288,7 @@ def _split(context: RunContext, stage: Stage, params: Params) -> tuple[Params, P
 
 
 def _stored(context: RunContext, path: str, value: jax.Array) -> jax.Array:
-    """In the dtype of frozen parameters, sharded for it. Copied: the state's buffers belong to the step."""
+    """The parameter in the dtype of frozen ones, sharded for it, copied: the state's buffers belong to the step."""
     dtype = jnp.dtype(context.experiment.compute_dtype)
     return value if value.dtype == dtype else context.layout.place(path, value, dtype)
 

@@ -1,4 +1,4 @@
-"""What the stages of one run share, and what measures them."""
+"""The objects that the stages of one run share, and the interfaces of their evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Evaluator(Protocol):
 
 
 class HeldoutTools(Protocol):
-    """What an evaluator offers to `Stage.evaluate`: held-out examples, and the measures of results on them."""
+    """The tools of an evaluator for `Stage.evaluate`: held-out examples, and measures of results on them."""
 
     def examples(self, clean: bool = False) -> Sequence[Mapping[str, Any]]:
         """The held-out examples of all tasks; with `clean` only as many as one task has, for their `gt`."""
@@ -63,7 +63,7 @@ class HeldoutTools(Protocol):
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of one run share.
+    """The objects that the stages of one run share.
 
     Attributes:
         layout: how parameters are laid out on the mesh.

@@ -36,7 +36,7 @@ Loss = Callable[[Params, Batch, jax.Array, jax.Array], tuple[jax.Array | SplitLo
 
 
 class TrainState(NamedTuple):
-    """What a step changes.
+    """The state that a step changes.
 
     Attributes:
         step: number of updates made, int32 scalar.

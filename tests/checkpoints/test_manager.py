@@ -129,9 +129,9 @@ def test_states_that_do_not_fit_are_refused_by_name(tmp_path):
         wrong = {"a": jnp.ones((4, 3)), "b": jnp.ones(3, jnp.bfloat16), "d": jnp.ones(1)}
         with pytest.raises(CheckpointError) as caught:
             checkpoints.restore(1, {"trainable": wrong})
-        told = ["d is missing", "c is unexpected", "a is float32(4, 2), expected float32(4, 3)"]
-        told.append("b is float32(3,), expected bfloat16(3,)")
-        assert str(caught.value).endswith("does not fit this run: " + "; ".join(told))
+        message = ["d is missing", "c is unexpected", "a is float32(4, 2), expected float32(4, 3)"]
+        message.append("b is float32(3,), expected bfloat16(3,)")
+        assert str(caught.value).endswith("does not fit this run: " + "; ".join(message))
         with pytest.raises(CheckpointError, match=r"no complete checkpoint 2; it has \[1\]"):
             checkpoints.restore(2, {"trainable": values})
 
@@ -225,7 +225,7 @@ FULL_DISK = """
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
-def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path, mode):
+def test_a_full_disk_is_reported_and_leaves_the_earlier_checkpoint(tmp_path, mode):
     command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path), mode]
     run = subprocess.run(command, env=environment(1), capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -13,8 +13,8 @@ def test_a_failing_process_is_shown_and_ends_the_others():
             raise ValueError(f"no {sys.argv[1]}")
         time.sleep(1000)
     """
-    told = r"(?s)process 0, exit code None.*process 1, exit code 1.*ValueError: no luck"
-    with pytest.raises(AssertionError, match=told):
+    message = r"(?s)process 0, exit code None.*process 1, exit code 1.*ValueError: no luck"
+    with pytest.raises(AssertionError, match=message):
         run_processes(code, devices=1, args=["luck"])
 
 

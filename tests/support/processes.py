@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What the script prints goes to a file of its own: the CPU's communication library writes to the standard output
 # from several threads, within the lines of others. A process that fails must end at once: an ordinary exit would
 # wait for the others to shut down, too. A thread notes the processor time that the process has used, so that one
-# that computes or compiles without output can be told from one that waits forever.
+# that computes or compiles without output is distinguished from one that waits forever.
 _DRIVER = """
 import os, runpy, sys, threading, time, traceback
 OUTPUT = sys.argv[1]

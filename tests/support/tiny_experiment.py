@@ -28,7 +28,7 @@ def nine_classes() -> MPerceiverConfig:
 
 
 def _stage(**changes: Any) -> dict[str, Any]:
-    # Made anew for each stage: ml_collections keeps shared groups shared.
+    # Made again for each stage: ml_collections keeps shared groups shared.
     optimizer = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 1, "clip_norm": 1.0}
     stage = {"steps": STEPS, "batch_size": BATCH, "crop": SIDE, "ema_decay": 0.0, "optimizer": optimizer}
     return stage | changes

@@ -103,7 +103,7 @@ def test_prompts_and_modulators_or_all_adapters(source, train, expected):
         ({"new_task.train": "all"}, r"config\.new_task\.train: one of"),
         ({"new_task.percent": 0.0}, r"config\.new_task\.percent: above 0 and at most 100, not 0"),
         ({"new_task.degradation": "fog"}, r"config\.data\.degradations\['jpeg'\]: no degradation is named 'fog'"),
-        ({"stages.drm.trainable": "("}, r"config\.stages\.drm\.trainable: '\(' is no regular expression"),
+        ({"stages.drm.trainable": "("}, r"config\.stages\.drm\.trainable: '\(' is not a regular expression"),
     ],
 )
 def test_mistakes_are_named(source, changes, message):
@@ -143,8 +143,8 @@ def test_a_whole_adaptation(source, tmp_path, monkeypatch):
 
     # Before, nothing was taken for the new class.
     assert np.array(records[0]["predictor"]["confusion"])[:, OLD].sum() == 0
-    told = write_run_report(made, records, workdir)
-    assert "jpeg, from 8 pairs: degraded" in told
+    message = write_run_report(made, records, workdir)
+    assert "jpeg, from 8 pairs: degraded" in message
     report = json.loads((workdir / "report.json").read_text())["adaptation"]["tasks"]
     assert list(report) == [NEW, "dehaze", "denoise"]
     last = records[-1]["tasks"][NEW]

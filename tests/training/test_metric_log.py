@@ -67,7 +67,7 @@ def test_a_resumed_stage_drops_what_it_will_repeat(tmp_path):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_tensorboard_is_told_what_is_superseded(tmp_path):
+def test_tensorboard_learns_what_is_superseded(tmp_path):
     for resumed in (0, 3):
         with create_writer(tmp_path, "drm", resumed) as writer:
             writer.write_scalars(resumed + 1, {"loss": 1.0})

@@ -66,12 +66,15 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "sizes", "tasks", "told"), SIZES, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_family_is_called_alike_and_survives_a_configuration(family, sizes, tasks, told):
+IDS = lambda value: value if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize(("family", "sizes", "tasks", "conditional"), SIZES, ids=IDS)
+def test_every_family_is_called_alike_and_survives_a_configuration(family, sizes, tasks, conditional):
     config = RegressionConfig(family, sizes, tasks)
     assert from_mapping(RegressionConfig, to_mapping(config)) == config
     model = RegressionModel(config)
-    assert config.is_conditional == told == hasattr(model, "classifier")
+    assert config.is_conditional == conditional == hasattr(model, "classifier")
     structure, declared = parameters.split(model)
     image = jax.ShapeDtypeStruct((2, 48, 40, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -81,15 +84,15 @@ def test_every_family_is_called_alike_and_survives_a_configuration(family, sizes
 
     out, logits = jax.eval_shape(restored, declared, image, labels)
     assert out.shape == image.shape
-    assert (logits is not None) == told and (not told or logits.shape == (2, len(tasks)))
+    assert (logits is not None) == conditional and (not conditional or logits.shape == (2, len(tasks)))
 
 
-def test_what_the_network_is_told_matters_and_comes_from_the_classifier_or_the_label():
+def test_the_condition_matters_and_comes_from_the_classifier_or_the_label():
     blind, oracle = (
         RegressionModel(
-            RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN, condition_source=told)
+            RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN, condition_source=source)
         )
-        for told in ("classifier", "label")
+        for source in ("classifier", "label")
     )
     for model in (blind, oracle):
         parameters.initialise(model)
@@ -126,7 +129,7 @@ def test_stages_of_other_models_are_refused(tmp_path):
         start(tiny_regression({"stages": {"vae": stage}}), tmp_path)
 
 
-def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
+def test_the_loss_is_that_of_the_recipe_and_the_classifier_is_trained_too():
     experiment = tiny_regression({"losses.regression": "charbonnier_fft"}, prompts="explicit")
     model = experiment.build()
     stage = build_stage("regression", experiment, model)
@@ -149,9 +152,9 @@ def test_the_loss_is_that_of_the_recipe_and_the_classifier_learns_beside():
     np.testing.assert_allclose(value, expected + entropy, rtol=1e-5)
 
 
-def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
-    told = {"losses.condition_source": "classifier"}
-    experiment = tiny_regression(told, prompts="explicit")
+def test_a_network_conditioned_on_the_classifier_is_exposed_to_its_errors():
+    source = {"losses.condition_source": "classifier"}
+    experiment = tiny_regression(source, prompts="explicit")
     model = experiment.build()
     params = parameters.initial_values(model, 0)
     rng = np.random.default_rng(1)
@@ -165,12 +168,12 @@ def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
         stage = build_stage("regression", experiment, experiment.build())
         return stage.loss(params, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[1]["distance"]
 
-    heard, true = (
+    predicted, true = (
         losses.l1(whole(batch["lq"], jax.nn.one_hot(task, 7)), batch["gt"]) for task in (said, batch["task"])
     )
-    assert abs(heard - true) > 1e-5
-    np.testing.assert_allclose(distance(experiment, params), heard, rtol=1e-6)
-    oracle = tiny_regression(told | {"model.condition_source": "label"}, prompts="explicit")
+    assert abs(predicted - true) > 1e-5
+    np.testing.assert_allclose(distance(experiment, params), predicted, rtol=1e-6)
+    oracle = tiny_regression(source | {"model.condition_source": "label"}, prompts="explicit")
     alone = {path: value for path, value in params.items() if path.startswith("network.")}
     np.testing.assert_allclose(distance(oracle, alone), true, rtol=1e-6)
 
@@ -178,8 +181,8 @@ def test_a_network_that_shall_hear_the_classifier_hears_its_mistakes():
 def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     experiment = tiny_regression(photographs, prompts="explicit")
     records = run.run_experiment(experiment, tmp_path / "run", HeldoutEvaluator)
-    told = write_run_report(experiment, records, tmp_path / "run")
-    assert "2 held-out tasks" in told
+    text = write_run_report(experiment, records, tmp_path / "run")
+    assert "2 held-out tasks" in text
     report = (tmp_path / "run" / "report.md").read_text()
     assert "# MiOIR (SRResNet), variant tiny_regression" in report and "its own classifier" in report
     assert set(records[0]["tasks"]) == {"denoise", "lowlight"}
@@ -187,14 +190,14 @@ def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     assert (tmp_path / "run" / "samples" / "regression_denoise.png").is_file()
     ema, last = (trained(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
     assert any(not np.array_equal(ema[path], last[path]) for path in ema)
-    # Both sets are measured, each as it would be alone, and told apart.
+    # Both sets are measured, each as it would be alone.
     alone = HeldoutEvaluator(experiment, experiment.build(), sharding.make_mesh(None), None)
     for kind, params in (("moving averages", ema), ("last parameters", last)):
         scalars = alone.evaluate("regression", params)["scalars"]
         expected = {metric: scalars[f"restored_{metric}"] for metric in ("psnr", "ssim")}
         assert records[0]["weight_kinds"][kind] == pytest.approx(expected)
         assert f"| {kind} | {expected['psnr']:.2f} | {expected['ssim']:.4f} |" in report
-        assert f"{kind} {expected['psnr']:.2f} dB" in told
+        assert f"{kind} {expected['psnr']:.2f} dB" in text
     assert records[0]["scalars"]["restored_psnr"] == records[0]["weight_kinds"]["moving averages"]["psnr"]
     assert "All else in this report is of the moving averages." in report
 
@@ -271,7 +274,7 @@ def test_a_phase_of_a_task_that_does_not_exist_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_learned_beside_the_images_is_not_limited(photographs, tmp_path):
+def test_auxiliary_losses_are_not_limited(photographs, tmp_path):
     """Every loss is a spike here, and the optimizer as good as plain descent: the network must stay where it is."""
     optimizer = {"spike_limit": 1e-6, "eps": 1e3, "weight_decay": 0.0, "learning_rate": 1e3}
     changes = {f"stages.regression.optimizer.{name}": value for name, value in optimizer.items()}

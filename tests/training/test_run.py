@@ -108,13 +108,13 @@ def test_a_finished_run_trains_nothing_and_writes_its_report_again(whole, finish
 def test_interrupted_anywhere_a_run_repeats_itself_bit_for_bit(whole, finished, tmp_path, capsys):
     workdir = tmp_path / "run"
     # In the autoencoder; in the dual branch, after what was left of the stages before; while sampling latents.
-    for call, told in [
+    for call, message in [
         (1, f"vae: stopped at update 1 of {STEPS}"),
         (STEPS - 1 + 2 * STEPS + 1, f"dual_branch: stopped at update 1 of {STEPS}"),
         (STEPS - 1 + 1, "drm: stopped after 8 of 16 sampled latents"),
     ]:
         assert start(whole, workdir, stop_at=call) is None
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert len(list((workdir / "drm_latents").glob("*.npz"))) == 8
     records = start(whole, workdir)
     assert losses(workdir) == losses(finished[0])

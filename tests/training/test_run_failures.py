@@ -1,4 +1,4 @@
-"""What goes wrong in whole runs of the tiny experiment: told with its place, and nothing lost.
+"""Failures in whole runs of the tiny experiment are reported with their place, and nothing is lost.
 
 On one device and with a shared compilation cache: what differs between the runs is not what is compiled.
 """
@@ -77,8 +77,8 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     healthy = base.train_batches
     monkeypatch.setattr(base, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
     workdir = tmp_path / "run"
-    told = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
-    with pytest.raises(NonFiniteLoss, match=told):
+    message = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
+    with pytest.raises(NonFiniteLoss, match=message):
         start(tiny_run(fields), workdir)
     assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
     with pytest.raises(NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"):
@@ -102,8 +102,8 @@ def test_a_bad_image_costs_no_updates(photographs, tmp_path, monkeypatch):
     experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
     healthy = base.train_batches
     monkeypatch.setattr(base, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
-    told = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
-    with pytest.raises(ValueError, match=told):
+    message = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
+    with pytest.raises(ValueError, match=message):
         start(experiment, workdir)
     monkeypatch.setattr(base, "train_batches", healthy)
     start(experiment, workdir)
@@ -112,7 +112,7 @@ def test_a_bad_image_costs_no_updates(photographs, tmp_path, monkeypatch):
     assert same(trained(workdir, "vae"), trained(tmp_path / "undisturbed", "vae"))
 
 
-def test_a_full_disk_is_told_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
     def full(self, step, scalars):
         if step == 4:
             with naming(tmp_path / "metrics.jsonl"):
@@ -120,8 +120,8 @@ def test_a_full_disk_is_told_with_file_update_and_checkpoint(photographs, tmp_pa
 
     workdir = tmp_path / "run"
     monkeypatch.setattr(metric_log.JsonlWriter, "write_scalars", full)
-    told = rf"^vae: after update 4 of 6: .*No space left on device: '{tmp_path}/metrics\.jsonl'; "
-    with pytest.raises(OSError, match=rf"{told}the last complete checkpoint is {workdir}/checkpoints/vae/2$"):
+    message = rf"^vae: after update 4 of 6: .*No space left on device: '{tmp_path}/metrics\.jsonl'; "
+    with pytest.raises(OSError, match=rf"{message}the last complete checkpoint is {workdir}/checkpoints/vae/2$"):
         start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), workdir)
 
 
@@ -164,7 +164,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("field", UNUSABLE)
-def test_what_cannot_run_is_told_before_anything_is_written(photographs, tmp_path, monkeypatch, field):
+def test_what_cannot_run_is_reported_before_anything_is_written(photographs, tmp_path, monkeypatch, field):
     value, kind, message = UNUSABLE[field]
     monkeypatch.setattr(sharding, "make_mesh", ALL_DEVICES)
     changes = photographs | {field: value}

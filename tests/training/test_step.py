@@ -74,7 +74,7 @@ def test_accumulation_changes_nothing_but_the_random_numbers():
     np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-5)
 
 
-def test_every_step_and_micro_batch_draws_anew():
+def test_every_step_and_micro_batch_has_its_own_draws():
     state, step = stepper(optax.sgd(0.0), accumulation=2)
     draws = set()
     for _ in range(3):

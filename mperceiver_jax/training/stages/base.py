@@ -71,7 +71,7 @@ class Stage(Protocol):
         """
 
     def evaluate(self, tools: HeldoutTools, params: Params, final: bool) -> Results:
-        """What the stage has learned, on held-out examples. `final`: after the stage, with images."""
+        """Measures the stage on held-out examples. `final`: after the stage, with images."""
 
 
 class StageBase:

@@ -36,7 +36,7 @@ FULL_SIZE_CHANNELS = 64
 
 
 class Inputs(NamedTuple):
-    """What the decoder refines: latents, encoder features, degradation logits; and the clean images in [-1, 1]."""
+    """Inputs of the refined decoding: latents, encoder features and logits; and the clean images in [-1, 1]."""
 
     z: jax.Array
     taps: tuple[jax.Array, ...]

@@ -46,7 +46,7 @@ def observation_shapes(config: MPerceiverConfig, crop: int, dtype: str) -> Layou
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the examples are divided.
+    """The division of the examples into batches and parts.
 
     Attributes:
         index, hosts: this host's share of every batch, and the number of shares.
