@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 
 def cross_entropy(logits: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, ""]:
-    """Mean over the batch of -log softmax(logits)[label]."""
-    return -_log_likelihood(logits, labels).mean()
+    """Return the mean over the batch of -log softmax(logits)[label]."""
+    return _cross_entropies(logits, labels).mean()
 
 
 def focal_loss(
@@ -23,43 +24,41 @@ def focal_loss(
     The mean divides by the number of examples, not by the sum of alpha.
 
     Args:
-        gamma: how strongly confident examples are played down; 0 gives cross-entropy.
+        gamma: exponent that reduces the weight of confident examples; 0 gives cross-entropy.
         alpha: weight per class; 1 for all when None.
     """
-    log_p = _log_likelihood(logits, labels)
-    loss = -log_p
+    loss = entropies = _cross_entropies(logits, labels)
     if gamma:
         # 1 - p without cancellation; the floor keeps the power's gradient finite at p = 1 for gamma < 1.
-        loss = loss * jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny) ** gamma
+        loss = loss * jnp.maximum(-jnp.expm1(-entropies), jnp.finfo(jnp.float32).tiny) ** gamma
     if alpha is not None:
         loss = loss * jnp.asarray(alpha, jnp.float32)[labels]
     return loss.mean()
 
 
 def mean_squared_error(prediction: Array, target: Array) -> Float[Array, ""]:
-    """Mean over all elements; of predicted against true noise it is the diffusion loss."""
-    return jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+    """Return the mean squared difference over all elements; between predicted and true noise, the diffusion loss."""
+    return optax.squared_error(prediction.astype(jnp.float32), target.astype(jnp.float32)).mean()
 
 
 def l1(prediction: Array, target: Array) -> Float[Array, ""]:
-    """Mean absolute difference over all elements."""
+    """Return the mean absolute difference over all elements."""
     return jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
 
 
 def charbonnier(prediction: Array, target: Array, eps: float = 1e-3) -> Float[Array, ""]:
-    """Mean of sqrt(difference^2 + eps^2): L1, smooth at zero."""
+    """Return the mean of sqrt(difference^2 + eps^2), an L1 distance that is smooth at zero."""
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     return jnp.sqrt(jnp.square(difference) + eps**2).mean()
 
 
 def smooth_l1(prediction: Array, target: Array) -> Float[Array, ""]:
-    """Mean of half the squared difference where it is below 1, of |difference| - 1/2 above (Girshick, 2015)."""
-    size = jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32))
-    return jnp.where(size < 1, 0.5 * size * size, size - 0.5).mean()
+    """Return the mean of d^2 / 2 where d = |difference| is below 1 and of d - 1/2 elsewhere (Girshick, 2015)."""
+    return optax.huber_loss(prediction.astype(jnp.float32), target.astype(jnp.float32), delta=1.0).mean()
 
 
 def spectral_distance(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean modulus of the difference of the two-dimensional spectra per channel, not normalised (AM-PromptIR)."""
+    """Return the mean modulus of the difference of the unnormalised 2-D spectra per channel (AM-PromptIR)."""
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     spectrum = jnp.fft.fft2(difference, axes=(1, 2))
     # The modulus with a finite gradient at zero.
@@ -68,39 +67,39 @@ def spectral_distance(prediction: Float[Array, "b h w c"], target: Float[Array, 
 
 
 def accuracy(logits: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, ""]:
-    """The share of examples whose largest logit is that of their label. For logs."""
+    """Return the share of examples whose largest logit is that of their label. It is logged, not trained on."""
     return (logits.argmax(-1) == labels).astype(jnp.float32).mean()
 
 
 def mean_psnr(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean over images in [0, 1] of their PSNR in dB, predictions clipped. For logs."""
+    """Return the mean PSNR in dB of images in [0, 1], predictions clipped. It is logged, not trained on."""
     difference = jnp.clip(prediction.astype(jnp.float32), 0, 1) - target.astype(jnp.float32)
     return (-10 * jnp.log10(jnp.maximum(jnp.square(difference).mean((1, 2, 3)), 1e-10))).mean()
 
 
 def kl_to_standard_normal(mean: Float[Array, "b *rest"], logvar: Float[Array, "b *rest"]) -> Float[Array, ""]:
-    """KL divergence of a diagonal Gaussian from N(0, I), in nats: sum per example, mean over the batch."""
+    """Return the KL divergence of a diagonal Gaussian from N(0, I), in nats: sum per example, mean over the batch."""
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     terms = jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar
     return 0.5 * terms.sum(tuple(range(1, mean.ndim))).mean()
 
 
 def hinge_discriminator_loss(real: Array, fake: Array) -> Float[Array, ""]:
-    """Half the sum of mean relu(1 - real) and mean relu(1 + fake), both being discriminator outputs."""
+    """Return (mean relu(1 - real) + mean relu(1 + fake)) / 2 of the discriminator's outputs."""
     real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
     return 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
 
 
 def hinge_generator_loss(fake: Array) -> Float[Array, ""]:
-    """-mean of the discriminator's output for generated images."""
+    """Return the negative mean of the discriminator's output for generated images."""
     return -fake.astype(jnp.float32).mean()
 
 
 def adaptive_gan_weight(reconstruction_gradient: Array, gan_gradient: Array) -> Float[Array, ""]:
-    """Balances the adversarial loss against the reconstruction loss (Esser et al., 2021).
+    """Balance the adversarial loss against the reconstruction loss (Esser et al., 2021).
 
     clip(|g_rec| / (|g_gan| + 1e-4), 0, 1e4), where both gradients are with respect to the
-    same, last trained kernel. A constant for differentiation.
+    same, last trained kernel. The weight is a constant in differentiation.
     """
     of_reconstruction = jnp.linalg.norm(reconstruction_gradient.astype(jnp.float32).ravel())
     of_gan = jnp.linalg.norm(gan_gradient.astype(jnp.float32).ravel())
@@ -108,6 +107,5 @@ def adaptive_gan_weight(reconstruction_gradient: Array, gan_gradient: Array) -> 
     return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
 
 
-def _log_likelihood(logits: Array, labels: Array) -> Array:
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+def _cross_entropies(logits: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, "b"]:
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
