@@ -1,4 +1,4 @@
-"""The noise schedule of the Stable Diffusion family: tables, forward diffusion and the clean estimate.
+"""The noise schedule of the Stable Diffusion family: its tables, forward diffusion and velocity.
 
 Tables are float64 numpy arrays, computed once per schedule; what enters a jitted
 function is their float32 rounding.
@@ -57,13 +57,6 @@ class Schedule:
         """
         signal, spread = self._scales(t, z.ndim)
         return (signal * z.astype(jnp.float32) + spread * noise.astype(jnp.float32)).astype(z.dtype)
-
-    def predict_x0(
-        self, z_t: Float[Array, "b *rest"], eps: Float[Array, "b *rest"], t: Int[Array, "b"]
-    ) -> Float[Array, "b *rest"]:
-        """The clean latent that `z_t` and the predicted noise imply; the inverse of `add_noise`."""
-        signal, spread = self._scales(t, z_t.ndim)
-        return ((z_t.astype(jnp.float32) - spread * eps.astype(jnp.float32)) / signal).astype(z_t.dtype)
 
     def velocity(
         self, z: Float[Array, "b *rest"], noise: Float[Array, "b *rest"], t: Int[Array, "b"]

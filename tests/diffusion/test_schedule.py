@@ -27,7 +27,7 @@ def test_add_noise_equals_the_release():
     release.check("q_sample", np.stack(made))
 
 
-def test_every_example_has_its_own_timestep_and_predict_x0_inverts():
+def test_every_example_has_its_own_timestep():
     rng = np.random.default_rng(0)
     z, noise = rng.standard_normal((2, 3, 4, 4, 2)).astype(np.float32)
     t = jnp.array([0, 400, 999])
@@ -35,7 +35,6 @@ def test_every_example_has_its_own_timestep_and_predict_x0_inverts():
     z_t = schedule.add_noise(z, noise, t)
     a = schedule.alphas_cumprod[np.asarray(t)].reshape(3, 1, 1, 1)
     np.testing.assert_allclose(z_t, np.sqrt(a) * z + np.sqrt(1 - a) * noise, atol=1e-6)
-    np.testing.assert_allclose(schedule.predict_x0(z_t, noise, t), z, atol=2e-5)
 
 
 def test_bfloat16_latents_keep_their_dtype_but_scales_are_float32():

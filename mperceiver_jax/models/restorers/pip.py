@@ -84,20 +84,15 @@ class PIPConfig:
 
     @classmethod
     def small(cls) -> "PIPConfig":
-        """Trains in minutes on any machine."""
+        """Return sizes that train in minutes on a CPU."""
         backbone = RestormerConfig(
             dim=16, blocks=(1, 1, 1, 2), refinement_blocks=1, narrow_latent=True, heads=(1, 2, 4, 8)
         )
         return cls(backbone=backbone, widths=(16, 32, 64), sides=(32, 16, 8))
 
-    @classmethod
-    def small_nafnet(cls) -> "PIPConfig":
-        """The same on NAFNet."""
-        return cls(backbone=NAFNetConfig.small(), widths=(16, 32, 64), sides=(32, 16, 8))
-
 
 class PromptToPrompt(nnx.Module):
-    """The basic prompt, changed by what it finds in the semantic one: attention, then feed-forward."""
+    """Update the basic prompt by cross-attention to the semantic prompt and a feed-forward layer (PIP)."""
 
     def __init__(self, width: int, heads: int, expansion: float):
         self.norm11 = LayerNorm(width)
