@@ -47,16 +47,14 @@ def trained(experiment: Experiment, seconds: float) -> dict[str, Any]:
 
 
 def scaled(experiment: Experiment, factor: float) -> Experiment:
-    """The recipe with everything that is counted in updates, and the number of sampled latents, times `factor`.
+    """The recipe with everything that is counted in updates times `factor`.
 
     Schedules keep their form, and moving averages reach back over the same share of the training. At least
     one update stays of what had one.
     """
-    losses, stages = experiment.losses, experiment.stages
     return replace(
         experiment,
-        stages={name: _scaled(stage, factor) for name, stage in stages.items()},
-        losses=replace(losses, drm_examples=_times(losses.drm_examples, factor)),
+        stages={name: _scaled(stage, factor) for name, stage in experiment.stages.items()},
         evaluation=replace(experiment.evaluation, every=0),
     )
 
@@ -68,10 +66,6 @@ def seconds_of(experiment: Experiment) -> float:
         if not stage.steps:
             continue
         total += stage.steps * _median(system.training_step(name))
-        if name == "drm" and experiment.losses.drm_latents == "sampled":
-            # Sampling a latent is a restoration but for its cheapest part, the decoder.
-            one = system.restoration(stage.crop or experiment.data.crop, stage.batch_size)
-            total += experiment.losses.drm_examples / stage.batch_size * _median(one)
     return total
 
 

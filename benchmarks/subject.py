@@ -125,7 +125,7 @@ def part_flop(config: MPerceiverConfig, size: int) -> dict[str, float]:
     steered = counted(lambda m, x, t, c, *maps: m.unet(x, t, c, maps), latent, t, context, *maps)
     decode = counted(lambda m, z: m.decode(z), latent)
     taps = [(1, size >> i, size >> i, channels) for i, channels in enumerate(config.drm.channels)]
-    refinement = counted(lambda m, p, *taps: [m.drm(i, tap, tap, p) for i, tap in enumerate(taps)], (1, classes), *taps)
+    refinement = counted(lambda m, x, p, *taps: m.drm(x, x, taps, p), image, (1, classes), *taps)
     encode = counted(lambda m, x: m.vae.encode(x).mean, image)
     adapter, prompts = per_example(
         lambda b: counted(lambda m, *x: m.ir_adapter(*x), (b, *latent[1:]), (b,), (b, classes))

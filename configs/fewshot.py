@@ -26,7 +26,6 @@ STEPS = {
 }
 # Gentler than the finished run began: what is there shall be kept. The paper's scale keeps its constant 1e-4.
 LEARNING_RATES = {"small": {"predictor": 5e-4, "dual_branch": 5e-4, "drm": 1e-3}, "sd21": {}}
-EXAMPLES = {"small": 768, "sd21": 0}  # Of sampled latents, where the finished run refines those.
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -49,7 +48,7 @@ def get_config(variant: str = "small") -> ConfigDict:
             for name, steps in STEPS[variant].items()
         },
         # Empty ones stand here so that their fields can be set from the command line.
-        "losses": {"drm_examples": EXAMPLES[variant]} if EXAMPLES[variant] else {},
+        "losses": {},
         "evaluation": {},
         "data": {},
         "sampler": {},

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
+from data_pipelines.degradations.wide_range import WIDE
 from data_pipelines.images import as_float
 from data_pipelines.tasks import Task
 
@@ -31,20 +32,24 @@ class MakeExample(grain.transforms.RandomMap):
         if "image" in element:
             (photo,) = transforms.flip((element["image"],), config.flips, rng)
             gt = as_float(random_cut(photo, config, rng))
-            lq = degrade(gt, self._task, config, rng)
+            wide = WIDE.get(self._task.name) if config.severities == "wide" else None
+            lq = wide(gt, rng) if wide else degrade(gt, self._task, config, rng)
         else:
             lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
         lq_crop, gt_crop = transforms.random_crop((lq, gt), config.crop, rng)
         seen = lq_crop if config.clip_view == "crop" else lq
         if seen.dtype != np.uint8:  # bytes are seen as they are: a large image is not turned to floats for it
             seen = as_float(seen)
-        return {
+        example = {
             # Copies, so that the whole images' memory is free for the next ones.
             "lq": np.ascontiguousarray(lq_crop),
             "gt": np.ascontiguousarray(gt_crop),
-            **({"lq_clip": transforms.clip_view(seen, config.clip_size)} if config.clip_size else {}),
             "task": np.int32(self._task.label),
         }
+        if config.clip_size:
+            view = transforms.predictor_view(seen, config.clip_size, config.clip_view, config.clip_views)
+            example["lq_clip"] = view
+        return example
 
 
 def as_batch(examples: Sequence[Example]) -> Batch:

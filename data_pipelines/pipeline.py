@@ -5,8 +5,8 @@
 
 A batch is a dict of contiguous numpy arrays, `local` being this host's part of the batch:
   lq, gt   float32 (local, crop, crop, 3), RGB in [0, 1]: degraded and clean
-  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded image; left out
-           where clip_size is 0
+  lq_clip  float32 (local, clip_size, clip_size, 3): CLIP-normalised view of the degraded image; with
+           clip_view 'native' (local, clip_views, clip_size, clip_size, 3); left out where clip_size is 0
   task     int32 (local,): the label of `tasks.TASKS`
 
 All randomness is grain's generator of an element, which depends on the seed, the task and the element's
@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -48,7 +49,11 @@ class PipelineConfig:
       image_scales: (least, most) factor by which the cut is larger than image_size before it is reduced to
         it, drawn uniformly; above 1 lets small models see whole scenes. The cut never exceeds the photograph.
       clip_size: side of the CLIP view; 0 makes none, for models that look at nothing but the crop.
-      clip_view: 'full' shows CLIP the whole degraded image, 'crop' the training crop.
+      clip_view: 'full' shows CLIP the whole degraded image, 'crop' the training crop, both resized; 'native'
+        shows `clip_views` squares of the degraded image at its native resolution.
+      clip_views: number of squares of clip_view='native', a square number.
+      severities: 'standard' draws the degradations of the tasks as held-out examples do; 'wide' draws them over
+        the whole range that people meet (`degradations.wide_range`), in training only.
       flips: 'none', 'horizontal', 'dihedral' or 'dihedral_nonidentity', see `transforms.flip`.
       weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
       seed: of everything random, at least 0.
@@ -78,7 +83,9 @@ class PipelineConfig:
     image_size: int = 0
     image_scales: tuple[float, float] = (1.0, 1.0)
     clip_size: int = 224
-    clip_view: str = "full"
+    clip_view: Literal["full", "crop", "native"] = "full"
+    clip_views: int = 1
+    severities: Literal["standard", "wide"] = "standard"
     flips: str = "horizontal"
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mixing: str = "weights"
@@ -106,8 +113,12 @@ class PipelineConfig:
             raise ValueError(f"crop {self.crop} is larger than image_size {self.image_size}")
         if len(self.image_scales) != 2 or not 1 <= self.image_scales[0] <= self.image_scales[1]:
             raise ValueError(f"image_scales must be 1 <= least <= most: {self.image_scales}")
-        if self.clip_view not in ("full", "crop"):
-            raise ValueError(f"clip_view must be 'full' or 'crop', not {self.clip_view!r}")
+        if self.clip_view not in ("full", "crop", "native"):
+            raise ValueError(f"clip_view must be 'full', 'crop' or 'native', not {self.clip_view!r}")
+        if self.clip_views < 1 or math.isqrt(self.clip_views) ** 2 != self.clip_views:
+            raise ValueError(f"clip_views must be a square number, not {self.clip_views}")
+        if self.severities not in ("standard", "wide"):
+            raise ValueError(f"severities must be 'standard' or 'wide', not {self.severities!r}")
         if self.flips not in transforms.FLIPS:
             raise ValueError(f"flips must be one of {', '.join(transforms.FLIPS)}, not {self.flips!r}")
         for task, pair in self.pairs.items():
@@ -297,7 +308,9 @@ class HeldoutExamples(Sequence[Example]):
             lq = degrade(gt, task, self._config, np.random.default_rng([self._seed, task.label, k]))
         example = {"name": shown["name"], "task": task.label, "lq": lq, "gt": gt}
         if self._config.clip_size:
-            example["lq_clip"] = transforms.clip_view(lq, self._config.clip_size)
+            example["lq_clip"] = transforms.predictor_view(
+                lq, self._config.clip_size, self._config.clip_view, self._config.clip_views
+            )
         return example
 
 

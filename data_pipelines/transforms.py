@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -100,6 +102,37 @@ def clip_view(image: np.ndarray, size: int) -> np.ndarray:
     else:
         seen = resize(image, size, size)
     return np.ascontiguousarray((seen - CLIP_MEAN) / CLIP_STD)
+
+
+def predictor_view(image: np.ndarray, size: int, kind: str, count: int) -> np.ndarray:
+    """What a predictor of degradations sees of an image: `native_views` for the kind 'native', else `clip_view`."""
+    return native_views(image, size, count) if kind == "native" else clip_view(image, size)
+
+
+def native_views(image: np.ndarray, size: int, count: int) -> np.ndarray:
+    """Squares of the image at its native resolution, in which fine degradations stay visible.
+
+    The centres lie on a regular grid over the image, `count` is the number of its cells. Where the image is small
+    the squares overlap, and an image smaller than a square is padded by reflection.
+
+    Args:
+        image: (height, width, 3), float32 in [0, 1] or bytes.
+        size: side of a square in pixels.
+        count: number of squares, a square number.
+
+    Returns:
+        float32 (count, size, size, 3), normalised with CLIP's mean and deviation.
+    """
+    image = pad_to(image, size)
+    cells = math.isqrt(count)
+    tops, lefts = (
+        np.rint(np.linspace(0, side - size, cells) if cells > 1 else [(side - size) / 2]).astype(int)
+        for side in image.shape[:2]
+    )
+    squares = np.stack([image[top : top + size, left : left + size] for top in tops for left in lefts])
+    if squares.dtype == np.uint8:
+        squares = squares / np.float32(255)
+    return np.ascontiguousarray((squares - CLIP_MEAN) / CLIP_STD, np.float32)
 
 
 def _has_256_levels(image: np.ndarray) -> bool:

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         # Processes must join before a device is used.
         start_runtime(CACHE.value)
         mapping = _mapping()
-        if "source" in mapping:
+        if "new_task" in mapping:
             mapping = adapted(mapping, WORKDIR.value)
         experiment = from_mapping(Experiment, mapping)
         if experiment.warning:

@@ -1,9 +1,8 @@
 """Errors that say where: in which file, and how far the run was."""
 
-import numpy as np
 import pytest
 
-from data_pipelines.stored.examples import write_example, write_manifest
+from data_pipelines.stored.manifest import write_manifest
 from mperceiver_jax.checkpoints.workdir import bind_workdir
 from mperceiver_jax.errors import ConfigError, reraise
 from mperceiver_jax.evaluate.report import write_report
@@ -11,8 +10,7 @@ from mperceiver_jax.training.records import write_record
 from tests.support.full_disk import disk_of
 
 WRITERS = {
-    "0000003.partial": lambda folder: write_example(folder, 3, {"latent": np.zeros(2)}),
-    "note.partial": lambda folder: write_manifest(folder, {"seed": 1}),
+    "manifest.partial": lambda folder: write_manifest(folder, {"seed": 1}),
     "config.json": lambda folder: bind_workdir(folder, {"seed": 1}),
     "stages/vae.json": lambda folder: write_record(folder, "vae", {}),
     "report.json": lambda folder: write_report({}, folder),

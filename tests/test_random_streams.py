@@ -11,8 +11,6 @@ from mperceiver_jax.random_streams import Streams
 PURPOSES = [
     *(f"stage/{name}{phase}" for name in STAGES for phase in ("", ".1", ".2")),
     *(f"data/{name}{phase}" for name in STAGES for phase in ("", ".1", ".2")),
-    "data/drm_latents",
-    "drm_latents",
     "heldout",
     "restore",
 ]

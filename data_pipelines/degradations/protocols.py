@@ -12,6 +12,7 @@ from data_pipelines.degradations.holes import cut_holes
 from data_pipelines.degradations.protocol_cdd11 import KINDS, Degradation, cdd11
 from data_pipelines.degradations.protocol_promptir import SIGMAS, promptir_noise
 from data_pipelines.degradations.protocol_real_esrgan import real_esrgan
+from data_pipelines.degradations.wide_range import nearly_clean
 
 _MIOIR: dict[str, Callable[..., np.ndarray]] = {
     "sr4": mioir.mioir_sr4,
@@ -35,6 +36,7 @@ PROTOCOLS: Mapping[str, Degradation] = {
     },
     "real_esrgan": real_esrgan,
     "holes": cut_holes,
+    "nearly_clean": nearly_clean,
     "cdd11": cdd11,
     **{f"cdd11_{kind}": functools.partial(cdd11, kind=kind) for kind in KINDS},
 }

@@ -22,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.mixture import TaskMixture
 from data_pipelines.pipeline import PipelineConfig, TrainBatches
-from data_pipelines.stored.examples import read_note
+from data_pipelines.stored.manifest import read_manifest
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 """Name -> (shape, name of the dtype) of the arrays of a record."""
@@ -71,7 +71,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        note = read_note(folder)
+        note = read_manifest(folder)
         if note is None:
             raise FileNotFoundError(f"{folder}: no stored features, note.json is missing")
         files = [part_path(folder, part, host) for part in range(note["parts"]) for host in range(note["hosts"])]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.stored.examples import read_note, write_manifest
+from data_pipelines.stored.manifest import read_manifest, write_manifest
 
 ABSENT = "(absent)"
 
@@ -52,7 +52,7 @@ def bind(
         ValueError: the folder belongs to another identity (names every field that differs), or holds other files.
     """
     folder = Path(folder)
-    found = read_note(folder)
+    found = read_manifest(folder)
     if found is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is not empty and does not hold {contents}; name a new directory")

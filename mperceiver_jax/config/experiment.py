@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ml_collections import ConfigDict
+
 from data_pipelines.pipeline import PipelineConfig
 from data_pipelines.tasks import TASK_SETS, TASKS, Task, with_new_tasks
 from mperceiver_jax.config.schema import from_mapping as from_mapping
@@ -98,9 +100,9 @@ class LossConfig:
         lpips_weight, lpips_net: perceptual term of the DRM stage; without its weights it is left out, with a warning.
         gan_weight: factor on the adaptive weight of the DRM's adversarial term; 0 leaves it out.
         gan_start: DRM step at which the adversarial term starts.
-        drm_latents: `perturbed_gt`, or `sampled` by the finished dual branch and stored in the workdir.
+        drm_latents: latents that the DRM stage decodes: those of the ground truth with noise (`perturbed_gt`), or
+            those that the finished dual branch restores within each update (`online`), by the configured sampler.
         drm_noise_std: largest standard deviation of the noise of `perturbed_gt`.
-        drm_examples: training examples to sample latents for (`sampled`).
         regression: `l1`; `charbonnier_fft`: Charbonnier + `fft_weight` times the spectrum's; `smooth_l1`.
         fft_weight: see `regression`.
         condition_source: condition of a conditional restorer during training: the true task (`label`, as the releases
@@ -120,18 +122,13 @@ class LossConfig:
     lpips_net: Literal["vgg", "alex"] = "vgg"
     gan_weight: float = 0.0
     gan_start: int = 0
-    drm_latents: Literal["perturbed_gt", "sampled"] = "perturbed_gt"
+    drm_latents: Literal["perturbed_gt", "online"] = "perturbed_gt"
     drm_noise_std: float = 0.2
-    drm_examples: int = 0
     regression: Literal["l1", "charbonnier_fft", "smooth_l1"] = "l1"
     condition_source: Literal["label", "classifier"] = "label"
     double_softmax: bool = False
     fft_weight: float = 0.01
     regularizer_weight: float = 0.002
-
-    def __post_init__(self) -> None:
-        if self.drm_latents == "sampled" and self.drm_examples < 1:
-            raise ValueError("drm_examples: a positive number is needed with drm_latents='sampled'")
 
 
 @dataclass(frozen=True)
@@ -224,12 +221,12 @@ class Experiment:
     model: MPerceiverConfig | RegressionConfig
     data: PipelineConfig
     stages: Mapping[str, StageConfig]
-    losses: LossConfig
-    sampler: SamplerConfig
-    checkpoint: CheckpointConfig
-    evaluation: EvaluationConfig
-    restore: RestoreConfig
-    mesh: MeshConfig
+    losses: LossConfig = field(default_factory=LossConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    restore: RestoreConfig = field(default_factory=RestoreConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     variant_reason: str = ""
     pretrained: str = ""
     from_scratch: bool = False
@@ -245,9 +242,19 @@ class Experiment:
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed", "max_skipped")
         _at_least(self, 1, "log_every", "cached_examples")
+        if isinstance(self.model, MPerceiverConfig):
+            native = self.model.predictor.view == "native"
+            if native != (self.data.clip_view == "native"):
+                raise ValueError(
+                    f"data.clip_view: {self.data.clip_view!r}, but model.predictor.view is "
+                    f"{self.model.predictor.view!r}; give 'native' to both or to neither"
+                )
+
+    def check_pretrained(self) -> None:
+        """Raises ConfigError where the experiment starts from published weights and names none."""
         if not self.from_scratch and not self.pretrained:
-            raise ValueError(
-                f"pretrained: the variant {self.variant!r} starts from published weights; give them with "
+            raise ConfigError(
+                f"config.pretrained: the variant {self.variant!r} starts from published weights; give them with "
                 "--config.pretrained=PATH (README, 'Published weights'), or take the variant that needs none: "
                 "--config=configs/allinone.py:small"
             )
@@ -294,6 +301,11 @@ class Experiment:
     def build(self) -> MPerceiver | RegressionModel:
         """The model, built abstractly."""
         return MPerceiver(self.model) if isinstance(self.model, MPerceiverConfig) else RegressionModel(self.model)
+
+
+def to_config_dict(experiment: Experiment) -> ConfigDict:
+    """The experiment as a config file returns it: every field can be set from the command line."""
+    return ConfigDict(to_mapping(experiment))
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:

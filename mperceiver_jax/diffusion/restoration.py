@@ -51,7 +51,7 @@ def sample_latent(
     model: MPerceiver,
     sampler: Sampler,
     lq: Float[Array, "b h w 3"],
-    lq_clip: Float[Array, "b s s 3"],
+    lq_clip: Float[Array, "b *view 3"],
     key: jax.Array,
 ) -> tuple[Float[Array, "b hh ww c"], Condition]:
     """(restored latent, scaled; the condition it was sampled under)."""
@@ -74,7 +74,7 @@ def restore_batch(
     model: MPerceiver,
     sampler: Sampler,
     lq: Float[Array, "b h w 3"],
-    lq_clip: Float[Array, "b s s 3"],
+    lq_clip: Float[Array, "b *view 3"],
     key: jax.Array,
     *,
     refine: bool = True,
@@ -88,5 +88,6 @@ def restore_batch(
         (images in [-1, 1], not clipped; degradation logits).
     """
     latent, condition = sample_latent(model, sampler, lq, lq_clip, key)
-    taps = condition.taps if refine else None
-    return model.decode(latent, taps, condition.logits), condition.logits
+    if not refine:
+        return model.decode(latent), condition.logits
+    return model.decode(latent, lq, condition.taps, condition.logits), condition.logits

@@ -1,6 +1,7 @@
 """AdamW or Muon with warm-up, a learning-rate schedule, and clipping by the global norm."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import numpy as np
@@ -32,9 +33,9 @@ class OptimizerConfig:
             smaller effect, see `spike_limiter`; 0 switches that off.
     """
 
-    name: str = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine", "epochs", "restarts"] = "constant"
     final_fraction: float = 0.0
     warmup_steps: int = 0
     betas: tuple[float, ...] = (0.9, 0.999)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.transforms import clip_view
+from data_pipelines.transforms import predictor_view
 from mperceiver_jax.diffusion.restoration import Sampler, restore_batch, to_model_range
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -51,11 +51,13 @@ class Diffusion:
     def __init__(self, model: MPerceiver, sampler: Sampler, dtype: str, refine: bool):
         self._structure, _ = parameters.split(model)
         self._sampler, self._dtype, self._refine = sampler, jnp.dtype(dtype), refine
-        self._side = model.config.predictor.vision.image_size
+        self._predictor = model.config.predictor
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
 
     def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
-        return clip_view(padded, self._side)[None]
+        side = self._predictor.vision.image_size
+        native = self._predictor.view == "native"
+        return predictor_view(image if native else padded, side, self._predictor.view, self._predictor.views)[None]
 
     def seen(self, params: Params, view: jax.Array) -> jax.Array:
         # Embedded where it is used: sampling and its view are one program.

@@ -23,7 +23,7 @@ import numpy as np
 from data_pipelines.images import as_float
 from data_pipelines.pipeline import training_pairs
 from data_pipelines.sources.few_shot import Subset
-from data_pipelines.transforms import clip_view
+from data_pipelines.transforms import predictor_view
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory, write_pretrained
 from mperceiver_jax.checkpoints.run_params import RunParams, run_params
 from mperceiver_jax.checkpoints.trained_run import trained_stages
@@ -213,8 +213,9 @@ def predicted_mixture(found: RunParams, pairs: Subset) -> np.ndarray:
     structure, declared = parameters.split(predictor)
     values = {path: np.asarray(found.values[f"predictor.{path}"]) for path in declared}
     probabilities = jax.jit(lambda values, view: jax.nn.softmax(parameters.merge(structure, values)(view)[1]))
-    size = found.model.config.predictor.vision.image_size
-    views = (clip_view(as_float(pairs[k]["lq"]), size)[None] for k in range(len(pairs)))
+    config = found.model.config.predictor
+    size = config.vision.image_size
+    views = (predictor_view(as_float(pairs[k]["lq"]), size, config.view, config.views)[None] for k in range(len(pairs)))
     return np.mean([np.asarray(probabilities(values, view)[0], np.float32) for view in views], 0)
 
 

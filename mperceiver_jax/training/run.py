@@ -75,6 +75,7 @@ def run_experiment(
     """
     workdir, given = Path(workdir), experiment
     # The workdir is created only after every check has passed: a mistake leaves nothing behind.
+    experiment.check_pretrained()
     check_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
     experiment, warning = without_missing_lpips(expand_curricula(experiment), workdir)
     names = stages_of(experiment)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.stored.examples import read_note
+from data_pipelines.stored.manifest import read_manifest
 from mperceiver_jax.checkpoints.bind import bind, differences
 
 IDENTITY = {"parameters": "abc", "sampler": {"name": "ddim", "steps": 20}, "sides": (1, 2)}
@@ -12,14 +12,14 @@ WORDS = {"contents": "latents", "remedy": "delete the folder"}
 def test_a_folder_belongs_to_the_identity_that_bound_it_first(tmp_path):
     folder = tmp_path / "latents"
     bind(folder, IDENTITY, **WORDS)
-    stored = read_note(folder)
+    stored = read_manifest(folder)
     assert stored == IDENTITY | {"sides": [1, 2]}
     bind(folder, IDENTITY, **WORDS)
     other = IDENTITY | {"parameters": "abd", "sampler": {"name": "ddim", "steps": 10}}
     with pytest.raises(ValueError, match=r"made by another model .*\(parameters, sampler\.steps\); delete"):
         bind(folder, other, **WORDS)
     bind(folder, other, **WORDS, free=("parameters", "sampler.steps"))
-    assert read_note(folder) == stored
+    assert read_manifest(folder) == stored
 
 
 def test_a_folder_with_other_files_is_not_bound(tmp_path):

@@ -62,8 +62,7 @@ def tiny_run_mapping() -> dict[str, Any]:
         "losses": {
             "lpips_weight": 0.0,
             "train_tower": True,
-            "drm_latents": "sampled",
-            "drm_examples": 2 * BATCH,
+            "drm_latents": "online",
         },
         "sampler": {"steps": 1},
         "checkpoint": {"every": 2, "keep": 2, "keep_best": 1},

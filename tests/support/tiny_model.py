@@ -77,7 +77,7 @@ def tiny_config(**changes) -> MPerceiverConfig:
             groups=4,
         ),
         "cm": CMConfig(embed_width=16, width=16, tokens=2, heads=2, classes=CLASSES),
-        "drm": DRMConfig(channels=(8,), classes=CLASSES),
+        "drm": DRMConfig(channels=(8,), classes=CLASSES, width=8, blocks=(1, 1)),
     }
     return MPerceiverConfig(**(parts | changes))
 

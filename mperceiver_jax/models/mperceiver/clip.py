@@ -7,8 +7,10 @@ sequences share only once (its attention is causal). Source: spec of the publish
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,12 +18,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
-from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter
+from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter, variance_preserving_init
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the image tower: square images of `image_size`, cut into patches of `patch_size`."""
+    """Sizes of the image tower: square images of `image_size`, cut into patches of `patch_size`.
+
+    Attributes:
+        stem: how patches are embedded: by one linear map (`patch`, as published), or by 3x3 convolutions with stride 2
+            (`conv`), which tell noise, streaks and blur apart after far fewer updates.
+
+    Raises:
+        ValueError: a convolutional stem for a patch size that is no power of two.
+    """
 
     image_size: int = 224
     patch_size: int = 14
@@ -29,6 +39,13 @@ class VisionConfig:
     layers: int = 32
     heads: int = 16
     embed_width: int = 1024
+    stem: Literal["patch", "conv"] = "patch"
+
+    def __post_init__(self) -> None:
+        if self.stem == "conv" and self.patch_size.bit_count() != 1:
+            raise ValueError(
+                f"VisionConfig.patch_size: a power of two is needed with stem='conv', not {self.patch_size}"
+            )
 
     @classmethod
     def vit_h_14(cls) -> "VisionConfig":
@@ -37,7 +54,7 @@ class VisionConfig:
 
     @classmethod
     def small(cls) -> "VisionConfig":
-        return cls(image_size=96, patch_size=8, width=96, layers=3, heads=4, embed_width=64)
+        return cls(image_size=64, patch_size=8, width=96, layers=2, heads=4, embed_width=64, stem="conv")
 
 
 @dataclass(frozen=True)
@@ -99,8 +116,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         std = config.width**-0.5
-        self.conv1 = Conv(3, config.width, config.patch_size, stride=config.patch_size, padding=0, bias=False)
-        self.conv1.weight.set_metadata(init=Init("cosines", 1.0))
+        self.conv1 = ConvStem(config.width, config.patch_size) if config.stem == "conv" else patch_embedding(config)
         self.class_embedding = parameter((config.width,), normal(std))
         self.positional_embedding = parameter((tokens, config.width), normal(std))
         self.ln_pre = LayerNorm(config.width)
@@ -127,6 +143,30 @@ class VisionTower(nnx.Module):
         for block in self.transformer.resblocks:
             x, _ = block(x)
         return self.ln_post(x[:, 0]) @ self.proj[...].astype(dtype)
+
+
+def patch_embedding(config: VisionConfig) -> Conv:
+    """A linear map of each patch, starting from cosines (`parameters.whitening_cosines`)."""
+    embed = Conv(3, config.width, config.patch_size, stride=config.patch_size, padding=0, bias=False)
+    embed.weight.set_metadata(init=Init("cosines", 1.0))
+    return embed
+
+
+class ConvStem(nnx.Module):
+    """3x3 convolutions with ReLU, each but the first with stride 2, until one position is left of every patch."""
+
+    def __init__(self, width: int, patch_size: int):
+        halvings = patch_size.bit_length() - 1
+        widths = [max(width >> (halvings - level), 16) for level in range(halvings)] + [width]
+        self.first = Conv(3, widths[0])
+        self.halving = nnx.List(Conv(a, b, stride=2, padding=1) for a, b in pairwise(widths))
+        variance_preserving_init(self, zero="(?!)")
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b hh ww c"]:
+        x = self.first(images)
+        for halve in self.halving:
+            x = halve(jax.nn.relu(x))
+        return x
 
 
 class Prefix(NamedTuple):

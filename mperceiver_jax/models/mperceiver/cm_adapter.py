@@ -43,7 +43,7 @@ class CMConfig:
 
     @classmethod
     def small(cls) -> "CMConfig":
-        return cls(embed_width=64, width=64, tokens=8)
+        return cls(classes=10, embed_width=64, width=64, tokens=8)
 
 
 class CMInversion(nnx.Module):

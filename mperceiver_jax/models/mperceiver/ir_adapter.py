@@ -79,6 +79,7 @@ class IRAdapterConfig:
     def small(cls) -> "IRAdapterConfig":
         """Fits `UNetConfig.small` (our own design)."""
         return cls(
+            classes=10,
             latent_channels=8,
             model_channels=32,
             channel_mult=(1, 2, 2),

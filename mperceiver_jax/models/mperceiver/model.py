@@ -3,12 +3,14 @@
     lq_clip -> predictor -> embedding, logits -> cm_inv, tp, text_encoder -> context
     lq -> vae encoder -> z_lq (-> ir_adapter with t, logits -> features), taps
     noisy latent, t, context, features -> unet -> noise
-    latent, taps, logits -> vae decoder with drm -> restored image
+    latent -> vae decoder -> decoded image
+    decoded image, lq, taps, logits -> drm -> restored image
 
 Source: MPerceiver (CVPR 2024, arXiv 2312.02918); the detail refinement module is our own design.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -99,8 +101,13 @@ class MPerceiverConfig:
         )
 
     @classmethod
+    def base(cls) -> "MPerceiverConfig":
+        """The model that is shipped: `small` with a refinement four times as large, 9.2 M parameters in all."""
+        return replace(cls.small(), drm=DRMConfig.base())
+
+    @classmethod
     def small(cls) -> "MPerceiverConfig":
-        """Every module, at a size that trains from nothing in minutes on a CPU."""
+        """Every module, at a size that trains from nothing in minutes on a CPU. Its tenth class is the clean image."""
         return cls(
             unet=UNetConfig.small(),
             vae=VAEConfig.small(),
@@ -120,7 +127,7 @@ class MPerceiverConfig:
     @property
     def multiple(self) -> int:
         """Sides of an image must be multiples of this many pixels."""
-        return self.downscale * 2 ** (len(self.unet.channel_mult) - 1)
+        return math.lcm(self.downscale * 2 ** (len(self.unet.channel_mult) - 1), self.drm.multiple)
 
 
 class Condition(NamedTuple):
@@ -175,7 +182,7 @@ class MPerceiver(nnx.Module):
         return z * self.config.vae.scaling_factor, found.taps
 
     def observe(
-        self, lq: Float[Array, "b h w 3"], gt: Float[Array, "b h w 3"], lq_clip: Float[Array, "b s s 3"]
+        self, lq: Float[Array, "b h w 3"], gt: Float[Array, "b h w 3"], lq_clip: Float[Array, "b *view 3"]
     ) -> Observation:
         """The frozen part of the dual branch's training, free of chance."""
         low, high = self.vae.encode_pair(lq, gt)
@@ -185,7 +192,7 @@ class MPerceiver(nnx.Module):
         """Scaled sample of a posterior."""
         return posterior(moments).sample(noise) * self.config.vae.scaling_factor
 
-    def perceive(self, lq_clip: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b embed"], Float[Array, "b classes"]]:
+    def perceive(self, lq_clip: Float[Array, "b *view 3"]) -> tuple[Float[Array, "b embed"], Float[Array, "b classes"]]:
         """(image embedding, degradation logits) of the CLIP view; no gradient passes the embedding."""
         embedding, logits = self.predictor(lq_clip)
         return jax.lax.stop_gradient(embedding), logits
@@ -200,7 +207,7 @@ class MPerceiver(nnx.Module):
     def condition(
         self,
         lq: Float[Array, "b h w 3"],
-        lq_clip: Float[Array, "b s s 3"],
+        lq_clip: Float[Array, "b *view 3"],
         noise: Float[Array, "b hh ww c"] | None = None,
     ) -> Condition:
         """Everything the low-quality image contributes, once per image."""
@@ -222,17 +229,25 @@ class MPerceiver(nnx.Module):
     def decode(
         self,
         z: Float[Array, "b h w c"],
+        lq: Float[Array, "b hh ww 3"] | None = None,
         taps: tuple[Array, ...] | None = None,
         logits: Float[Array, "b classes"] | None = None,
     ) -> Float[Array, "b hh ww 3"]:
-        """The image of a scaled latent, refined by the DRM where taps are given; not clipped."""
-        z = z / self.config.vae.scaling_factor
-        if taps is None:
-            return self.vae.decode(z)
-        if logits is None:
-            raise ValueError("decode: the detail refinement needs the degradation logits beside the taps")
-        p = jax.nn.softmax(logits.astype(jnp.float32)).astype(z.dtype)
-        return self.vae.decode(z, lambda i, d: self.drm(i, d, taps[i], p))
+        """The image of a scaled latent; not clipped.
+
+        Args:
+            lq: the degraded image in [-1, 1]. Where it is given, the detail refinement uses it together with the
+                encoder's taps and the degradation logits, which must then be given too.
+
+        Raises:
+            ValueError: `lq` without taps or logits.
+        """
+        decoded = self.vae.decode(z / self.config.vae.scaling_factor)
+        if lq is None:
+            return decoded
+        if taps is None or logits is None:
+            raise ValueError("decode: the detail refinement needs the encoder's taps and the degradation logits")
+        return self.drm(decoded, lq, taps, jax.nn.softmax(logits.astype(jnp.float32)))
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape of the latent of a batch of images."""

@@ -4,6 +4,7 @@ A small head on the frozen CLIP image tower. Source: the release.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -15,11 +16,19 @@ from mperceiver_jax.models.mperceiver.clip import VisionConfig, VisionTower
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """The image tower, the head's hidden width and the number of degradations."""
+    """The image tower, the head's hidden width and the number of degradations.
+
+    Attributes:
+        view: what the tower sees of a degraded image: all of it, resized (`full`, as released), or squares at its
+            native resolution (`native`), in which fine streaks, noise and blur stay visible.
+        views: number of squares when restoring, a square number; their embeddings are averaged.
+    """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     hidden: int = 512
     classes: int = 9
+    view: Literal["full", "native"] = "full"
+    views: int = 16
 
     @classmethod
     def release(cls) -> "PredictorConfig":
@@ -28,7 +37,7 @@ class PredictorConfig:
 
     @classmethod
     def small(cls) -> "PredictorConfig":
-        return cls(vision=VisionConfig.small(), hidden=64)
+        return cls(vision=VisionConfig.small(), hidden=64, classes=10, view="native")
 
 
 class DegradationPredictor(nnx.Module):
@@ -39,9 +48,15 @@ class DegradationPredictor(nnx.Module):
         self.fc1 = Linear(config.vision.embed_width, config.hidden)
         self.fc2 = Linear(config.hidden, config.classes)
 
-    def __call__(self, images: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b e"], Float[Array, "b classes"]]:
-        """(embedding of the tower, logits of the degradations) of CLIP-normalised images."""
-        e = self.model(images)
+    def __call__(
+        self, images: Float[Array, "b s s 3"] | Float[Array, "b n s s 3"]
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b classes"]]:
+        """(embedding, logits of the degradations) of CLIP-normalised images, or of n squares of each image, whose
+        embeddings are averaged."""
+        squares = images.reshape(-1, *images.shape[-3:])
+        e = self.model(squares)
+        if images.ndim == 5:
+            e = e.reshape(*images.shape[:2], -1).mean(1)
         return e, self.head(e)
 
     def head(self, e: Float[Array, "b e"]) -> Float[Array, "b classes"]:

@@ -34,18 +34,19 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each behind a layer norm and with a residual."""
+    """Self-attention (if any), cross-attention and feed-forward, each behind a layer norm and with a residual."""
 
-    def __init__(self, width: int, context_width: int, heads: int, head_width: int):
-        self.norm1 = LayerNorm(width)
-        self.attn1 = CrossAttention(width, width, heads, head_width)
+    def __init__(self, width: int, context_width: int, heads: int, head_width: int, self_attention: bool = True):
+        self.norm1 = LayerNorm(width) if self_attention else None
+        self.attn1 = CrossAttention(width, width, heads, head_width) if self_attention else None
         self.norm2 = LayerNorm(width)
         self.attn2 = CrossAttention(width, context_width, heads, head_width)
         self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
     def __call__(self, x: Float[Array, "b n c"], context: KeysValues) -> Float[Array, "b n c"]:
-        x = x + self.attn1(self.norm1(x))
+        if self.norm1 is not None and self.attn1 is not None:
+            x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -58,13 +59,22 @@ class SpatialTransformer(nnx.Module):
         context_width: width of the context tokens.
         head_width: channels per head.
         groups: of the opening group norm, whose eps is 1e-6.
+        self_attention: whether pixels attend to each other.
     """
 
-    def __init__(self, channels: int, context_width: int, *, head_width: int = 64, groups: int = 32):
+    def __init__(
+        self,
+        channels: int,
+        context_width: int,
+        *,
+        head_width: int = 64,
+        groups: int = 32,
+        self_attention: bool = True,
+    ):
         self.norm = GroupNorm(channels, groups=groups, eps=1e-6)
         self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nnx.List(
-            [TransformerBlock(channels, context_width, channels // head_width, head_width)]
+            [TransformerBlock(channels, context_width, channels // head_width, head_width, self_attention)]
         )
         self.proj_out = Linear(channels, channels)
 

@@ -33,6 +33,8 @@ class UNetConfig:
         channel_mult: width of each level over `model_channels`, finest first.
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attention_levels: levels with spatial transformers; the middle always has one.
+        self_attention: whether the pixels of a map attend to each other, as in Stable Diffusion. The cost grows with
+            the square of the area; without it transformers attend to the context alone.
         head_width: channels per attention head.
         context_width: width of the context tokens.
         groups: of every group norm.
@@ -53,6 +55,7 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     attention_levels: tuple[int, ...] = (0, 1, 2)
+    self_attention: bool = True
     head_width: int = 64
     context_width: int = 1024
     groups: int = 32
@@ -77,6 +80,7 @@ class UNetConfig:
             channel_mult=(1, 2, 2),
             num_res_blocks=1,
             attention_levels=(1, 2),
+            self_attention=False,
             head_width=16,
             context_width=64,
             groups=2,
@@ -134,7 +138,13 @@ class Stage(nnx.Module):
             for width_in in widths_in
         )
         self.attentions = nnx.List(
-            SpatialTransformer(width, config.context_width, head_width=config.head_width, groups=config.groups)
+            SpatialTransformer(
+                width,
+                config.context_width,
+                head_width=config.head_width,
+                groups=config.groups,
+                self_attention=config.self_attention,
+            )
             for _ in range(transformers)
         )
         self.remat = config.remat

@@ -1,11 +1,10 @@
 """The autoencoder of Stable Diffusion: images to latents and back.
 
-Attribute names follow diffusers' `AutoencoderKL`. The encoder also hands out the
-features that the detail refinement (`drm.py`) reads, and the decoder calls it at the
-matching places. Source: spec of the published autoencoder; the taps are our own design.
+Attribute names follow diffusers' `AutoencoderKL`. The encoder also returns the
+features that the detail refinement (`drm.py`) reads. Source: spec of the published
+autoencoder; the taps are our own design.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, Re
 from mperceiver_jax.models.parameters import Init, variance_preserving_init
 
 EPS = 1e-6
-Refine = Callable[[int, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,8 @@ class VAEConfig:
         base_channels, channel_mult: level l has base * mult[l] channels; all but the last halve the size.
         num_res_blocks: residual blocks per encoder level (the decoder has one more).
         groups: groups of every norm.
+        mid_attention: self-attention between all positions in the middle, as Stable Diffusion has it. Its cost grows
+            with the square of the area; the sizes of our own leave it out.
         scaling_factor: what the diffusion multiplies latents by; `encode` and `decode` do not.
     """
 
@@ -41,6 +41,7 @@ class VAEConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     groups: int = 32
+    mid_attention: bool = True
     scaling_factor: float = 0.18215
 
     @classmethod
@@ -57,6 +58,7 @@ class VAEConfig:
             channel_mult=(1, 2, 2),
             num_res_blocks=1,
             groups=2,
+            mid_attention=False,
             scaling_factor=1.0,
         )
 
@@ -140,14 +142,9 @@ class AutoencoderKL(nnx.Module):
         apart = jax.tree.map(lambda x: x.reshape(b, 2, *x.shape[1:]), both)
         return jax.tree.map(lambda x: x[:, 0], apart), jax.tree.map(lambda x: x[:, 1], apart)
 
-    def decode(self, z: Float[Array, "b h w c"], refine: Refine | None = None) -> Float[Array, "b hh ww 3"]:
-        """Images, nominally in [-1, 1] but not clipped, from unscaled latents.
-
-        Args:
-            refine: `refine(i, d)` replaces the decoder's features d at the place that matches
-                encoder tap i; same shape in and out. Called from the coarsest tap to the finest.
-        """
-        return self.decoder(self.post_quant_conv(z), refine)
+    def decode(self, z: Float[Array, "b h w c"]) -> Float[Array, "b hh ww 3"]:
+        """Images, nominally in [-1, 1] but not clipped, from unscaled latents."""
+        return self.decoder(self.post_quant_conv(z))
 
 
 class Encoder(nnx.Module):
@@ -162,7 +159,7 @@ class Encoder(nnx.Module):
             levels.append(DownBlock(widths, groups, down))
         self.conv_in = Conv(config.image_channels, channels[0])
         self.down_blocks = nnx.List(levels)
-        self.mid_block = MidBlock(channels[-1], groups)
+        self.mid_block = MidBlock(channels[-1], groups, config.mid_attention)
         self.conv_norm_out = GroupNorm(channels[-1], groups=groups, eps=EPS)
         self.conv_out = Conv(channels[-1], 2 * config.latent_channels)
 
@@ -188,21 +185,16 @@ class Decoder(nnx.Module):
             widths = [channels[max(index - 1, 0)]] + [out] * (config.num_res_blocks + 1)
             levels.append(UpBlock(widths, groups, Upsample(out) if index < len(channels) - 1 else None))
         self.conv_in = Conv(config.latent_channels, channels[0])
-        self.mid_block = MidBlock(channels[0], groups)
+        self.mid_block = MidBlock(channels[0], groups, config.mid_attention)
         self.up_blocks = nnx.List(levels)
         self.conv_norm_out = GroupNorm(channels[-1], groups=groups, eps=EPS)
         self.conv_out = Conv(channels[-1], config.image_channels)
 
-    def __call__(self, z: Float[Array, "b h w c"], refine: Refine | None) -> Float[Array, "b hh ww 3"]:
+    def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b hh ww 3"]:
         h = self.mid_block(self.conv_in(z))
-        coarsest = len(self.up_blocks) - 1
-        for index, block in enumerate(self.up_blocks):
+        for block in self.up_blocks:
             for resnet in block.resnets:
                 h = resnet(h)
-            level = coarsest - index
-            # The coarsest level of the encoder does not downsample, so it has no tap.
-            if refine is not None and level < coarsest:
-                h = refine(level, h)
             for up in block.upsamplers:
                 h = up(h)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
@@ -225,14 +217,17 @@ class UpBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Residual block, attention, residual block at the coarsest size."""
+    """Residual block, attention (if any), residual block at the coarsest size."""
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, groups: int, attention: bool):
         self.resnets = resnets([channels] * 3, groups)
-        self.attentions = nnx.List([SpatialAttention(channels, groups)])
+        self.attentions = nnx.List([SpatialAttention(channels, groups)] if attention else [])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        x = self.resnets[0](x)
+        for attend in self.attentions:
+            x = attend(x)
+        return self.resnets[1](x)
 
 
 class SpatialAttention(nnx.Module):

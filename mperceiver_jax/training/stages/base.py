@@ -103,7 +103,9 @@ class StageBase:
         image = jax.ShapeDtypeStruct((size, self._crop, self._crop, 3), np.float32)
         spec = {"lq": image, "gt": image, "task": jax.ShapeDtypeStruct((size,), np.int32)}
         if data.clip_size:
-            spec["lq_clip"] = jax.ShapeDtypeStruct((size, data.clip_size, data.clip_size, 3), np.float32)
+            squares = (data.clip_views,) if data.clip_view == "native" else ()
+            view = (size, *squares, data.clip_size, data.clip_size, 3)
+            spec["lq_clip"] = jax.ShapeDtypeStruct(view, np.float32)
         return spec
 
     def batches(self, context: RunContext, params: Params) -> TrainBatches:

@@ -1,7 +1,8 @@
 """The stage `drm`: the detail refinement module; encoder and decoder are frozen.
 
-The loss is L1 + LPIPS (+ a hinge GAN) between the refined decoding and the clean image. Latents come with the
-batch (`latent`, sampled by the dual branch) or are the clean ones, perturbed.
+The loss is L1 + LPIPS (+ a hinge GAN) between the refined image and the ground truth. The latents to decode are those
+that the finished dual branch restores, sampled within the update (`online`), or those of the ground truth, perturbed.
+The condition is the predictor's own, soft and with its errors.
 """
 
 from collections.abc import Callable
@@ -11,34 +12,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.pipeline import TrainBatches
-from data_pipelines.stored.examples import stored_batches
 from mperceiver_jax.config.experiment import Experiment
-from mperceiver_jax.config.phases import data_config
-from mperceiver_jax.diffusion.restoration import to_model_range
-from mperceiver_jax.distributed import sharding
+from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of, to_model_range
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.perceptual.lpips import load_lpips, lpips
 from mperceiver_jax.models.perceptual.patchgan import PatchGAN, PatchGANConfig
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results, RunContext
-from mperceiver_jax.training.stages.base import DISCRIMINATOR, PERCEPTUAL, Batch, BatchSpec, StageBase
-from mperceiver_jax.training.stages.drm_latents import sample_latents
+from mperceiver_jax.training.run_context import HeldoutTools, Model, Results
+from mperceiver_jax.training.stages.base import DISCRIMINATOR, PERCEPTUAL, Batch, StageBase
 from mperceiver_jax.training.stages.restoration import evaluate_restoration
 from mperceiver_jax.training.step import Metrics
 
-LAST_KERNEL = "drm.taps.0.out.weight"
-"""The last trained kernel before the image: the output convolution of the finest tap."""
+LAST_KERNEL = "drm.residual.weight"
+"""The last trained kernel before the image."""
 # Autoencoders with fewer channels are tests and demonstrations; their discriminator is small, too.
 FULL_SIZE_CHANNELS = 64
 
 
 class Inputs(NamedTuple):
-    """Inputs of the refined decoding: latents, encoder features and logits; and the clean images in [-1, 1]."""
+    """What is decoded and refined: latents, degraded images, encoder features, degradation logits; and the ground
+    truth. Images are in [-1, 1]."""
 
     z: jax.Array
+    lq: jax.Array
     taps: tuple[jax.Array, ...]
     logits: jax.Array
     gt: jax.Array
@@ -55,11 +53,6 @@ class DrmStage(StageBase):
         self._critic = PatchGAN(PatchGANConfig() if full_size else PatchGANConfig.small())
         self._critic_structure, _ = parameters.split(self._critic)
 
-    @property
-    def _samples(self) -> bool:
-        """Whether latents are sampled by the dual branch and stored."""
-        return self._experiment.losses.drm_latents == "sampled"
-
     def extras(self) -> dict[str, np.ndarray]:
         choice = self._experiment.losses
         found: dict[str, np.ndarray] = {}
@@ -70,28 +63,14 @@ class DrmStage(StageBase):
             found |= {DISCRIMINATOR + path: value for path, value in initial.items()}
         return found
 
-    def batch_spec(self, size: int) -> BatchSpec:
-        spec, config = super().batch_spec(size), self._experiment.mperceiver
-        if self._samples:
-            side = self._crop // config.downscale
-            spec["latent"] = jax.ShapeDtypeStruct((size, side, side, config.vae.latent_channels), np.float32)
-        return spec
-
-    def batches(self, context: RunContext, params: Params) -> TrainBatches:
-        if not self._samples:
-            return super().batches(context, params)
-        config = data_config(context.experiment, self.name)
-        folder = sample_latents(context, params, config)
-        count = context.experiment.losses.drm_examples
-        return stored_batches(str(folder), count, config, *sharding.data_share(context.mesh))
-
     def loss(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Metrics]:
         choice = self._experiment.losses
         inputs = self._inputs(self._assembled(params), batch, key)
         perceptual = _part(params, PERCEPTUAL)
 
         def decode(kernel: jax.Array) -> jax.Array:
-            return self._assembled({**params, LAST_KERNEL: kernel}).decode(inputs.z, inputs.taps, inputs.logits)
+            model = self._assembled({**params, LAST_KERNEL: kernel})
+            return model.decode(inputs.z, inputs.lq, inputs.taps, inputs.logits)
 
         def reconstruction(out: jax.Array) -> tuple[jax.Array, Metrics]:
             return reconstruction_loss(out, inputs.gt, perceptual, choice.lpips_weight)
@@ -107,15 +86,16 @@ class DrmStage(StageBase):
     def _inputs(self, model: MPerceiver, batch: Batch, key: jax.Array) -> Inputs:
         key_z, key_s, key_n = jax.random.split(key, 3)
         lq, gt = (to_model_range(batch[name], self._dtype) for name in ("lq", "gt"))
-        _, logits = model.perceive(batch["lq_clip"].astype(self._dtype))
-        if self._samples:
-            _, taps = model.encode(lq)
-            return Inputs(batch["latent"].astype(self._dtype), taps, logits, gt)
+        view = batch["lq_clip"].astype(self._dtype)
+        if self._experiment.losses.drm_latents == "online":
+            z, condition = sample_latent(model, sampler_of(self._experiment.sampler), lq, view, key_z)
+            return Inputs(z, lq, condition.taps, condition.logits, gt)
+        _, logits = model.perceive(view)
         (_, _, taps), clean = model.vae.encode_pair(lq, gt)
         z = model.latent(clean.moments, jax.random.normal(key_z, clean.mean.shape, self._dtype))
         spread = jax.random.uniform(key_s, (z.shape[0], 1, 1, 1)) * self._experiment.losses.drm_noise_std
         z = z + spread.astype(self._dtype) * jax.random.normal(key_n, z.shape, self._dtype)
-        return Inputs(z, taps, logits, gt)
+        return Inputs(z, lq, taps, logits, gt)
 
     def evaluate(self, tools: HeldoutTools, params: Params, final: bool) -> Results:
         return evaluate_restoration(self.name, self._experiment, tools, params, final, refine=True)

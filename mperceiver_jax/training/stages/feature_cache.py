@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.pipeline import PipelineConfig, TrainBatches, train_batches
-from data_pipelines.stored.examples import read_note
 from data_pipelines.stored.features import data_fingerprint_fields, part_path, write_part
+from data_pipelines.stored.manifest import read_manifest
 from mperceiver_jax.checkpoints.bind import bind
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.distributed import sharding
@@ -169,7 +169,7 @@ def bind_cache(folder: Path, identity: dict[str, Any]) -> None:
         ValueError: the folder belongs to another identity or holds other files; names what differs.
     """
     # A finished cache serves any number of hosts; in an unfinished one each must continue with its own rows.
-    free = ("hosts", "parts") if read_note(folder) is not None and _first_missing(folder) is None else ()
+    free = ("hosts", "parts") if read_manifest(folder) is not None and _first_missing(folder) is None else ()
     try:
         bind(
             folder,
@@ -184,7 +184,7 @@ def bind_cache(folder: Path, identity: dict[str, Any]) -> None:
 
 def _first_missing(folder: Path) -> Path | None:
     """The first file of the cache that does not exist; None for a finished cache."""
-    manifest = read_note(folder)
+    manifest = read_manifest(folder)
     assert manifest is not None, "the folder is bound"
     paths = (part_path(folder, part, host) for part in range(manifest["parts"]) for host in range(manifest["hosts"]))
     return next((path for path in paths if not path.is_file()), None)

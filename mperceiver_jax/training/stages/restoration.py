@@ -27,15 +27,17 @@ def evaluate_restoration(
         lq = to_model_range(batch["lq"], dtype)
         return sample_latent(model, sampler, lq, batch["lq_clip"].astype(dtype), key)
 
-    def decoded(model: MPerceiver, latent: jax.Array, condition: Any) -> jax.Array:
-        taps = condition.taps if refine else None
-        return to_unit_range(model.decode(latent, taps, condition.logits))
+    def decoded(model: MPerceiver, batch: Batch, latent: jax.Array, condition: Any) -> jax.Array:
+        if not refine:
+            return to_unit_range(model.decode(latent))
+        lq = to_model_range(batch["lq"], dtype)
+        return to_unit_range(model.decode(latent, lq, condition.taps, condition.logits))
 
     # Sampling, the expensive part, is compiled once for both stages.
     sample, decode = tools.compiled("sample", sampled), tools.compiled(f"decode for {stage}", decoded)
 
     def restore(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         latent, condition = sample(params, batch, key)
-        return decode(params, latent, condition), condition.logits.astype(jnp.float32)
+        return decode(params, batch, latent, condition), condition.logits.astype(jnp.float32)
 
     return tools.restorations(stage, tools.run(stage, restore, params, tools.examples()), final)

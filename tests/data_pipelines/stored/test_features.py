@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.pipeline import PipelineConfig
-from data_pipelines.stored.examples import write_manifest
 from data_pipelines.stored.features import FeatureStore, data_fingerprint_fields, feature_batches, part_path, write_part
+from data_pipelines.stored.manifest import write_manifest
 
 LAYOUT = {"lq": ((2, 2, 4), "bfloat16"), "embedding": ((3,), "float32")}
 

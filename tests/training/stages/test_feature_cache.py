@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.pipeline import train_batches
-from data_pipelines.stored.examples import read_note
 from data_pipelines.stored.features import FeatureStore, part_path
+from data_pipelines.stored.manifest import read_manifest
 from mperceiver_jax.config.experiment import to_mapping
 from mperceiver_jax.config.phases import ORDER, data_config
 from mperceiver_jax.distributed import sharding
@@ -183,7 +183,7 @@ def test_a_cache_of_other_towers_or_settings_is_refused(tmp_path):
     for part in range(2):
         part_path(folder, part, 0).touch()
     feature_cache.bind_cache(folder, note | {"hosts": 2, "parts": 1})  # finished: any number of hosts may read it
-    assert read_note(folder)["hosts"] == 1
+    assert read_manifest(folder)["hosts"] == 1
     with pytest.raises(ValueError, match="is not empty and does not hold outputs of the frozen towers"):
         feature_cache.bind_cache(tmp_path, note)
     with pytest.raises(ValueError, match="cached_examples: at least 1"):
