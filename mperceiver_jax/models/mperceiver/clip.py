@@ -153,18 +153,17 @@ def patch_embedding(config: VisionConfig) -> Conv:
 
 
 class ConvStem(nnx.Module):
-    """3x3 convolutions with ReLU, each but the first with stride 2, until one position is left of every patch."""
+    """3x3 convolutions with stride 2 and ReLU between them, until one position is left of every patch."""
 
     def __init__(self, width: int, patch_size: int):
         halvings = patch_size.bit_length() - 1
-        widths = [max(width >> (halvings - level), 16) for level in range(halvings)] + [width]
-        self.first = Conv(3, widths[0])
+        widths = [3] + [max(width >> (halvings - 1 - level), 16) for level in range(halvings)]
         self.halving = nnx.List(Conv(a, b, stride=2, padding=1) for a, b in pairwise(widths))
         variance_preserving_init(self, zero="(?!)")
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b hh ww c"]:
-        x = self.first(images)
-        for halve in self.halving:
+        x = self.halving[0](images)
+        for halve in list(self.halving)[1:]:
             x = halve(jax.nn.relu(x))
         return x
 
