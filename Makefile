@@ -33,7 +33,7 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check benchmarks configs data_pipelines mperceiver_jax tests
+	$(BIN)/ruff format --check benchmarks configs data_pipelines mperceiver_jax scripts tests
 	$(BIN)/mypy
 
 clean:

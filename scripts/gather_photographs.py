@@ -109,8 +109,8 @@ def gather(packages: list[Path], output: Path, exclude: set[str]) -> list[str]:
                     factor = min(0.75, LONGEST / max(image.size))
                     size = f"{image.width}×{image.height}, {factor:.2f}"
                     rows.append(f"| `{name}` | {credit.author} | {credit.licence} | {credit.source} | {size} |")
-    header = "# Credits\n\n| photograph | author | licence | source | original size, reduced to |\n|---|---|---|---|---|\n"
-    (output / "CREDITS.md").write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+    header = ["# Credits", "", "| photograph | author | licence | source | size, factor |", "|---|---|---|---|---|"]
+    (output / "CREDITS.md").write_text("\n".join([*header, *rows, ""]), encoding="utf-8")
     return rows
 
 

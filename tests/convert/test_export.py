@@ -83,7 +83,7 @@ def fixture_config() -> MPerceiverConfig:
             model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), heads=2, out_channels=32
         ),
         cm=CMConfig(embed_width=32, width=32, heads=8),
-        drm=DRMConfig(channels=(32, 32)),
+        drm=DRMConfig(channels=(32, 32), width=8, blocks=(1, 1)),
     )  # fmt: skip
 
 

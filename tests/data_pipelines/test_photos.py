@@ -32,24 +32,28 @@ def credits() -> dict[str, dict[str, str]]:
 
 def test_numbers_and_total_size():
     everything = images("train") + images("heldout")
-    assert len(everything) >= 100
-    assert len({photograph(p) for p in everything}) >= 35
-    assert sum(p.stat().st_size for p in PHOTOS.rglob("*") if p.is_file()) <= 25e6
+    assert len(everything) >= 180
+    assert len({photograph(p) for p in everything}) >= 120
+    assert sum(p.stat().st_size for p in PHOTOS.rglob("*") if p.is_file()) <= 45e6
 
 
-def test_split_is_by_photograph_and_80_to_20():
+def test_split_is_by_photograph_and_a_seventh_is_held_out():
     train = {photograph(p) for p in images("train")}
     heldout = {photograph(p) for p in images("heldout")}
     assert not train & heldout
-    assert len(heldout) / (len(train) + len(heldout)) == pytest.approx(0.2, abs=0.01)
+    assert len(heldout) / (len(train) + len(heldout)) == pytest.approx(1 / 7, abs=0.01)
+    kinds = {"people": "friends", "animals": "owl", "monuments": "petra", "underwater": "sea3"}
+    assert set(kinds.values()) <= heldout
 
 
 def test_sides_and_mode():
+    whole = {name for name, row in credits().items() if "gcompris-qt-data" in row["source"]}
+    assert len(whole) == 84
     for path in images("train") + images("heldout"):
         with Image.open(path) as image:
             assert image.mode == "RGB" and image.format == "JPEG", path.name
             assert max(image.size) <= 768, path.name
-            if photograph(path) in SMALL:
+            if photograph(path) in SMALL | set(whole):
                 assert max(image.size) >= 400, path.name
             else:
                 assert min(image.size) >= 512, path.name

@@ -30,7 +30,7 @@ def on_8_bits(image: np.ndarray) -> bool:
     return bool(np.abs(image * 255 - np.rint(image * 255)).max() < 1e-4)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "nearly_clean"])
 def test_seed_and_index_decide(name, photo):
     image = photo[:70, :65] if name != "real_esrgan" else photo[:70, :66]
     kept = image.copy()

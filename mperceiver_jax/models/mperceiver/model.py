@@ -242,11 +242,11 @@ class MPerceiver(nnx.Module):
         Raises:
             ValueError: `lq` without taps or logits.
         """
-        decoded = self.vae.decode(z / self.config.vae.scaling_factor)
-        if lq is None:
-            return decoded
-        if taps is None or logits is None:
+        if lq is not None and (taps is None or logits is None):
             raise ValueError("decode: the detail refinement needs the encoder's taps and the degradation logits")
+        decoded = self.vae.decode(z / self.config.vae.scaling_factor)
+        if lq is None or taps is None or logits is None:
+            return decoded
         return self.drm(decoded, lq, taps, jax.nn.softmax(logits.astype(jnp.float32)))
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:

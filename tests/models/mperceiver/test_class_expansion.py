@@ -35,7 +35,7 @@ def outputs(model, values, batch):
         condition = merged.condition(lq * 2 - 1, lq_clip)
         t = jnp.full((lq.shape[0],), 500)
         noise = merged.predict(condition.z_lq, t, condition)
-        return condition.context, noise, merged.decode(noise, condition.taps, condition.logits)
+        return condition.context, noise, merged.decode(noise, lq * 2 - 1, condition.taps, condition.logits)
 
     return compute(values, batch["lq"], batch["lq_clip"])
 
@@ -63,7 +63,7 @@ def test_the_new_class_is_the_mixture(models):
         "tp": lambda x: (x[-1], np.tensordot(MIXTURE, x[:CLASSES], 1)),
         "ir_adapter.visual_prompt": lambda x: (x[:, -1], np.einsum("c,sc...->s...", MIXTURE, x[:, :CLASSES])),
         "predictor.fc2.weight": lambda x: (x[:, -1], x[:, :CLASSES] @ MIXTURE),
-        "drm.taps.0.blocks.1.degradation.weight": lambda x: (x[-1], MIXTURE @ x[:CLASSES]),
+        "drm.down_blocks.0.blocks.0.degradation.weight": lambda x: (x[-1], MIXTURE @ x[:CLASSES]),
     }
     for path, pair in mixed.items():
         np.testing.assert_allclose(*pair(after[path]), rtol=1e-5, atol=1e-6, err_msg=path)

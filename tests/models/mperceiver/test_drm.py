@@ -1,4 +1,6 @@
-"""The detail refinement: its formula, its silent start, and its local pooling."""
+"""The detail refinement: its size, its neutral start, what it can express, its condition and its cost."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -6,131 +8,114 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.drm import DetailRefinement, DRMConfig, spatial_mean
-from mperceiver_jax.models.mperceiver.vae import AutoencoderKL, VAEConfig
+from mperceiver_jax.models.mperceiver.drm import DetailRefinement, DRMConfig, shuffle, unshuffle
+from mperceiver_jax.models.mperceiver.vae import VAEConfig
 
-TINY = DRMConfig(channels=(4, 6), classes=3)
+TINY = DRMConfig(channels=(4, 6), classes=3, width=8, blocks=(1, 2, 1))
 
 
-def test_size_per_tap_and_whole():
-    drm = DetailRefinement(DRMConfig.sd())
-    assert [parameters.count(tap) for tap in drm.taps] == [292_352, 1_141_760, 4_511_744]
-    assert parameters.count(drm) == 5_945_856
+def inputs(config: DRMConfig, side: int = 16, seed: int = 0):
+    """(decoded, degraded, taps, probabilities) of one image."""
+    rng = np.random.default_rng(seed)
+    decoded, degraded = rng.uniform(-1, 1, (2, 1, side, side, 3)).astype(np.float32)
+    taps = tuple(rng.standard_normal((1, side >> i, side >> i, c), np.float32) for i, c in enumerate(config.channels))
+    return decoded, degraded, taps, np.float32([[0.2, 0.5, 0.3]])
+
+
+def built(config: DRMConfig, **values):
+    """(structure, initial parameters with `values` in their place)."""
+    module = DetailRefinement(config)
+    structure, _ = parameters.split(module)
+    return structure, parameters.initial_values(module, 0) | values
+
+
+def test_sizes():
+    counts = {name: parameters.count(DetailRefinement(getattr(DRMConfig, name)())) for name in ("sd", "base", "small")}
+    assert counts == {"sd": 21_710_736, "base": 5_408_592, "small": 1_369_008} and counts["sd"] <= 30e6
     assert DRMConfig.sd().channels == VAEConfig.sd().tap_channels
-    assert DRMConfig.small().channels == VAEConfig.small().tap_channels
+    assert DRMConfig.base().channels == DRMConfig.small().channels == VAEConfig.small().tap_channels
+    assert DRMConfig.sd().multiple == 8
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.5])
-def test_untrained_module_changes_no_bit_and_moves_only_its_output_layers(gain):
-    config = VAEConfig(latent_channels=2, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, groups=2)
-    vae = parameters.initialise(AutoencoderKL(config))
-    structure, params = parameters.split(
-        parameters.initialise(DetailRefinement(DRMConfig(channels=config.tap_channels, classes=3, gain=gain)))
-    )
-    rng = np.random.default_rng(0)
-    taps = [rng.standard_normal((1, 8 >> i, 8 >> i, c), np.float32) for i, c in enumerate(config.tap_channels)]
-    z = rng.standard_normal((1, 4, 4, 2), np.float32)
-    p = np.asarray([[0.2, 0.5, 0.3]], np.float32)
-
-    def decode(params, z):
-        drm = parameters.merge(structure, params)
-        return vae.decode(z, lambda i, d: drm(i, d, taps[i], p))
-
-    # Uncompiled: two compiled programs may fuse, and hence round, differently.
-    assert np.array_equal(decode(params, z), vae.decode(z))
-    target = rng.standard_normal((1, 8, 8, 3), np.float32)
-    gradients = jax.jit(jax.grad(lambda params: jnp.square(decode(params, z) - target).mean()))(params)
+@pytest.mark.parametrize("output", ["decoded", "degraded"])
+def test_an_untrained_module_returns_its_input_and_moves_only_its_last_layers(output):
+    config = replace(TINY, initial_output=output)
+    structure, params = built(config)
+    decoded, degraded, taps, p = inputs(config)
+    refine = lambda params: parameters.merge(structure, params)(decoded, degraded, taps, p)
+    if output == "decoded":
+        # To the last bit: the frozen decoder stays as it is.
+        assert np.array_equal(refine(params), decoded)
+    else:
+        np.testing.assert_allclose(refine(params), degraded, atol=1e-6)
+    gradients = jax.jit(jax.grad(lambda params: jnp.square(refine(params) - 0.3).mean()))(params)
     moved = {path for path, gradient in gradients.items() if np.any(gradient)}
-    assert moved == {f"taps.0.out.{leaf}" for leaf in ("weight", "bias")}
+    assert moved == {f"{layer}.{leaf}" for layer in ("residual", "mask") for leaf in ("weight", "bias")}
 
 
-def test_blocks_with_a_gain_act_from_the_start_and_with_an_attention_of_one():
-    x = np.random.default_rng(5).standard_normal((1, 6, 6, 4), np.float32)
-    p = np.full((1, 3), 1 / 3, np.float32)
-    silent, acting = (
-        parameters.initialise(DetailRefinement(DRMConfig(channels=(4,), classes=3, gain=gain))).taps[0].blocks[0]
-        for gain in (0.0, 0.5)
-    )
-    assert np.array_equal(silent(x, p), x)
-    assert not np.allclose(acting(x, p), x, atol=0.01)
-    np.testing.assert_array_equal(acting.sca(x), np.ones_like(x))
+def test_the_degraded_image_can_be_left_as_it_is():
+    structure, params = built(TINY, **{"mask.bias": jnp.ones(4)})
+    decoded, degraded, taps, p = inputs(TINY)
+    out = parameters.merge(structure, params)(np.zeros_like(decoded), degraded, taps, p)
+    assert np.array_equal(out, degraded)
 
 
-@pytest.mark.parametrize("tap", [0, 1])
-def test_equals_the_formula_written_in_torch(tap):
-    torch = pytest.importorskip("torch")
-    F = torch.nn.functional
-    drm = DetailRefinement(TINY)
+@pytest.fixture(scope="module")
+def acting():
+    """A module whose every parameter acts."""
+    structure, params = built(TINY)
+    rng = np.random.default_rng(3)
+    params = {path: v + 0.1 * rng.standard_normal(v.shape).astype(np.float32) for path, v in params.items()}
+    return jax.jit(lambda *given: parameters.merge(structure, params)(*given))
+
+
+def test_the_degradation_the_taps_and_both_images_count(acting):
+    decoded, degraded, taps, p = inputs(TINY)
+    plain = acting(decoded, degraded, taps, p)
+    others = {
+        "probabilities": (decoded, degraded, taps, p[:, ::-1]),
+        "finest tap": (decoded, degraded, (taps[0] + 1, taps[1]), p),
+        "coarser tap": (decoded, degraded, (taps[0], taps[1] + 1), p),
+        "degraded": (decoded, degraded + 0.1, taps, p),
+        "decoded": (decoded + 0.1, degraded, taps, p),
+    }
+    for name, given in others.items():
+        assert np.abs(acting(*given) - plain).max() > 1e-3, name
+
+
+def test_a_soft_condition_lies_between_sure_ones():
+    """Scale and shift are linear in the probabilities, so that a mixture of classes is a mixture of their blocks."""
+    block = DetailRefinement(TINY).down_blocks[0].blocks[0]
+    structure, declared = parameters.split(block)
     rng = np.random.default_rng(1)
-    values = {path: rng.standard_normal(v.get_value().shape, np.float32) * 0.4
-              for path, v in parameters.declared(drm).items()}  # fmt: skip
-    parameters.assign(drm, values)
-    c = TINY.channels[tap]
-    d, e = (rng.standard_normal((2, 5, 7, c), np.float32) for _ in range(2))
-    p = rng.dirichlet([1.0] * 3, 2).astype(np.float32)
-
-    w = {path.removeprefix(f"taps.{tap}."): torch.from_numpy(value) for path, value in values.items()}
-
-    def conv(x, name, **options):
-        return F.conv2d(x, w[f"{name}.weight"].permute(3, 2, 0, 1), w[f"{name}.bias"], **options)
-
-    def norm(x, name):
-        y = F.layer_norm(x.permute(0, 2, 3, 1), (c,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
-        return y.permute(0, 3, 1, 2)
-
-    def per_channel(v):
-        return v.reshape(-1, v.shape[-1], 1, 1)
-
-    td, te = (torch.from_numpy(x).permute(0, 3, 1, 2) for x in (d, e))
-    x = conv(torch.cat([td, te], 1), "fuse")
-    for n in ("blocks.0", "blocks.1"):
-        s, b = (torch.from_numpy(p) @ w[f"{n}.degradation.weight"] + w[f"{n}.degradation.bias"]).chunk(2, 1)
-        y = norm(x, f"{n}.norm1") * (1 + per_channel(s)) + per_channel(b)
-        y = conv(conv(y, f"{n}.conv1"), f"{n}.depthwise", padding=1, groups=2 * c)
-        y = y[:, :c] * y[:, c:]
-        y = y * conv(y.mean((2, 3), keepdim=True), f"{n}.sca")
-        x = x + per_channel(w[f"{n}.beta"]) * conv(y, f"{n}.conv2")
-        y = conv(norm(x, f"{n}.norm2"), f"{n}.conv3")
-        x = x + per_channel(w[f"{n}.gamma"]) * conv(y[:, :c] * y[:, c:], f"{n}.conv4")
-    expected = (td + conv(x, "out")).permute(0, 2, 3, 1).numpy()
-
-    found = jax.jit(lambda d, e, p: drm(tap, d, e, p))(d, e, p)
-    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+    values = {path: rng.standard_normal(v.shape).astype(np.float32) for path, v in declared.items()}
+    x = rng.standard_normal((1, 6, 6, 8), np.float32)
+    run = lambda p: np.asarray(parameters.merge(structure, values)(x, np.float32([p])))
+    np.testing.assert_allclose(
+        run([0.25, 0.75, 0]), 0.25 * run([1, 0, 0]) + 0.75 * run([0, 1, 0]), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_local_mean_is_over_a_whole_window_near_each_pixel():
-    x = np.random.default_rng(2).standard_normal((1, 6, 9, 2), np.float32)
-    window = 4
-    found = np.asarray(spatial_mean(jnp.asarray(x), window))
-    for i in range(6):
-        for j in range(9):
-            top, left = (min(max(k - window // 2, 0), n - window) for k, n in ((i, 6), (j, 9)))
-            expected = x[0, top : top + window, left : left + window].mean((0, 1))
-            np.testing.assert_allclose(found[0, i, j], expected, atol=1e-5)
+def test_the_cost_grows_with_the_area():
+    structure, params = built(TINY)
+
+    def flop(side: int) -> float:
+        given = jax.eval_shape(lambda: inputs(TINY, side))
+        run = jax.jit(lambda params, *given: parameters.merge(structure, params)(*given))
+        return run.lower(params, *given).compile().cost_analysis()["flops"] / side**2
+
+    assert flop(256) == pytest.approx(flop(64), rel=0.1)
 
 
-def test_local_mean_equals_the_global_one_on_maps_no_larger_than_the_window():
-    x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 6, 4, 2), np.float32))
-    assert np.array_equal(spatial_mean(x, 6), spatial_mean(x))
-    # One side longer than the window: the other is still averaged as a whole.
-    assert spatial_mean(x, 5).shape == (2, 6, 1, 2)
+def test_shuffling_is_undone():
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3), np.float32)
+    blocks = unshuffle(x)
+    assert blocks.shape == (2, 2, 3, 12) and np.array_equal(shuffle(blocks), x)
+    np.testing.assert_array_equal(blocks[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
 
 
-def test_local_pooling_uses_the_window_of_each_tap():
-    local = DetailRefinement(DRMConfig(channels=(4, 6), classes=3, sca_pool="local", sca_window=16))
-    assert [tap.blocks[1].window for tap in local.taps] == [16, 8]
-    drm = DetailRefinement(TINY)
-    values = parameters.initial_values(drm, 0)
-    rng = np.random.default_rng(4)
-    values |= {path: rng.standard_normal(v.shape, np.float32) for path, v in values.items() if not np.any(v)}
-    parameters.assign(drm, values)
-    parameters.assign(local, values)
-    p = np.full((1, 3), 1 / 3, np.float32)
-    for side, same in ((8, True), (12, False)):
-        d, e = (rng.standard_normal((1, side, side, 6), np.float32) for _ in range(2))
-        assert np.array_equal(drm(1, d, e, p), local(1, d, e, p)) == same
-
-
-def test_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="'global', 'local'"):
-        DRMConfig(sca_pool="windowed")
+def test_configurations_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="3 taps do not fit 1 levels"):
+        DRMConfig(channels=(4, 4, 4), blocks=(1,))
+    with pytest.raises(ValueError, match="initial_output: 'decoded' or 'degraded'"):
+        DRMConfig(initial_output="clean")  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def as_released() -> MPerceiverConfig:
             out_channels=32,
         ),
         cm=CMConfig(embed_width=32, width=32),
-        drm=DRMConfig(channels=(32, 32)),
+        drm=DRMConfig(channels=(32, 32), width=8, blocks=(1, 1)),
     )
 
 
@@ -112,7 +112,8 @@ def test_every_output_equals_the_release(released):
         denoise = lambda x, t: model.predict(x, t, condition, prompts)
         sampler = DDIM(schedule, steps=5, mode="reference")
         latent, path = sample(sampler, denoise, images["x_T"], return_trajectory=True)
-        return latent, path["x"], model.decode(latent), model.decode(latent, condition.taps, condition.logits)
+        refined = model.decode(latent, images["lq"], condition.taps, condition.logits)
+        return latent, path["x"], model.decode(latent), refined
 
     found = outputs(values, images, facts.inputs["timesteps"])
     latent, trajectory, image, refined = sampled(values, images)
@@ -144,18 +145,18 @@ def test_a_refinement_at_its_start_changes_nothing(released):
     def decoded(values):
         model = parameters.merge(structure, values)
         _, taps = model.encode(lq)
-        return model.decode(z), model.decode(z, taps, logits)
+        return model.decode(z), model.decode(z, lq, taps, logits)
 
     plain, refined = decoded(values)
     assert np.array_equal(plain, refined) and np.abs(plain).max() > 0.1
-    plain, refined = decoded(values | {"drm.taps.1.out.bias": np.ones(32, np.float32)})
+    plain, refined = decoded(values | {"drm.residual.bias": np.ones(12, np.float32)})
     assert np.abs(plain - refined).max() > 1e-3
 
 
 def test_a_refinement_needs_the_logits():
     model = MPerceiver(tiny_config())
     with pytest.raises(ValueError, match="logits"):
-        model.decode(np.zeros((1, 8, 8, 4), np.float32), (np.zeros((1, 16, 16, 8), np.float32),))
+        model.decode(np.zeros((1, 8, 8, 4), np.float32), np.zeros((1, 16, 16, 3), np.float32))
 
 
 def test_full_size_counts():
@@ -186,8 +187,7 @@ def test_full_size_counts():
     assert found(r"text_encoder\.") == (354_032_641, 294)
     run = r"text_encoder\.(token_embedding|positional_embedding|ln_final|transformer\.resblocks\.(?!23\.))"
     assert found(run)[0] == 340_387_840
-    assert [found(rf"drm\.taps\.{i}\.")[0] for i in range(3)] == [292_352, 1_141_760, 4_511_744]
-    assert found(r"drm\.")[0] == 5_945_856
+    assert found(r"drm\.")[0] == 21_710_736
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_full_size_counts():
         ("dual_branch", {}, (168_146_432, 469)),
         ("dual_branch", {"train_cm_inv": False}, (168_146_432 - 54_553_600, 469 - 49)),
         ("predictor", {}, (529_417, 4)),
-        ("drm", {}, (5_945_856, None)),
+        ("drm", {}, (21_710_736, None)),
     ],
 )
 def test_full_size_stages_train_what_the_specification_says(stage, losses, expected):
@@ -248,11 +248,11 @@ def test_small_fits_together_for_images_that_are_no_squares():
     def restored(values, lq, lq_clip, x, t):
         model = parameters.merge(structure, values)
         condition = model.condition(lq, lq_clip)
-        return model.decode(model.predict(x, t, condition), condition.taps, condition.logits)
+        return model.decode(model.predict(x, t, condition), lq, condition.taps, condition.logits)
 
     lq = jax.ShapeDtypeStruct((2, 2 * config.multiple, 3 * config.multiple, 3), jnp.bfloat16)
     side = config.predictor.vision.image_size
-    clip = jax.ShapeDtypeStruct((2, side, side, 3), jnp.bfloat16)
+    clip = jax.ShapeDtypeStruct((2, 4, side, side, 3), jnp.bfloat16)
     x = jax.ShapeDtypeStruct(model.latent_shape(lq.shape), jnp.bfloat16)
     out = jax.eval_shape(restored, values, lq, clip, x, jax.ShapeDtypeStruct((2,), jnp.int32))
     assert (out.shape, out.dtype) == (lq.shape, jnp.bfloat16)

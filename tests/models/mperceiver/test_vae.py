@@ -103,30 +103,24 @@ def test_equals_diffusers():
     assert all(np.array_equal(value, again[key]) for key, value in convert.dump(ours, "diffusers").items())
 
 
-def test_taps_meet_the_decoder_where_sizes_match():
+def test_sizes_and_channels_of_the_taps():
     config = VAEConfig.small()
     vae = parameters.initialise(AutoencoderKL(config))
-    image = np.zeros((1, 16, 24, 3), np.float32)
-    taps = jax.eval_shape(vae.encode, image).taps
+    taps = jax.eval_shape(vae.encode, np.zeros((1, 16, 24, 3), np.float32)).taps
     assert [tap.shape for tap in taps] == [(1, 16, 24, 16), (1, 8, 12, 32)]
     assert tuple(tap.shape[-1] for tap in taps) == config.tap_channels
-    calls = []
-
-    def refine(i, d):
-        calls.append((i, d.shape))
-        return d
-
-    out = jax.eval_shape(lambda z: vae.decode(z, refine), np.zeros((1, 4, 6, 8), np.float32))
-    assert calls == [(1, taps[1].shape), (0, taps[0].shape)]
-    assert out.shape == image.shape
 
 
-def test_refined_features_reach_the_image():
-    vae = parameters.initialise(AutoencoderKL(TINY))
-    z = np.random.default_rng(0).standard_normal((1, 4, 4, 3), np.float32)
-    plain = jax.jit(vae.decode)(z)
-    raised = jax.jit(lambda z: vae.decode(z, lambda i, d: d.at[..., 0].add(10.0)))(z)
-    assert float(abs(plain - raised).max()) > 1e-2
+def test_without_attention_in_the_middle_the_cost_grows_with_the_area():
+    structure, params = parameters.split(AutoencoderKL(VAEConfig.small()))
+    assert not any("attentions" in path for path in params)
+
+    def flop(side: int) -> float:
+        image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        run = jax.jit(lambda params, x: parameters.merge(structure, params).encode(x).mean)
+        return run.lower(params, image).compile().cost_analysis()["flops"] / side**2
+
+    assert flop(256) == pytest.approx(flop(64), rel=0.1)
 
 
 def test_sides_must_fit_the_factor():

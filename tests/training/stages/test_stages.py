@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.config.phases import ORDER
+from mperceiver_jax.diffusion.restoration import sample_latent, sampler_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.perceptual.lpips import available, load_lpips, lpips
@@ -110,7 +111,7 @@ def test_dual_branch_gradients_begin_behind_the_zero_kernels_and_reach_everythin
 
 def test_the_refinement_begins_at_its_output_and_reaches_everything(at_start):
     run = at_start("drm").step()
-    assert run.moved() == {"drm.taps.0.out.weight", "drm.taps.0.out.bias"}
+    assert run.moved() == {f"drm.{layer}.{leaf}" for layer in ("mask", "residual") for leaf in ("weight", "bias")}
     run.step(3)
     assert run.moved() == run.state.trainable.keys()
 
@@ -157,18 +158,21 @@ def test_the_predictor_loss_is_the_one_chosen(choices, expected):
     assert metrics["accuracy"] == np.mean(np.argmax(logits, -1) == task)
 
 
-def test_the_refinement_reads_sampled_latents_from_the_batch():
-    run = Training("drm", drm_latents="sampled", drm_examples=1)
-    latent = np.random.default_rng(1).standard_normal((8, 8, 8, 4), np.float32)
+def test_the_refinement_decodes_what_the_dual_branch_restores():
+    run = Training("drm", drm_latents="online")
     structure, _ = parameters.split(run.model)
+    sampler = sampler_of(tiny_experiment(run.model.config).sampler)
+    lq, gt = (2 * run.batch[name] - 1 for name in ("lq", "gt"))
 
     @jax.jit
     def both(values):
-        found, _ = run.stage.loss(values, run.batch | {"latent": latent}, KEY, 0)
-        return found, parameters.merge(structure, values).decode(latent)
+        found, _ = run.stage.loss(values, run.batch, KEY, 0)
+        model = parameters.merge(structure, values)
+        latent, _ = sample_latent(model, sampler, lq, run.batch["lq_clip"], jax.random.split(KEY, 3)[0])
+        return found, jnp.abs(model.decode(latent) - gt).mean()
 
-    found, plain = both(run.values)
-    np.testing.assert_allclose(found, np.abs(plain - (2 * run.batch["gt"] - 1)).mean(), rtol=1e-5)
+    found, expected = both(run.values)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def without_spread(values):
@@ -236,7 +240,7 @@ def test_the_discriminator_waits_and_then_learns(adversarial):
     assert judge and run.state.trainable.keys() - judge == {p for p in run.values if p.startswith("drm.")}
     run.step()
     assert run.metrics["gan_weight"] == 0 and run.metrics["discriminator"] > 0
-    assert run.moved() == {"drm.taps.0.out.weight", "drm.taps.0.out.bias"}
+    assert run.moved() == {f"drm.{layer}.{leaf}" for layer in ("mask", "residual") for leaf in ("weight", "bias")}
     first = float(run.step().metrics["discriminator"])
     assert np.isfinite(run.metrics["gan_weight"]) and run.metrics["gan_weight"] > 0
     # The last bias shifts real and generated scores alike: inside the margins its gradients cancel.
@@ -249,7 +253,7 @@ def test_the_discriminator_waits_and_then_learns(adversarial):
 def test_adversaries_do_not_train_each_other(adversarial):
     """The generator's term gives the discriminator no gradient, nor the discriminator's the refinement."""
     run = adversarial
-    start = run.start.trainable | {"drm.taps.0.out.bias": jnp.full(8, 0.1)}
+    start = run.start.trainable | {"drm.residual.bias": jnp.full(12, 0.1)}
     run.state = run.start._replace(step=jnp.int32(5), trainable=start)
 
     @jax.jit
@@ -263,7 +267,7 @@ def test_adversaries_do_not_train_each_other(adversarial):
             np.testing.assert_allclose(total[path], own[path], rtol=1e-3, atol=1e-6, err_msg=path)
         else:
             assert not np.any(own[path]), path
-    assert np.any(total["discriminator.first.weight"]) and np.any(total["drm.taps.0.out.weight"])
+    assert np.any(total["discriminator.first.weight"]) and np.any(total["drm.residual.weight"])
     assert 0 < run.metrics["gan_weight"] < 0.5e4
 
 
