@@ -50,14 +50,20 @@ class Scores:
 
 
 def start(experiment, workdir, evaluator=None, stop_at=None):
-    """Runs; without an evaluator given, one that computes nothing. `stop_at`: see `StopsAt`."""
+    """Runs an experiment without an estimate of its cost.
+
+    Args:
+        evaluator: an evaluator, or a class of them; by default one that computes nothing.
+        stop_at: see `StopsAt`.
+    """
     evaluator = evaluator or Scores()
+    make_evaluator = evaluator if isinstance(evaluator, type) else lambda *_: evaluator
     with pytest.MonkeyPatch.context() as patch:
         # Counting operations takes longer than doing them here; `finished` has the plan.
         patch.setattr(cost_estimate, "plan_stage", lambda e, m, name: cost_estimate.StagePlan(name, "", 0, 0, 0, 0.0))
         if stop_at is not None:
             patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
-        return run.run_experiment(experiment, workdir, lambda *_: evaluator, pretrained_directory)
+        return run.run_experiment(experiment, workdir, make_evaluator, pretrained_directory)
 
 
 def losses(workdir: Path) -> list[tuple]:
