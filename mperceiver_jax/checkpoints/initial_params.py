@@ -12,6 +12,7 @@ from flax import nnx
 from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints import directory
 from mperceiver_jax.checkpoints.manager import Checkpoints
+from mperceiver_jax.checkpoints.model_parts import missing_parts
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import Experiment, from_mapping
@@ -19,7 +20,6 @@ from mperceiver_jax.distributed.runtime import on_every_process
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import missing_parts
 from mperceiver_jax.models.parameters import Params
 
 Place = Callable[[str, np.ndarray], Any]

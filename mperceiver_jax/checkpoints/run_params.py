@@ -12,13 +12,13 @@ import numpy as np
 
 from mperceiver_jax.checkpoints.initial_params import Which, lazy_init_params, read_experiment, trained_values
 from mperceiver_jax.checkpoints.lazy import LazyMapping
+from mperceiver_jax.checkpoints.model_parts import unused_by_model
 from mperceiver_jax.checkpoints.trained_run import TrainedStage, trained_stages, uses_ema
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.config.phases import base
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import unused_by_model
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.registry import RegressionModel
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from data_pipelines.messages import shorten_list
+from mperceiver_jax.checkpoints.model_parts import Part, optional_groups, part_of
 from mperceiver_jax.convert.formats.torch_files import StoredTensor
 from mperceiver_jax.convert.keymaps.registry import keymap
 from mperceiver_jax.convert.state_dicts import Found, match
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import Part, optional_groups, part_of
 
 
 @dataclass(frozen=True)

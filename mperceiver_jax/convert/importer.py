@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines.files import cache_root
 from data_pipelines.messages import shorten_list
+from mperceiver_jax.checkpoints.model_parts import PARTS, missing_parts, part_of
 from mperceiver_jax.checkpoints.pretrained import (
     FORMAT,
     PretrainedDirectory,
@@ -30,7 +31,6 @@ from mperceiver_jax.convert.state_dicts import Found
 from mperceiver_jax.distributed.runtime import on_every_process, on_first_process
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS, missing_parts, part_of
 from mperceiver_jax.progress import progress_bar
 
 DTYPES: dict[str, Any] = {

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.messages import shorten_list
+from mperceiver_jax.checkpoints.model_parts import PARTS, missing_parts, part_of
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.command_line import one_line
 from mperceiver_jax.config.experiment import Experiment
@@ -34,7 +35,6 @@ from mperceiver_jax.convert.open_weights import of_pretrained
 from mperceiver_jax.convert.restorer_checkpoints import CLASSIFIER, NETWORK, regression_modules
 from mperceiver_jax.convert.state_dicts import match
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS, missing_parts, part_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

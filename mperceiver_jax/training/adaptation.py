@@ -24,6 +24,7 @@ from data_pipelines.images import as_float
 from data_pipelines.pipeline import training_pairs
 from data_pipelines.sources.few_shot import Subset
 from data_pipelines.transforms import predictor_view
+from mperceiver_jax.checkpoints.model_parts import PARTS
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory, write_pretrained
 from mperceiver_jax.checkpoints.run_params import RunParams, run_params
 from mperceiver_jax.checkpoints.trained_run import trained_stages
@@ -33,7 +34,6 @@ from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, never, one_more_class
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import PARTS
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.progress import progress_bar
 from mperceiver_jax.training.run_context import RunContext

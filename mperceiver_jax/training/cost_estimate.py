@@ -21,14 +21,15 @@ TYPICAL_SHARE = 0.4
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Size and cost of a stage. `flop` is XLA's count of operations for one update on all devices together."""
+    """Size and cost of a stage. `flop` is XLA's count of operations for one update on all devices together; None
+    where the backend gives none (CUDA counts compiled programs only)."""
 
     name: str
     title: str
     steps: int
     batch_size: int
     trained: int
-    flop: float
+    flop: float | None
 
 
 def plan_stage(experiment: Experiment, model: Model, name: str) -> StagePlan:
@@ -51,7 +52,7 @@ def plan_stage(experiment: Experiment, model: Model, name: str) -> StagePlan:
     cost = jax.jit(step).lower(state, frozen, batch, key).cost_analysis() or {}
     size = sum(int(np.prod(leaf.shape)) for path, leaf in trained.items() if path in declared)
     flop = float(cost.get("flops", 0.0)) * config.accumulation
-    return StagePlan(name, stage.title, config.steps, config.batch_size, size, flop)
+    return StagePlan(name, stage.title, config.steps, config.batch_size, size, flop or None)
 
 
 def convolution_rate(dtype: jnp.dtype, seconds: float = 0.5) -> float:
@@ -75,12 +76,15 @@ def describe(plans: list[StagePlan], rate: float, devices: int) -> list[str]:
     """One line per stage, and one with the estimate for all of them."""
     lines, total = [], 0.0
     for plan in plans:
-        seconds = plan.steps * plan.flop / (rate * TYPICAL_SHARE * devices)
-        total += seconds
-        lines.append(
-            f"  {plan.name:<12} {plan.steps:>7} updates of {plan.batch_size:>4}, trains {plan.trained / 1e6:8.2f} M "
-            f"parameters, about {duration(seconds)}: {plan.title}"
-        )
+        size = f"{plan.steps:>7} updates of {plan.batch_size:>4}, trains {plan.trained / 1e6:8.2f} M parameters"
+        expected = ""
+        if plan.flop is not None:
+            seconds = plan.steps * plan.flop / (rate * TYPICAL_SHARE * devices)
+            total += seconds
+            expected = f", about {duration(seconds)}"
+        lines.append(f"  {plan.name:<12} {size}{expected}: {plan.title}")
+    if any(plan.flop is None for plan in plans):
+        return [*lines, "  expected: unknown, this device does not count the operations of an update beforehand"]
     lines.append(
         f"  expected: about {duration(total)} of updates, within a factor of two (their FLOP over this device's "
         f"measured {rate / 1e9:.0f} GFLOP/s); compiling and evaluation come on top"

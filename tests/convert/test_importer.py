@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mperceiver_jax import convert
+from mperceiver_jax.checkpoints.model_parts import MODULATORS, PARTS
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.convert.formats import torch_files
 from mperceiver_jax.convert.importer import converted, import_pretrained
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.mperceiver.parts import MODULATORS, PARTS
 from tests.support import published_weights
 
 torch = pytest.importorskip("torch")

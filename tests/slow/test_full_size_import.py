@@ -11,12 +11,12 @@ import textwrap
 import numpy as np
 import pytest
 
+from mperceiver_jax.checkpoints.model_parts import part_of
 from mperceiver_jax.convert.formats.safetensors_writer import write_streamed
 from mperceiver_jax.convert.keymaps.registry import keymap
 from mperceiver_jax.convert.state_dicts import theirs
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
-from mperceiver_jax.models.mperceiver.parts import part_of
 from tests.support.processes import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -41,9 +41,9 @@ def test_the_batch_of_a_stage():
         "gt": (4, SIDE, SIDE, 3),
         "lq_clip": (4, CLIP_SIDE, CLIP_SIDE, 3),
         "task": (4,),
-        "latent": (4, SIDE // 2, SIDE // 2, 4),
     }
-    assert "latent" not in spec(tiny_run({"losses.drm_latents": "perturbed_gt"}))
+    native = spec(tiny_run({"model.predictor.view": "native", "data.clip_view": "native", "data.clip_views": 4}))
+    assert native["lq_clip"].shape == (4, 4, CLIP_SIDE, CLIP_SIDE, 3)
 
 
 def test_time_is_estimated_from_the_rate_of_this_device():
@@ -53,3 +53,5 @@ def test_time_is_estimated_from_the_rate_of_this_device():
     assert "vae" in lines[0] and "100 updates of    8" in lines[0] and "2.00 M parameters, about 50 s" in lines[0]
     assert "about 1:40 min" in lines[1]
     assert "about 2:30 min of updates" in lines[2]
+    unknown = describe([replace(plans[0], flop=None), plans[1]], rate=1e9 / TYPICAL_SHARE, devices=2)
+    assert "parameters: autoencoder" in unknown[0] and "expected: unknown" in unknown[2]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.checkpoints.model_parts import PARTS
 from mperceiver_jax.convert.keymaps import registry
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
-from mperceiver_jax.models.mperceiver.parts import PARTS
 from tests.support.parity_fixtures import fixture
 from tests.support.tiny_model import tiny_config
 
