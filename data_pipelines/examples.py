@@ -30,8 +30,9 @@ class MakeExample(grain.transforms.RandomMap):
     def random_map(self, element: Example, rng: np.random.Generator) -> Example:
         config = self._config
         if "image" in element:
-            (photo,) = transforms.flip((element["image"],), config.flips, rng)
-            gt = as_float(random_cut(photo, config, rng))
+            # Flipped last: a cut is smaller than its image, and resizing wants its pixels in order.
+            (cut,) = transforms.flip((random_cut(element["image"], config, rng),), config.flips, rng)
+            gt = np.ascontiguousarray(as_float(cut))
             wide = WIDE.get(self._task.name) if config.severities == "wide" else None
             lq = wide(gt, rng) if wide else degrade(gt, self._task, config, rng)
         else:

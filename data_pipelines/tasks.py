@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines import degradations
-from data_pipelines.degradations.protocols import PROTOCOLS
+from data_pipelines.degradations.protocols import NEARLY_CLEAN, PROTOCOLS
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,15 @@ class Task:
       title: for people: what is wrong with the image.
       synthesise: (image float32 (height, width, 3) in [0, 1], rng) -> degraded image, same type, shape and
         range.
+      clean: the class of images that need no restoration. Its degraded images may equal the ground truth, so
+        PSNR has no upper bound there and no gain is reported.
     """
 
     name: str
     label: int
     title: str
     synthesise: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    clean: bool = False
 
 
 # The order is the class order of the release's degradation predictor; never change it.
@@ -83,7 +86,7 @@ def with_new_tasks(tasks: Sequence[Task], names: Sequence[str], degradations: Ma
     return (
         *tasks,
         *(
-            Task(name, first + k, name, synthesise)
+            Task(name, first + k, name, synthesise, clean=degradations.get(name) == NEARLY_CLEAN)
             for k, (name, synthesise) in enumerate(zip(fresh, made, strict=True))
         ),
     )

@@ -101,7 +101,7 @@ def clip_view(image: np.ndarray, size: int) -> np.ndarray:
         seen = resize(np.rint(image * 255).astype(np.uint8), size, size) / np.float32(255)
     else:
         seen = resize(image, size, size)
-    return np.ascontiguousarray((seen - CLIP_MEAN) / CLIP_STD)
+    return _clip_normalised(seen)
 
 
 def predictor_view(image: np.ndarray, size: int, kind: str, count: int) -> np.ndarray:
@@ -126,13 +126,21 @@ def native_views(image: np.ndarray, size: int, count: int) -> np.ndarray:
     image = pad_to(image, size)
     cells = math.isqrt(count)
     tops, lefts = (
-        np.rint(np.linspace(0, side - size, cells) if cells > 1 else [(side - size) / 2]).astype(int)
+        [round(k * (side - size) / (cells - 1)) for k in range(cells)] if cells > 1 else [(side - size) // 2]
         for side in image.shape[:2]
     )
     squares = np.stack([image[top : top + size, left : left + size] for top in tops for left in lefts])
     if squares.dtype == np.uint8:
         squares = squares / np.float32(255)
-    return np.ascontiguousarray((squares - CLIP_MEAN) / CLIP_STD, np.float32)
+    return _clip_normalised(squares)
+
+
+def _clip_normalised(images: np.ndarray) -> np.ndarray:
+    """Float images (..., width, 3) in [0, 1] with CLIP's mean and deviation, contiguous."""
+    # Whole rows at once: numpy repeats its work for every pixel where three channels are the last axis.
+    width = images.shape[-2]
+    rows = np.ascontiguousarray(images).reshape(*images.shape[:-2], 3 * width)
+    return ((rows - np.tile(CLIP_MEAN, width)) / np.tile(CLIP_STD, width)).reshape(images.shape)
 
 
 def _has_256_levels(image: np.ndarray) -> bool:

@@ -14,6 +14,9 @@ from data_pipelines.degradations.protocol_promptir import SIGMAS, promptir_noise
 from data_pipelines.degradations.protocol_real_esrgan import real_esrgan
 from data_pipelines.degradations.wide_range import nearly_clean
 
+NEARLY_CLEAN = "nearly_clean"
+"""The entry of `PROTOCOLS` that leaves an image as it is, or almost so; a task made by it is the clean class."""
+
 _MIOIR: dict[str, Callable[..., np.ndarray]] = {
     "sr4": mioir.mioir_sr4,
     "blur": mioir.mioir_blur,
@@ -36,7 +39,7 @@ PROTOCOLS: Mapping[str, Degradation] = {
     },
     "real_esrgan": real_esrgan,
     "holes": cut_holes,
-    "nearly_clean": nearly_clean,
+    NEARLY_CLEAN: nearly_clean,
     "cdd11": cdd11,
     **{f"cdd11_{kind}": functools.partial(cdd11, kind=kind) for kind in KINDS},
 }

@@ -23,13 +23,13 @@ from data_pipelines.degradations.raindrop import add_raindrops
 from data_pipelines.degradations.sensor_noise import add_sensor_noise, jpeg
 from data_pipelines.degradations.snow import add_snow
 
-# Pixels.
-MOTION_LENGTH = (1.5, 30.0)
-DEFOCUS_RADIUS = (0.5, 7.0)
-RAIN_LENGTH = (6.0, 80.0)
-RAIN_WIDTH = (1.0, 4.0)
-FLAKE = (1.0, 12.0)
-DROP_RADIUS = (3.0, 30.0)
+# Pixels. The upper ends are those of the standard severities in an image whose shorter side has 512 pixels.
+MOTION_LENGTH = (1.5, 52.0)
+DEFOCUS_RADIUS = (0.5, 13.5)
+RAIN_LENGTH = (6.0, 103.0)
+RAIN_WIDTH = (1.0, 4.2)
+FLAKE = (1.0, 15.5)
+DROP_RADIUS = (2.0, 31.0)
 
 
 def wide_haze(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -43,7 +43,7 @@ def wide_haze(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def wide_snow(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Snow of a fifteenth to all of the strongest default density; the largest flakes 1 to 12 pixels in radius."""
+    """Snow of a fifteenth to all of the strongest default density; the largest flakes 1 to 15.5 pixels in radius."""
     flake = log_uniform(rng, FLAKE) / shorter_side(image)
     return add_snow(image, rng, density=log_uniform(rng, (0.1, 2.0)), flake=flake, veil=uniform(rng, (0.0, 0.15)))
 
@@ -55,7 +55,7 @@ def wide_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def wide_rain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rain of every density, in streaks of 6 to 80 pixels that are 1 to 4 pixels wide."""
+    """Rain of every density, in streaks of 6 to 103 pixels that are 1 to 4.2 pixels wide."""
     side = shorter_side(image)
     return add_rain(
         image,
@@ -69,12 +69,12 @@ def wide_rain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def wide_motion_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Camera shake over 1.5 to 30 pixels."""
+    """Camera shake over 1.5 to 52 pixels."""
     return motion_blur(image, rng, length=log_uniform(rng, MOTION_LENGTH) / shorter_side(image))
 
 
 def wide_defocus_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A circle of confusion of 0.5 to 7 pixels in radius."""
+    """A circle of confusion of 0.5 to 13.5 pixels in radius."""
     return defocus_blur(image, rng, radius=log_uniform(rng, DEFOCUS_RADIUS) / shorter_side(image))
 
 
@@ -84,7 +84,7 @@ def wide_sensor_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def wide_raindrops(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Drops on a fiftieth to a quarter of the glass, the largest 3 to 30 pixels in radius."""
+    """Drops on a fiftieth to a quarter of the glass, the largest 2 to 31 pixels in radius."""
     radius = log_uniform(rng, DROP_RADIUS) / shorter_side(image)
     return add_raindrops(image, rng, coverage=log_uniform(rng, (0.02, 0.25)), radius=radius)
 

@@ -131,7 +131,10 @@ class HeldoutEvaluator:
         return {**averages, **placed} if placed else None
 
     def restorations(self, stage: str, outputs: Sequence[tuple[Any, Any]], final: bool) -> Results:
-        """PSNR, SSIM and confusion of (restored image, logits or None) of all examples; `final` writes images."""
+        """PSNR, SSIM and confusion of (restored image, logits or None) of all examples; `final` writes images.
+
+        Means over the tasks leave out the clean class, whose restored PSNR is a scalar of its own.
+        """
         examples, every = self.examples(), self._experiment.tasks
         figures: dict[str, list[dict[str, float]]] = {}
         sheets: dict[str, list] = {}
@@ -150,18 +153,22 @@ class HeldoutEvaluator:
             labels.append(task.label)
             if logits is not None:
                 guesses.append(int(np.argmax(logits)))
-        tasks = {name: _averages(rows) for name, rows in figures.items()}
+        clean = {task.name for task in every if task.clean}
+        tasks = {name: _averages(rows) | ({"clean": True} if name in clean else {}) for name, rows in figures.items()}
         if final:
             shown = self._experiment.evaluation.samples
             self._sheet(stage, [row for rows in sheets.values() for row in rows[:shown]])
             for name, rows in sheets.items():
                 self._sheet(f"{stage}_{name}", rows[:8])
+        # Clean images have no gain, and their PSNR may be infinite: they stand apart from the means.
+        degraded = [task for name, task in tasks.items() if name not in clean] or list(tasks.values())
         mean = {
-            f"{side}_{metric}": float(np.mean([task[side][metric] for task in tasks.values()]))
+            f"{side}_{metric}": float(np.mean([task[side][metric] for task in degraded]))
             for side in ("degraded", "restored")
             for metric in ("psnr", "ssim")
         }
         scalars = {"score": mean["restored_psnr"], **mean}
+        scalars |= {f"{name}_psnr": tasks[name]["restored"]["psnr"] for name in tasks if name in clean}
         if not guesses:
             return {"scalars": scalars, "tasks": tasks}
         confusion = _confusion(labels, guesses, every)

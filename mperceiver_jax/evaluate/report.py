@@ -4,7 +4,8 @@ Everything here is a pure function of a plain dict. Its entries, all optional:
 
     title       str
     stages      [{'name': str, ...numbers such as steps, first_loss, last_loss, seconds, trained_parameters}]
-    tasks       {task: {'images': int, 'degraded': {metric: value}, 'restored': {metric: value}}}
+    tasks       {task: {'images': int, 'degraded': {metric: value}, 'restored': {metric: value}}}; with 'clean': True
+                for images that need no restoration: they are no part of means and comparisons
     weight_kinds  {which of the trained parameters: {metric: mean over the tasks}}; `tasks` are of the first
     adaptation  {'task': name, 'pairs': count, 'mixture': {task: probability}, 'tasks': {task: {'degraded',
                 'zero_shot' and 'few_shot': {metric: value}}}}
@@ -54,7 +55,7 @@ def to_json(results: Mapping[str, Any]) -> str:
 
 def to_markdown(results: Mapping[str, Any]) -> str:
     """The report as tables, with one sentence per task on what got better and what worse."""
-    results = _plain(results)
+    results = _plain(results, infinite=True)
     parts = [f"# {results.get('title', 'Report')}"]
     sections: dict[str, tuple[str, Callable[[Any], str]]] = {
         "tasks": ("Restoration", _tasks),
@@ -153,25 +154,32 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
     # A mean needs both values; tasks that lack one are left out of both sides, and counted.
     mean: dict[str, dict[str, float]] = {"degraded": {}, "restored": {}}
     remarks = []
+    compared = {name: task for name, task in tasks.items() if not task.get("clean")}
     for metric in metrics:
-        pairs = [(task["degraded"].get(metric), task["restored"].get(metric)) for task in tasks.values()]
+        pairs = [(task["degraded"].get(metric), task["restored"].get(metric)) for task in compared.values()]
         complete = [pair for pair in pairs if _finite(pair[0]) and _finite(pair[1])]
         if complete:
             mean["degraded"][metric], mean["restored"][metric] = np.mean(complete, 0).tolist()
         if len(complete) < len(pairs):
             name = METRICS[metric][0]
             remarks.append(f"The mean of {name} is over {len(complete)} of {len(pairs)} tasks.")
-    if len(tasks) > 1:
+    if len(compared) > 1:
         rows.append(["**mean**", "", *_changes(mean["degraded"], mean["restored"], metrics)])
-    sentences = [f"- {name}: {verdict(task['degraded'], task['restored'])}." for name, task in tasks.items()]
-    if len(tasks) > 1:
+    sentences = [f"- {name}: {verdict(task['degraded'], task['restored'])}." for name, task in compared.items()]
+    sentences += [
+        f"- {name}: images that need no restoration come out at {_number(task['restored'].get('psnr'), 2)} dB; "
+        "no gain is measured."
+        for name, task in tasks.items()
+        if name not in compared
+    ]
+    if len(compared) > 1:
         summary = verdict(mean["degraded"], mean["restored"]) or "not measured"
         sentences.append(f"- Mean over the tasks (unweighted): {summary}.")
-    worse = [n for n, task in tasks.items() if "worse" in verdict(task["degraded"], task["restored"])]
+    worse = [n for n, task in compared.items() if "worse" in verdict(task["degraded"], task["restored"])]
     if worse:
         sentences.append(
             f"- **Restoration is worse than leaving the image alone**, by at least one metric, on "
-            f"{len(worse)} of {len(tasks)} tasks: {', '.join(worse)}."
+            f"{len(worse)} of {len(compared)} tasks: {', '.join(worse)}."
         )
     return table(header, rows) + "\n\n" + "\n".join(sentences + [f"- {warning}" for warning in remarks])
 
@@ -263,7 +271,7 @@ def _cell(value: Any) -> str:
 
 
 def _number(value: Any, decimals: int) -> str:
-    return f"{value:,.{decimals}f}" if _finite(value) else "–"
+    return f"{value:,.{decimals}f}" if _finite(value) else "inf" if value == math.inf else "–"
 
 
 def _metrics_of(values: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -278,17 +286,18 @@ def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, infinite: bool = False) -> Any:
+    """Plain Python values; NaN becomes None, and so do infinities unless `infinite` keeps them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, infinite) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, infinite) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) or (infinite and math.isinf(value)) else None
     if value is None or isinstance(value, str | int | bool):
         return value
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return _plain(value.tolist(), infinite)
     raise ValueError(f"report: cannot store {type(value).__name__} ({value!r:.80})")

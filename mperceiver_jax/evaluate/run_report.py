@@ -24,12 +24,14 @@ def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], 
     if "adaptation" in results:
         told += "\n" + adaptation_in_words(results["adaptation"])
     if "tasks" in results:
+        # Images that need no restoration have no gain.
+        degraded = [task for task in results["tasks"].values() if not task.get("clean")]
         mean = {
-            side: sum(task[side]["psnr"] for task in results["tasks"].values()) / len(results["tasks"])
+            side: sum(task[side]["psnr"] for task in degraded) / max(len(degraded), 1)
             for side in ("degraded", "restored")
         }
         told += (
-            f"\nMean PSNR over {len(results['tasks'])} held-out tasks: degraded {mean['degraded']:.2f} dB, "
+            f"\nMean PSNR over {len(degraded)} held-out tasks: degraded {mean['degraded']:.2f} dB, "
             f"restored {mean['restored']:.2f} dB"
         )
     if kinds := results.get("weight_kinds"):

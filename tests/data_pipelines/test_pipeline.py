@@ -10,6 +10,7 @@ from PIL import Image
 from data_pipelines.pipeline import PipelineConfig, heldout_examples, train_batches
 from data_pipelines.tasks import TASKS, Task
 from data_pipelines.throughput import main as throughput_main
+from data_pipelines.transforms import native_views
 
 
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -238,6 +239,8 @@ def test_real_tasks_on_bundled_photographs():
         ({"image_scales": (0.5, 1)}, "image_scales"),
         ({"clip_view": "half"}, "clip_view"),
         ({"flips": "vertical"}, "flips"),
+        ({"clip_view": "native", "clip_views": 6}, "clip_views must be a square number, not 6"),
+        ({"severities": "mild"}, "severities must be 'standard' or 'wide', not 'mild'"),
         ({"pairs": {"dark": {"lq": "x"}}}, "pairs"),
     ],
 )
@@ -270,3 +273,25 @@ def test_throughput_prints_a_rate(photos, capsys):
     sizes = ["--batch_size=4", "--crop=8", "--image_size=8", "--clip_size=4", "--threads=1"]
     throughput_main([*sizes, "--batches=2", "--task=denoise", f"--images={photos}"])
     assert "images/s (2 batches of 4" in capsys.readouterr().out
+
+
+def test_native_views_are_part_of_batches_and_of_heldout_examples(config):
+    config = dataclasses.replace(config, clip_view="native", clip_views=4)
+    (batch,) = take(config, 1)
+    assert batch["lq_clip"].shape == (8, 4, 6, 6, 3) and batch["lq_clip"].dtype == np.float32
+    row = heldout_examples(config, 1, tasks=DOUBLES)[0]
+    np.testing.assert_array_equal(row["lq_clip"], native_views(row["lq"], 6, 4))
+
+
+def test_flipped_training_images_reach_every_symmetry_of_the_square(tmp_path):
+    pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "only_0.png")
+    config = PipelineConfig(
+        batch_size=40, crop=4, image_size=4, clip_size=0, flips="dihedral", threads=0, prefetch=0,
+        weights={"same": 1.0}, images=str(tmp_path),
+    )  # fmt: skip
+    (batch,) = take(config, 1)
+    turned = [np.rot90(image, turns) for image in (pixels, pixels[:, ::-1]) for turns in range(4)]
+    assert {image.tobytes() for image in np.rint(batch["gt"] * 255).astype(np.uint8)} == {
+        np.ascontiguousarray(image).tobytes() for image in turned
+    }

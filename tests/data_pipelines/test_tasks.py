@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.tasks import TASK_SETS, TASKS
+from data_pipelines.tasks import TASK_SETS, TASKS, with_new_tasks
 
 NAMES = [
     "dehaze",
@@ -54,3 +54,9 @@ def test_other_systems_tasks_are_in_the_order_of_their_classes():
     for tasks in TASK_SETS.values():
         for task in tasks:
             assert task.synthesise(image, np.random.default_rng(1)).shape == image.shape
+
+
+def test_a_new_task_that_degrades_nothing_is_the_clean_class():
+    tasks = with_new_tasks(TASKS, ("clean", "jpeg"), {"clean": "nearly_clean", "jpeg": "mioir_jpeg"})
+    assert [(task.label, task.name, task.clean) for task in tasks[9:]] == [(9, "clean", True), (10, "jpeg", False)]
+    assert not any(task.clean for task in TASKS)

@@ -12,7 +12,9 @@ from data_pipelines.transforms import (
     centre_crop,
     clip_view,
     flip,
+    native_views,
     pad_to,
+    predictor_view,
     random_crop,
     resize,
 )
@@ -92,6 +94,41 @@ def test_clip_view_is_pillows_bicubic_of_the_whole_image_normalised():
     for k in range(3):
         plane = Image.fromarray(image[..., k]).resize((16, 16), Image.Resampling.BICUBIC)
         np.testing.assert_allclose(view[..., k] * CLIP_STD[k] + CLIP_MEAN[k], np.asarray(plane), atol=1e-5)
+
+
+def pixels_of(views: np.ndarray) -> np.ndarray:
+    return views * CLIP_STD + CLIP_MEAN
+
+
+def test_native_views_are_squares_of_the_image_as_it_is():
+    image = random_image(30, 50)
+    views = native_views(image, 16, 9)
+    assert views.shape == (9, 16, 16, 3) and views.dtype == np.float32 and views.flags.c_contiguous
+    starts = [(top, left) for top in (0, 7, 14) for left in (0, 17, 34)]
+    for view, (top, left) in zip(pixels_of(views), starts, strict=True):
+        np.testing.assert_allclose(view, image[top : top + 16, left : left + 16], atol=1e-6)
+    (middle,) = pixels_of(native_views(image, 16, 1))
+    np.testing.assert_allclose(middle, image[7:23, 17:33], atol=1e-6)
+
+
+def test_native_views_of_bytes_are_those_of_floats():
+    pixels = (random_image(20, 24) * 255).astype(np.uint8)
+    np.testing.assert_allclose(native_views(pixels, 8, 4), native_views(pixels / np.float32(255), 8, 4), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (16, 16)])
+def test_native_views_of_images_smaller_than_a_square_are_padded(size):
+    image = random_image(*size)
+    views = native_views(image, 16, 4)
+    assert views.shape == (4, 16, 16, 3)
+    np.testing.assert_array_equal(views[0], native_views(pad_to(image, 16)[:16, :16], 16, 1)[0])
+
+
+def test_fine_stripes_are_lost_in_the_resized_view_and_kept_in_the_native_one():
+    image = np.full((256, 256, 3), 0.5, np.float32)
+    image[:, ::2] += 0.2
+    spread = lambda view: pixels_of(view).std()
+    assert spread(predictor_view(image, 32, "full", 1)) < 0.02 < 0.09 < spread(predictor_view(image, 32, "native", 4))
 
 
 PHOTOS = Path(__file__).parents[2] / "data_pipelines" / "photos" / "heldout"

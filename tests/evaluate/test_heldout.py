@@ -121,3 +121,28 @@ def test_too_few_images_are_told_at_once(setting):
     experiment = replace(experiment, evaluation=replace(experiment.evaluation, per_task=5))
     with pytest.raises(ValueError, match=r"per_task must be 1 to 4 \(held-out images\), not 5"):
         HeldoutEvaluator(experiment, model, sharding.make_mesh(), None)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01])
+def test_clean_images_are_reported_apart_from_the_means(setting, error):
+    """Their degraded PSNR is infinite, and that of an exact output is, too; scores stay finite."""
+    experiment, _, _ = setting
+    changes = {
+        "new_tasks": ("clean",),
+        "degradations": {"clean": "nearly_clean"},
+        "weights": {"denoise": 1, "clean": 1},
+    }
+    experiment = replace(experiment, data=replace(experiment.data, **changes))
+    heldout = HeldoutEvaluator(experiment, setting[1], sharding.make_mesh(), None)
+    examples = heldout.examples()
+    rows = [examples[k] for k in range(len(examples))]
+    assert any(np.array_equal(row["lq"], row["gt"]) for row in rows if row["task"] == 9)
+    outputs = [(np.abs(row["gt"] - np.float32(error)), np.eye(10)[row["task"]]) for row in rows]
+    found = heldout.restorations("drm", outputs, final=False)
+    noisy, clean = found["tasks"]["denoise"], found["tasks"]["clean"]
+    assert clean["clean"] and clean["degraded"]["psnr"] == float("inf") and "clean" not in noisy
+    assert found["scalars"]["degraded_psnr"] == noisy["degraded"]["psnr"] < 40
+    assert found["scalars"]["score"] == noisy["restored"]["psnr"]
+    assert found["scalars"]["clean_psnr"] == clean["restored"]["psnr"]
+    assert clean["restored"]["psnr"] == (pytest.approx(40, abs=0.5) if error else float("inf"))
+    assert found["scalars"]["accuracy"] == 1

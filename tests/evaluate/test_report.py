@@ -54,7 +54,7 @@ def test_markdown_has_the_numbers_in_tables():
     text = to_markdown(RESULTS)
     assert "# Small run" in text
     assert "| dehaze | 4 | 15.00 | 17.50 | +2.50 | 0.8000 | 0.8500 | +0.0500 | 0.3000 | 0.4000 |" in text
-    assert "| denoise | 4 | – | 21.00 | – |" in text
+    assert "| denoise | 4 | inf | 21.00 | – |" in text
     assert "| **mean** |  | 15.00 | 17.50 | +2.50 | 0.7500 | 0.8000 | +0.0500 | 0.2500 | 0.2500 |" in text
     assert "The mean of PSNR (dB) is over 1 of 2 tasks." in text
     assert "Accuracy: 75.0 %." in text and "| denoise | 1 | 3 |" in text
@@ -116,3 +116,16 @@ def test_unfit_samples_are_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=message):
             sample_sheet(rows, tmp_path / "sheet.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_clean_images_have_no_gain_and_an_infinite_psnr_is_shown():
+    clean = {"images": 4, "degraded": {"psnr": float("inf")}, "restored": {"psnr": 41.5}, "clean": True}
+    rain = {"images": 4, "degraded": {"psnr": 20.0}, "restored": {"psnr": 22.0}}
+    more = rain | {"restored": {"psnr": 24.0}}
+    results = {"tasks": {"derain": rain, "dehaze": more, "clean": clean}}
+    text = to_markdown(results)
+    assert "| clean | 4 | inf | 41.50 | – |" in text
+    assert "| **mean** |  | 20.00 | 23.00 | +3.00 |" in text
+    assert "- clean: images that need no restoration come out at 41.50 dB; no gain is measured." in text
+    assert "is over" not in text and "worse" not in text
+    assert json.loads(to_json(results))["tasks"]["clean"]["degraded"]["psnr"] is None

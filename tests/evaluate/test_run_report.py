@@ -46,6 +46,14 @@ def test_the_last_restoring_stage_is_the_result(tmp_path):
     assert "dehaze" in readable and "25.0" in readable
 
 
+def test_clean_images_are_no_part_of_the_mean(tmp_path):
+    last = restoration("drm", 25.0)
+    clean = {"images": 2, "degraded": {"psnr": float("inf")}, "restored": {"psnr": 41.0}, "clean": True}
+    last["tasks"] = {**last["tasks"], "clean": clean}
+    told = write_run_report(tiny_run(), [*RECORDS[:-1], last], tmp_path)
+    assert "2 held-out tasks: degraded 20.00 dB, restored 25.00 dB" in told
+
+
 @pytest.mark.parametrize("count", range(1, 4))
 def test_a_run_of_fewer_stages_reports_what_it_has(tmp_path, count):
     results = run_results(tiny_run(), RECORDS[:count])
