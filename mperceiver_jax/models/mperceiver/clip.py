@@ -7,10 +7,8 @@ sequences share only once (its attention is causal). Source: spec of the publish
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
-from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter, variance_preserving_init
+from mperceiver_jax.models.mperceiver.stems import ConvStem, DetailStem
+from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,11 @@ class VisionConfig:
     """Sizes of the image tower: square images of `image_size`, cut into patches of `patch_size`.
 
     Attributes:
-        stem: how patches are embedded: by one linear map (`patch`, as published), or by 3x3 convolutions with stride 2
-            (`conv`), which tell noise, streaks and blur apart after far fewer updates.
+        stem: how patches are embedded: by one linear map (`patch`, as published), by 3x3 convolutions with stride 2
+            (`conv`), or by those and residual blocks on the image and its amplified detail (`detail`), see `stems`.
 
     Raises:
-        ValueError: a convolutional stem for a patch size that is no power of two.
+        ValueError: a convolutional stem for a patch size that is no power of two, or 1.
     """
 
     image_size: int = 224
@@ -39,12 +38,12 @@ class VisionConfig:
     layers: int = 32
     heads: int = 16
     embed_width: int = 1024
-    stem: Literal["patch", "conv"] = "patch"
+    stem: Literal["patch", "conv", "detail"] = "patch"
 
     def __post_init__(self) -> None:
-        if self.stem == "conv" and self.patch_size.bit_count() != 1:
+        if self.stem != "patch" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
             raise ValueError(
-                f"VisionConfig.patch_size: a power of two is needed with stem='conv', not {self.patch_size}"
+                f"VisionConfig.patch_size: a power of two is needed with stem={self.stem!r}, not {self.patch_size}"
             )
 
     @classmethod
@@ -55,6 +54,11 @@ class VisionConfig:
     @classmethod
     def small(cls) -> "VisionConfig":
         return cls(image_size=64, patch_size=8, width=96, layers=2, heads=4, embed_width=64, stem="conv")
+
+    @classmethod
+    def base(cls) -> "VisionConfig":
+        """A tower of degradations for squares at native resolution, trained from nothing: 1.07 M parameters."""
+        return cls(image_size=64, patch_size=16, width=128, layers=2, heads=4, embed_width=64, stem="detail")
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         std = config.width**-0.5
-        self.conv1 = ConvStem(config.width, config.patch_size) if config.stem == "conv" else patch_embedding(config)
+        stem = {"conv": ConvStem, "detail": DetailStem}.get(config.stem)
+        self.conv1 = stem(config.width, config.patch_size) if stem else patch_embedding(config)
         self.class_embedding = parameter((config.width,), normal(std))
         self.positional_embedding = parameter((tokens, config.width), normal(std))
         self.ln_pre = LayerNorm(config.width)
@@ -150,22 +155,6 @@ def patch_embedding(config: VisionConfig) -> Conv:
     embed = Conv(3, config.width, config.patch_size, stride=config.patch_size, padding=0, bias=False)
     embed.weight.set_metadata(init=Init("cosines", 1.0))
     return embed
-
-
-class ConvStem(nnx.Module):
-    """3x3 convolutions with stride 2 and ReLU between them, until one position is left of every patch."""
-
-    def __init__(self, width: int, patch_size: int):
-        halvings = patch_size.bit_length() - 1
-        widths = [3] + [max(width >> (halvings - 1 - level), 16) for level in range(halvings)]
-        self.halving = nnx.List(Conv(a, b, stride=2, padding=1) for a, b in pairwise(widths))
-        variance_preserving_init(self, zero="(?!)")
-
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b hh ww c"]:
-        x = self.halving[0](images)
-        for halve in list(self.halving)[1:]:
-            x = halve(jax.nn.relu(x))
-        return x
 
 
 class Prefix(NamedTuple):

@@ -39,6 +39,11 @@ class PredictorConfig:
     def small(cls) -> "PredictorConfig":
         return cls(vision=VisionConfig.small(), hidden=64, classes=10, view="native")
 
+    @classmethod
+    def base(cls) -> "PredictorConfig":
+        """In place of `small` in the same model: embeddings of the same width, the same classes and views."""
+        return cls(vision=VisionConfig.base(), hidden=128, classes=10, view="native")
+
 
 class DegradationPredictor(nnx.Module):
     """Image tower, linear, ReLU, linear."""

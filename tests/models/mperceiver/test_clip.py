@@ -154,14 +154,3 @@ def _same(found, expected) -> None:
 
 def _relative(found, expected) -> float:
     return float(np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected))
-
-
-def test_convolutional_stem_leaves_one_position_of_every_patch():
-    config = VisionConfig(image_size=32, patch_size=8, width=24, layers=1, heads=4, embed_width=10, stem="conv")
-    tower = parameters.initialise(VisionTower(config))
-    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
-    assert tower.conv1(images).shape == (2, 4, 4, 24)
-    gradients = jax.grad(lambda x: jnp.square(tower(x)).sum())(jnp.asarray(images))
-    assert (np.abs(gradients).max((0, 3)) > 0).all()
-    with pytest.raises(ValueError, match="patch_size: a power of two is needed with stem='conv', not 12"):
-        dataclasses.replace(config, patch_size=12)
