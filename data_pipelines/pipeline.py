@@ -59,7 +59,7 @@ class PipelineConfig:
       seed: of everything random, at least 0.
       threads: decoding threads of a process; 0 prepares batches when they are asked for.
       prefetch: batches kept ready by the threads.
-      workers: processes besides this one; 0 uses threads only (better below about four cores).
+      workers: further processes; 0 uses threads only (better below about four cores).
       mixing: how tasks share the batches, one of `mixture.MIXINGS`: by `weights`, or by how many images
         (times repeats) their sources have.
       temperature: of mixing='temperature'.
@@ -200,7 +200,7 @@ def _image_folder(config: PipelineConfig) -> Source:
 
 @contextlib.contextmanager
 def _field(name: str) -> Iterator[None]:
-    """Begins what is wrong with a source with the field that names it."""
+    """Prefix errors about a source with the configuration field that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -254,7 +254,7 @@ class TrainBatches(grain.DatasetIterator):
         dataset = self._batches[self._next_batch :].to_iter_dataset(threads)
         if config.workers:
             if not flags.FLAGS.is_parsed():
-                # grain reads its flags to start workers; outside app.run nobody parsed
+                # grain reads its flags to start workers; outside app.run they are not parsed
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
         return iter(dataset)

@@ -9,9 +9,9 @@
     python -m data_pipelines.prepare verify /data/prepared/gopro            read back, compare all hashes
     python -m data_pipelines.prepare plan promptir                          what a mixture amounts to
 
-Images that are missing, extra, misnamed, unreadable or of another size than their partner are told by name
+Images that are missing, extra, misnamed, unreadable or of another size than their partner are listed by name
 and left out; with --strict they refuse the whole. The source is never written. The output appears complete or
-not at all, and a run that was interrupted is taken up again by the same command (with --format=tfds: begun anew).
+not at all, and a run that was interrupted is taken up again by the same command (with --format=tfds: started again).
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def _run(command: str, options: argparse.Namespace) -> None:
     )
     for name, split in manifest["splits"].items():
         # Told above but for those that only reading found.
-        told = {part.split.name: part.faults for part in found}[name]
-        read = [fault for fault in (Fault(**fields) for fields in split["left_out"]) if fault not in told]
+        known = {part.split.name: part.faults for part in found}[name]
+        read = [fault for fault in (Fault(**fields) for fields in split["left_out"]) if fault not in known]
         print("\n".join([*_listed(read, shown_of_each), ""]), end="")
         left_out = Counter(fault["kind"] for fault in split["left_out"])
         counted_out = "".join(f", {number} {kind}" for kind, number in sorted(left_out.items()))
@@ -162,7 +162,7 @@ def _run(command: str, options: argparse.Namespace) -> None:
 
 
 def _refusing(found: Sequence[Found], asked_for: Sequence[str]) -> list[Fault]:
-    """What --strict refuses: every fault but a count that nobody confirmed, and splits nobody asked for."""
+    """What --strict refuses: every fault except unconfirmed counts and splits that were not requested."""
     mild = lambda fault, split: (
         (fault.kind == "count" and not split.confirmed) or (fault.kind == "absent" and split.name not in asked_for)
     )

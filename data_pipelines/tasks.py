@@ -21,7 +21,7 @@ class Task:
     Attributes:
       name: as written in configs, folders and reports.
       label: the predictor's class and the position in `TASKS`.
-      title: for people: what is wrong with the image.
+      title: name of the degradation in reports.
       synthesise: (image float32 (height, width, 3) in [0, 1], rng) -> degraded image, same type, shape and
         range.
       clean: the class of images that need no restoration. Its degraded images may equal the ground truth, so

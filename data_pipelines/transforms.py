@@ -97,7 +97,7 @@ def clip_view(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.dtype == np.uint8:
         seen = resize(image, size, size) / np.float32(255)
-    elif _has_256_levels(image[:1]) and _has_256_levels(image):  # mostly told by the first row
+    elif _has_256_levels(image[:1]) and _has_256_levels(image):  # the first row mostly decides
         seen = resize(np.rint(image * 255).astype(np.uint8), size, size) / np.float32(255)
     else:
         seen = resize(image, size, size)

@@ -1,4 +1,4 @@
-"""Image files in and out: what a file holds besides its colours, and how to write it back alike.
+"""Read and write image files, keeping bit depth, transparency and colour profile.
 
 Decoding itself is `data_pipelines.images`. Writing is PNG, lossless, with 8 or 16 bits.
 """

@@ -1,6 +1,6 @@
 """From a checked tree to shards: many threads read and decode, one writes, and an interruption costs a shard.
 
-Shards grow in a folder beside the output (`OUTPUT.partial`), which takes the output's name when everything
+Shards grow in a folder next to the output (`OUTPUT.partial`), which takes the output's name when everything
 is in it. Started again after an interruption, shards whose source has not changed are kept.
 """
 

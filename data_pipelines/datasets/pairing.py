@@ -49,7 +49,7 @@ def find(tree: Tree, split: Split, *, subset: bool = False, listed: Sequence[str
         if found.pairs:
             best = found
             break
-        # The rule that explains most of the tree tells best what is wrong with it.
+        # The rule that explains most of the tree gives the best description of its problems.
         if found.faults and (best is None or len(found.faults) < len(best.faults)):
             best = found
     if best is None or not (best.pairs or best.faults):
@@ -86,7 +86,7 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
     if listed is not None:
         members, unknown = members_of(listed, degraded, clean)
         degraded = {path: degraded[path] for path in members}
-        # Lists that name both images of a pair: a clean one that is not there is told by its degraded one.
+        # Lists that name both images of a pair: a missing clean image is reported by its degraded one.
         partners = compiled(rule.gt) if clean else None
         own = compiled(primary)
         for name, what in unknown.items():
@@ -103,9 +103,9 @@ def _apply(tree: Tree, split: Split, rule: Rule, subset: bool, listed: Sequence[
         partner = dict.fromkeys(degraded, "")
     if split.expected and not subset and listed is None:
         extra, absent = _against_expected(degraded, split, rule, root)
-        # A degraded image that is known to be missing is told once, not once more by its clean one.
-        told = {root + filled(rule.gt, fields) for fields in absent.values()} if rule.lq else set()
-        faults = [f for f in faults if not (f.what == _UNUSED and without_suffix(f.name) in told)]
+        # A degraded image that is known to be missing is reported once, not again by its clean one.
+        reported = {root + filled(rule.gt, fields) for fields in absent.values()} if rule.lq else set()
+        faults = [f for f in faults if not (f.what == _UNUSED and without_suffix(f.name) in reported)]
         faults += extra
         faults += [Fault("missing", name, "published, but not in the tree") for name in absent]
         unwanted = {fault.name for fault in extra}
@@ -129,7 +129,7 @@ def _apply_blocks(tree: Tree, split: Split, rule: Rule) -> Found:
     counts: dict[str, int] = {}
     for pattern in patterns if files else ():
         if pattern not in files:
-            faults.append(Fault("missing", next(iter(files.values())), f"no file {pattern} beside it"))
+            faults.append(Fault("missing", next(iter(files.values())), f"no matching file {pattern}"))
             continue
         try:
             counts[pattern] = blocks_in(tree.source / files[pattern])

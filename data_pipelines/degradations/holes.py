@@ -1,4 +1,4 @@
-"""Holes: strokes and boxes of an image are lost, as in inpainting from a mask that nobody hands over.
+"""Holes: strokes and boxes of an image are lost, as in inpainting with an unknown mask.
 
 Free-form masks of this kind are what inpainting networks train on; shares and sizes are our own choice.
 """

@@ -21,7 +21,7 @@ class PairsConfig(tfds.core.BuilderConfig):
       name: the user's name for the set, the CONFIG of 'restoration_pairs/CONFIG'.
       records: split -> makes the iterator over its records.
       clean: the set has clean images only.
-      home, licence: told in the data set's metadata.
+      home, licence: stored in the data set's metadata.
     """
 
     records: Mapping[str, Callable[[], Iterator[Record]]] = dataclasses.field(default_factory=dict, repr=False)

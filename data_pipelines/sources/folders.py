@@ -21,7 +21,7 @@ Folder = str | Path
 class PixelCache:
     """Decoded pixels by index, up to a bound.
 
-    Filled by whoever comes first and never emptied: access is uniformly random, where a fixed part of the
+    Filled in the order of access and never emptied: access is uniformly random, where a fixed part of the
     set is as good as any replacement rule. It is left out when the object is sent to another process.
 
     Args:

@@ -50,8 +50,8 @@ class PreparedImages:
         if not split and len(splits) == 1:
             (split,) = splits
         if split not in splits:
-            told = f"no split {split!r}" if split else "several splits"
-            raise ValueError(f"{folder} has {told}; name one of {', '.join(splits)}, as in {folder}:{min(splits)}")
+            problem = f"no split {split!r}" if split else "several splits"
+            raise ValueError(f"{folder} has {problem}; name one of {', '.join(splits)}, as in {folder}:{min(splits)}")
         self.split, self.task = split, self.manifest["task"]
         shards = splits[split]["shards"]
         paths = [_on_disk(epath.Path(folder) / s["file"], s["bytes"], download_folder) for s in shards]

@@ -109,7 +109,7 @@ def build(
 ) -> tuple[dict[str, int], list[Fault]]:
     """Writes the pairs found as the TFDS set restoration_pairs/NAME below `output` (a TFDS data folder).
 
-    A build that was interrupted begins anew; what it left is removed.
+    An interrupted build starts again; its remains are removed.
 
     Returns (split -> records, images that could not be used). Raises Refused for those with `strict`,
     FileExistsError where there is such a set, ValueError for a set whose clean images are not published and

@@ -91,7 +91,7 @@ class FeatureStore:
         if len(record) != sum(sizes.values()):
             raise ValueError(
                 f"{self._folder}: record {index} has {len(record)} bytes, not {sum(sizes.values())}; "
-                "delete the folder to make it anew"
+                "delete the folder to make it again"
             )
         found, start = {}, 0
         for name, (shape, dtype) in self._layout.items():

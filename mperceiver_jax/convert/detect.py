@@ -1,4 +1,4 @@
-"""What a file of tensors is, told from its keys."""
+"""Detect what a file of tensors holds from its keys."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ class Family:
     """A way in which models are published.
 
     Attributes:
-        title: for people.
+        title: name of the kind in messages.
         signature: regular expression; the family is this one if a key begins so.
         modules: (dotted name of the module in our model, what stands before its keys, its layout).
     """
@@ -29,7 +29,7 @@ class Family:
     modules: tuple[tuple[str, str, str], ...]
 
 
-# The first whose signature fits. A whole model's keys are told by their prefixes.
+# The first whose signature fits. The keys of a whole model are recognised by their prefixes.
 FAMILIES = (
     Family(
         "a checkpoint of the MPerceiver release",

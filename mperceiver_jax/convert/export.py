@@ -79,14 +79,14 @@ def export(
         FileExistsError: there is something at `output` already.
         ValueError: parameters are missing, not finite, or too large for the dtype. Nothing is written.
     """
-    beside = output.with_name(f"{output.stem}.drm.safetensors")
-    for path in (output, beside) if form == "release" else (output,):
+    refinement_file = output.with_name(f"{output.stem}.drm.safetensors")
+    for path in (output, refinement_file) if form == "release" else (output,):
         if os.path.lexists(path):
             raise FileExistsError(f"{path} exists already; move it away, or name another --output")
     write = partial(_write, model, values, np.dtype(jnp.dtype(dtype)), done)
     names = mperceiver_release(model)
     refinement = tuple(path for path in values if path.startswith("drm."))
-    outputs = [output, beside] if form == "release" and refinement else [output]
+    outputs = [output, refinement_file] if form == "release" and refinement else [output]
     with atomic_outputs(*outputs) as partials:
         if form == "diffusers":
             _write_diffusers(model, values, partials[0], dtype, write)
@@ -138,7 +138,7 @@ def _write_diffusers(
     dtype: DType,
     write: Callable[[Part, Path], None],
 ) -> None:
-    """The libraries' directories, and beside them what no library has a place for."""
+    """The libraries' directories, and next to them the parts that no library has a place for."""
     left = set(values)
     for home in library_components(model):
         paths = home.paths()

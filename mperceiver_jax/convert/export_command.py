@@ -14,7 +14,7 @@ examples:
 
 formats:
   release      exactly the keys and shapes of the public release, which loads it strictly. The release has no
-               detail refinement; NAME.drm.safetensors beside it holds ours. What the model does not run and
+               detail refinement; NAME.drm.safetensors next to it holds ours. What the model does not run and
                nothing gave has placeholders there, and is left out of the other formats.
                Of restorers by regression: the release's keys, dead tensors and buffers included, in its container
                (.ckpt, .pkl, .pth) or without one (.safetensors); NAME.classifier.* where there is a classifier.
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.format != "diffusers" and output.suffix != ".safetensors":
         raise ValueError(f"--output={output}: a file of this format must be called NAME.safetensors")
-    # Only the release must be complete: what nothing gave goes nowhere else, lest it pass for weights.
+    # Only the format `release` must be complete; placeholders are left out of every other format.
     values = weights.values if arguments.format == "release" else weights.given
     _announce(weights, values)
     with progress_bar("exporting", len(values)) as bar:

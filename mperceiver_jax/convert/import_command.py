@@ -14,11 +14,11 @@ examples:
   PromptIR's release, or that of another restorer by regression; --output is then a run that restore, evaluate and
   export take as --checkpoint
     python -m mperceiver_jax.convert import promptir.ckpt --config=configs/promptir.py:3task --output=runs/promptir
-  MiOIR's with explicit prompts: network, classifier, and the map of the tasks that the release has beside them
+  MiOIR's with explicit prompts: network, classifier, and the map of the tasks from the same release
     python -m mperceiver_jax.convert import net_g.pth classifier.pth --config=configs/mioir.py:srresnet-explicit \\
         --config.model.network.task_maps=type7.npy --output=runs/mioir
 
-What a file is, is told from its keys: checkpoints of Stable Diffusion and of the MPerceiver release,
+The kind of a file is detected from its keys: checkpoints of Stable Diffusion and of the MPerceiver release,
 components of diffusers, CLIP of transformers and OpenCLIP; safetensors, sharded with an index, or pickled.
 What several sources have is taken from the first. Every name, shape and value is checked before the directory
 appears. Train with

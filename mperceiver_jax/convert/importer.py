@@ -100,7 +100,7 @@ def import_pretrained(
         output: the directory to write.
         model: built abstractly; says which parameters there are, and their shapes.
         dtype: one of `DTYPES`.
-        say: told what is found.
+        say: called with a line of text about each file.
 
     Raises:
         FileExistsError: `output` is there already.
@@ -193,15 +193,15 @@ def _opened(directory: Path) -> PretrainedDirectory:
 
 def _identity(sources: Sequence[str], model: MPerceiver) -> str:
     """What tells these sources from others, without reading them."""
-    told: list[Any] = [FORMAT, to_mapping(model.config)]
+    identity: list[Any] = [FORMAT, to_mapping(model.config)]
     for source in sources:
         path = Path(source).expanduser()
         if path.exists():
             files = {file.resolve() for found in weight_files(source) for file in (found.path, *found.files)}
-            told.append([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)])
+            identity.append([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)])
         else:
-            told.append(source)
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+            identity.append(source)
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def _hashes(given: Sequence[SourceContents]) -> dict[Path, str]:

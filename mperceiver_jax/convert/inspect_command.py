@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _told(name: str, error: Exception) -> str:
-    told = one_line(error)
-    return told if name in told else f"{name}: {told}"
+    message = one_line(error)
+    return message if name in message else f"{name}: {message}"
 
 
 def _describe(model: MPerceiver, file: WeightFile) -> set[str]:

@@ -32,7 +32,7 @@ def model_of(config: str | None, overrides: Sequence[str] = ()) -> MPerceiver:
     """The abstract model of a config file; of the published sizes when None.
 
     Args:
-        overrides: fields of the file that shall differ, each as --config.X.Y=VALUE.
+        overrides: changed fields of the file, each as --config.X.Y=VALUE.
 
     Raises:
         FileNotFoundError, ValueError: the file, or an override, cannot be used.
@@ -73,7 +73,7 @@ def _mapping(config: str | None, overrides: Sequence[str]) -> ConfigDict:
 
 def _overridden(mapping: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """The same as the training command's flag makes of them, types included."""
-    # Flags of their own: those of the process belong to whoever started it.
+    # A separate set of flags: those of the process belong to the calling command.
     values, given = flags.FlagValues(), ["convert", *overrides]
     try:
         config_flags.DEFINE_config_dict(

@@ -5,7 +5,7 @@
     MiOIR                   {'params': {KEY: tensor}, 'params_ema': {KEY: tensor}}   .pth
 
 Every tensor that the original module declares is written, dead ones and buffers included, so that it loads
-strictly. A file NAME.safetensors holds the same tensors without a container. A classifier beside the network
+strictly. A file NAME.safetensors holds the same tensors without a container. A classifier that belongs to the network
 goes into a file of its own, NAME.classifier.SUFFIX.
 """
 
@@ -93,11 +93,11 @@ def export_regression(
         output: NAME.safetensors, or with the release's container NAME.ckpt, .pkl, .pth or .pt (needs torch).
         averages: moving averages of the parameters, for the containers that have a place for them.
         epoch: noted in containers that have a place for it.
-        done: told the number of parameters that are written.
+        done: called with the number of parameters that were written.
         aside: what `kept_aside` reads.
 
     Raises:
-        FileExistsError: there is something at `output`, or beside it, already.
+        FileExistsError: `output`, or a file that is written next to it, exists already.
         ValueError: another suffix, or as `state_dict`; torch is not installed and is needed.
     """
     if output.suffix not in SUFFIXES:
@@ -156,8 +156,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     back; only the last ones where the experiment keeps no average.
 
     Args:
-        sources: the network's file, and where the network must be told what is wrong and shall not be told by
-            whoever uses it, the classifier's.
+        sources: the network's file, and for a conditional network that predicts its own condition the classifier's.
         experiment: says which network it is. A map of the tasks that it names is copied into the run, which then
             does not depend on that file.
 
@@ -174,7 +173,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     network, notes = experiment.model.network, []
     if experiment.model.is_conditional and len(sources) < 2:
         experiment = replace(experiment, model=replace(experiment.model, condition_source="label"))
-        notes.append("without a classifier's file, what is wrong with an image must be given: --task=NAME")
+        notes.append("without a classifier's file, the degradation must be given: --task=NAME")
     maps = getattr(network, "task_maps", "")
     if maps:
         task_maps(maps)

@@ -1,4 +1,4 @@
-"""The tables of the noise schedule that a checkpoint of the release stores beside its parameters."""
+"""The tables of the noise schedule that a checkpoint of the release stores together with its parameters."""
 
 import numpy as np
 

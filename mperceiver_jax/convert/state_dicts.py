@@ -88,14 +88,14 @@ def match(
     Args:
         tensors: anything with a `shape`, and a `dtype` where it is known; otherwise as in `from_torch`.
         where: stands before the module's own paths, in the result and for `optional`.
-        prefix: stood before the keys in their file, for messages. Tensors with a `key` of their own are told by it.
+        prefix: prefix of the keys in their file, for messages. Tensors with a `key` attribute are named by it.
 
     Raises:
         ValueError: names every key that is missing, unexpected, or of another shape or type.
     """
     names = keymap(module, layout)
     tensors = _canonical(tensors, names)
-    told = lambda key: getattr(tensors.get(key), "key", prefix + key)
+    display_name = lambda key: getattr(tensors.get(key), "key", prefix + key)
     variables = parameters.declared(module)
     groups = {path: _group(where + path, optional) for path in variables}
     there = {groups[path] for path in variables if any(key in tensors for key in names.keys(path))}
@@ -110,25 +110,25 @@ def match(
         expected = (*shape[:-1], shape[-1] // len(keys)) if len(keys) > 1 else tuple(shape)
         for key in keys:
             if key not in tensors:
-                missing.append(told(key))
+                missing.append(display_name(key))
             elif _our_shape(tuple(tensors[key].shape), kind) != expected:
                 theirs = _to_torch_array(np.broadcast_to(np.False_, expected), kind, names.trailing_axes(path)).shape
-                misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
+                misshapen.append(f"{display_name(key)}: {tuple(tensors[key].shape)} given, {tuple(theirs)} expected")
             elif problem := _mistyped(getattr(tensors[key], "dtype", None)):
-                mistyped.append(f"{told(key)}: {problem}")
+                mistyped.append(f"{display_name(key)}: {problem}")
         if not missing and not misshapen and not mistyped:
             found[where + path] = Found(keys, tuple(tensors[key] for key in keys), kind)
     dead = names.dead if any(key in tensors for key in names.dead) else {}
     for key, wanted in dead.items():
         if key not in tensors:
-            missing.append(told(key))
+            missing.append(display_name(key))
         elif tuple(tensors[key].shape) != wanted:
-            misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {wanted} expected")
+            misshapen.append(f"{display_name(key)}: {tuple(tensors[key].shape)} given, {wanted} expected")
     for key, value in names.buffers.items():
         if key in tensors and tuple(tensors[key].shape) != value.shape:
-            misshapen.append(f"{told(key)}: {tuple(tensors[key].shape)} given, {value.shape} expected")
+            misshapen.append(f"{display_name(key)}: {tuple(tensors[key].shape)} given, {value.shape} expected")
     used.update(dead, names.buffers)
-    unexpected = [told(key) for key in tensors if key not in used and not names.ignored(key)]
+    unexpected = [display_name(key) for key in tensors if key not in used and not names.ignored(key)]
     problems = [
         f"{len(some)} {what}: " + "; ".join(sorted(some)[:10]) + (" ..." if len(some) > 10 else "")
         for what, some in (
@@ -150,7 +150,7 @@ def dead_tensors(
 ) -> dict[str, np.ndarray]:
     """Those tensors of a state dict that `from_torch` accepts and the module has no use for, by their keys.
 
-    Kept beside the parameters, they make `to_torch` give the whole state dict back.
+    Kept together with the parameters, they make `to_torch` give the whole state dict back.
     """
     names = keymap(module, layout)
     tensors = _canonical(tensors, names)

@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     vectors = np.asarray(caption_vectors(read_text_tower(arguments.source), tasks), np.float32)
     with atomic_outputs(output) as (partial,):
         np.save(partial, vectors)
-    width, told = vectors.shape[1], ", ".join(CAPTIONS[task][0] for task in tasks)
+    width, captions = vectors.shape[1], ", ".join(CAPTIONS[task][0] for task in tasks)
     resized = f" --config.model.network.text_width={width}" if width != AMPromptIRConfig.full().text_width else ""
-    print(f"{output}: {len(tasks)} embeddings of {width} numbers ({told})")
+    print(f"{output}: {len(tasks)} embeddings of {width} numbers ({captions})")
     print(f"train with --config=configs/am_promptir.py:3task --config.model.words={output}{resized}")
 
 
@@ -97,12 +97,12 @@ def _tower(file: WeightFile, tensors: dict, layout: str) -> TextTower:
     layers = 0
     while shape(f"transformer.resblocks.{layers}.ln_1.weight"):
         layers += 1
-    beside = file.path.parent / "config.json"
-    told = layout == "transformers" and beside.is_file()
-    settings = json.loads(beside.read_text()) if told else {}
+    config_file = file.path.parent / "config.json"
+    configured = layout == "transformers" and config_file.is_file()
+    settings = json.loads(config_file.read_text()) if configured else {}
     settings = settings.get("text_config", settings)
     # What transformers leaves out is its default. Of published towers with more than 12 blocks none is OpenAI's.
-    usual = "quick_gelu" if told else "gelu" if layers > 12 else "an activation that only a config.json tells"
+    usual = "quick_gelu" if configured else "gelu" if layers > 12 else "an activation that only a config.json names"
     if (activation := settings.get("hidden_act", usual)) != "gelu":
         raise ValueError(f"{file.name}: the text tower has {activation}; only those with exact GELU can be read")
     width = embedding[1]

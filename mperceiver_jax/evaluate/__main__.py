@@ -26,7 +26,7 @@ examples:
     python -m mperceiver_jax.evaluate --checkpoint=runs/small --protocol=folder --set=folder=rainy,clean
   more metrics, and an earlier evaluation in the same table
     python -m mperceiver_jax.evaluate --outputs=DIR --protocol=cdd11 --data=DATA --metrics=psnr,ssim,lpips_alex,dists \\
-      --beside=peer
+      --compare=peer
 
 Written to --output: images.csv (every image), report.json, report.md (tables, with published figures),
 index.html (worst and best images with a slider; open it from the file system), restored/ (of a model).
@@ -83,7 +83,11 @@ def parser() -> argparse.ArgumentParser:
         help="for fid and kid: vgg16, a TorchScript file such as inception-2015-12-05.pt, or MODULE:FUNCTION",
     )
     add(
-        "--beside", action="append", default=[], metavar="DIR", help="--output of an earlier evaluation, for the tables"
+        "--compare",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="--output of an earlier evaluation, for the tables",
     )
     add("--show", type=int, default=6, metavar="N", help="worst and best images on the page (default: %(default)s)")
     add(
@@ -102,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: as configured)")
     model.add_argument("--seed", type=int, default=42, metavar="N", help="of the starting noise (default: %(default)s)")
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
-    model.add_argument("--task", metavar="NAME", help="what all of the images need, for models that are told")
+    model.add_argument("--task", metavar="NAME", help="the degradation of all images, for models that take it as input")
     model.add_argument("--weights", choices=("ema", "last"), help="as in the restore command (default: ema if kept)")
     model.add_argument("--predictor", type=Path, metavar="DIR", help="as in the restore command")
     model.add_argument("--pretrained", type=Path, metavar="PATH", help="published weights, if they have moved")
@@ -209,7 +213,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
             print(f"warning: {warning}", file=sys.stderr)
         if options.restart:
             ResultsLog.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
-        beside = [tables.read_beside(folder, protocol, list_hash(images)) for folder in options.beside]
+        compared = [tables.read_comparison(folder, protocol, list_hash(images)) for folder in options.compare]
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise SetupError(error) from error
     settings = {"features": options.features} if of_sets else {}
@@ -240,9 +244,9 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         images=list_hash(images),
         warnings=warnings,
     )
-    tables.write_tables(output, results, rows, protocol, beside)
+    tables.write_tables(output, results, rows, protocol, compared)
     ranked_by = next((name for name in scorer.metrics if name not in SET_METRICS), None)
-    told = [f"{title}, {protocol.name}, {len(rows)} images: {_in_short(results, protocol)}"]
+    lines = [f"{title}, {protocol.name}, {len(rows)} images: {_in_short(results, protocol)}"]
     if ranked_by and options.show > 0:
         stream = NoiseStream(protocol.noise_seed, images)
         by_key = {(image.set, image.name): image for image in images}
@@ -257,8 +261,8 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         path = html_page.write_page(
             output, results, protocol, ranked_by, [shown(row) for row in worst], [shown(row) for row in best]
         )
-        told.append(f"images: {path}")
-    return "\n".join([*told, f"tables: {output / 'report.md'}"])
+        lines.append(f"images: {path}")
+    return "\n".join([*lines, f"tables: {output / 'report.md'}"])
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

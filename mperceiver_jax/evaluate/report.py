@@ -1,4 +1,4 @@
-"""Reports of a run: `report.json` for programs, `report.md` for people, and sheets of sample images.
+"""Reports of a run: `report.json` for programs, `report.md` to read, and sheets of sample images.
 
 Everything here is a pure function of a plain dict. Its entries, all optional:
 
@@ -187,8 +187,8 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
 def _weight_kinds(kinds: Mapping[str, Any]) -> str:
     metrics = _metrics_of(kinds.values())
     rows = [[kind, *(_number(of.get(metric), METRICS[metric][1]) for metric in metrics)] for kind, of in kinds.items()]
-    told = f"All else in this report is of the {next(iter(kinds))}. Restored, mean over the tasks:"
-    return told + "\n\n" + table(["weights", *(METRICS[metric][0] for metric in metrics)], rows)
+    text = f"All else in this report is of the {next(iter(kinds))}. Restored, mean over the tasks:"
+    return text + "\n\n" + table(["weights", *(METRICS[metric][0] for metric in metrics)], rows)
 
 
 def _adaptation(adaptation: Mapping[str, Any]) -> str:

@@ -20,9 +20,9 @@ def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], 
     """Writes `report.json` and `report.md` into the workdir; returns what to tell the user."""
     results = run_results(experiment, records)
     _, readable = write_report(results, workdir)
-    told = f"Report: {readable}; images: {Path(workdir) / 'samples'}"
+    text = f"Report: {readable}; images: {Path(workdir) / 'samples'}"
     if "adaptation" in results:
-        told += "\n" + adaptation_in_words(results["adaptation"])
+        text += "\n" + adaptation_in_words(results["adaptation"])
     if "tasks" in results:
         # Images that need no restoration have no gain.
         degraded = [task for task in results["tasks"].values() if not task.get("clean")]
@@ -30,14 +30,14 @@ def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], 
             side: sum(task[side]["psnr"] for task in degraded) / max(len(degraded), 1)
             for side in ("degraded", "restored")
         }
-        told += (
+        text += (
             f"\nMean PSNR over {len(degraded)} held-out tasks: degraded {mean['degraded']:.2f} dB, "
             f"restored {mean['restored']:.2f} dB"
         )
     if kinds := results.get("weight_kinds"):
         both = ", ".join(f"{kind} {figures['psnr']:.2f} dB" for kind, figures in kinds.items())
-        told += f" ({both})"
-    return told
+        text += f" ({both})"
+    return text
 
 
 def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def run_results(experiment: Experiment, records: Sequence[dict[str, Any]]) -> di
         if "tasks" in record:
             results |= {key: record[key] for key in ("tasks", "weight_kinds") if key in record}
             break
-    # Regression has its classifier beside the network, not a stage of its own.
+    # A restorer trains its classifier together with the network, not in a stage of its own.
     for record in [by_name.get("predictor", {}), *reversed(records)]:
         if "predictor" in record:
             results["predictor"] = record["predictor"]
@@ -103,9 +103,9 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         "are over images, then over tasks.",
     ]
     if isinstance(experiment.model, RegressionConfig):
-        told = experiment.model.condition_source if experiment.model.is_conditional else ""
-        blind = "; what is wrong with an image is told by its own classifier" if told == "classifier" else ""
-        oracle = "; what is wrong with an image was given" if told == "label" else ""
+        source = experiment.model.condition_source if experiment.model.is_conditional else ""
+        blind = "; its own classifier predicts the degradation" if source == "classifier" else ""
+        oracle = "; the true degradation was given" if source == "label" else ""
         notes.append(f"One pass of the network for each image{blind}{oracle}.")
         return [*notes, experiment.warning] if experiment.warning else notes
     steps = "one step" if sampler.steps == 1 else f"{sampler.steps} steps"

@@ -180,7 +180,7 @@ def variance_preserving_init(module: nnx.Module, zero: str, keep: str = "(?!)") 
 
 
 def start_weights(module: nnx.Module, kind: Kind, init: Callable[[tuple[int, ...]], Init]) -> None:
-    """Changes where the weights of one kind start: at `init(shape)` each, with the biases beside them at zero."""
+    """Changes where the weights of one kind start: at `init(shape)` each, with their biases at zero."""
     variables = _variables(module)
     for path, variable in variables.items():
         if variable.kind == kind and path.endswith("weight"):

@@ -13,7 +13,7 @@ class Job(NamedTuple):
     Attributes:
         source: the image.
         target: the restored image, a PNG.
-        sheet: degraded and restored beside each other, or None.
+        sheet: the file with degraded and restored image side by side, or None.
     """
 
     source: Path

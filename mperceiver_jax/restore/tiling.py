@@ -52,7 +52,7 @@ def check_sizes(tile: int, overlap: int, align: int) -> None:
     if tile < 1 or not 0 <= 2 * overlap <= tile or tile % align or (overlap and tile == align):
         raise ValueError(
             f"tile: {tile} pixels with an overlap of {overlap}; a tile is a multiple of {align} here, twice that at "
-            "least if tiles shall overlap, and the overlap at most half of it"
+            "least if tiles overlap, and the overlap at most half of it"
         )
 
 

@@ -181,7 +181,7 @@ def test_faults_are_named_before_anything_is_measured(peer, tmp_path, capsys):
         (["--metrics=niqe"], "--niqe-model"),
         (["--metrics=fid"], "--features"),
         (["--metrics=fid", "--features=no_such_module:f"], "no_such_module"),
-        ([f"--beside={other}"], "is no report of an evaluation"),
+        ([f"--compare={other}"], "is no report of an evaluation"),
         (["--sets=rain"], "no set rain"),
         (["--set=folder"], "NAME=LQ,GT"),
         (["--protocol=nothing"], "promptir-3task"),

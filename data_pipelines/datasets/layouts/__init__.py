@@ -1,6 +1,6 @@
 """The published data sets, as data: where their images lie, which belong together, how many there are.
 
-Counts that are not `confirmed` are what is commonly quoted; a tree that differs from them is told so, but not
+Counts that are not `confirmed` are what is commonly quoted; a difference from them is reported, but not
 refused. Sizes are rough, and licences are what the home pages said: read them there before use.
 """
 

@@ -13,7 +13,7 @@ class Layout:
 
     Attributes:
       name: as typed; case, '-' and '_' do not matter.
-      title: for people.
+      title: name in messages and reports.
       task: what its degraded images suffer from; of `tasks.TASKS` where it is one of those.
       splits: see `splits.Split`.
       size: of the download, roughly.

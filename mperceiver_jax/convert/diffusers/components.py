@@ -14,7 +14,7 @@ from mperceiver_jax.models.mperceiver.unet import UNetConfig
 from mperceiver_jax.models.mperceiver.vae import VAEConfig
 
 PICTURE_SIDE = 512
-"""What the libraries take for the size of an image where nobody says another; that of SD 2.1-base."""
+"""Default size of an image in the libraries' configurations: that of SD 2.1-base."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """PyTorch's pickled checkpoints (.ckpt, .bin, .pt, .pth), opened for their tensors only.
 
 torch's weights-only reader builds tensors and plain containers and refuses everything else.
-The one addition: objects that trainers leave beside the tensors (the state of callbacks,
+The one addition: objects that trainers store together with the tensors (the state of callbacks,
 hyperparameters, numpy's numbers in schedules) become empty shells, since published checkpoints contain them.
 """
 
@@ -24,12 +24,12 @@ PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 # Where frameworks keep the tensors within a checkpoint; averages before what they are averages of.
 _CONTAINERS = ("state_dict", "params_ema", "params")
-# Beginnings of names of what stands beside them. Nothing of these is ever imported or called.
+# Module prefixes of objects other than tensors; they become inert stubs and are never imported or called.
 _BYSTANDERS = (
     *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "torch.optim."),
     *("numpy.", "pathlib.", "argparse.Namespace"),
 )
-# Pages of a mapped file stay in memory until it is closed; it is opened anew after so many bytes.
+# Pages of a mapped file stay in memory until it is closed; it is opened again after so many bytes.
 _REOPEN_AFTER = 256 * 2**20
 
 Entry = tuple[tuple[int, ...], np.dtype | str, Callable[[], np.ndarray]]

@@ -114,7 +114,7 @@ def shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: damaged, or no index of shards") from error
     if not plain:
-        raise ValueError(f"{index}: names files that are no shards beside it: {names[:5]}")
+        raise ValueError(f"{index}: names files that are not shards in the same folder: {names[:5]}")
     return [index.parent / name for name in names]
 
 

@@ -41,7 +41,7 @@ def vision_transformers(module: Any) -> KeyMap:
 
 
 def text_open_clip(module: Any) -> KeyMap:
-    """OpenCLIP's text tower, also where it is stored beside the image tower."""
+    """OpenCLIP's text tower, also where it is stored together with the image tower."""
     return KeyMap(ignorable=r"^attn_mask$|^visual\.")
 
 

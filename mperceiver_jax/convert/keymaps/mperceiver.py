@@ -10,7 +10,7 @@ from mperceiver_jax.convert.keymaps.latent_diffusion import (
     unet_release,
 )
 
-# Tables of the diffusion schedule, stored as buffers, and the averages that unpruned checkpoints hold besides.
+# Tables of the diffusion schedule, stored as buffers, and the averages that unpruned checkpoints hold in addition.
 BYSTANDERS = (
     r"^(betas|alphas_cumprod(_prev)?|(sqrt|log_one_minus|posterior)_\w+|logvar|lvlb_weights|scale_factor)$|^model_ema\."
 )

@@ -143,7 +143,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _pairs(one: SetOfPairs, lq: Path | None, gt: Path, named: str | None) -> tuple[list[NamedPair], list[str]]:
-    """(name, degraded, clean), by name, and what is wrong with the others.
+    """(name, degraded, clean), by name, and the problems of the others.
 
     `named`: `lq` holds outputs of such names, there are no degraded images.
     """
@@ -230,7 +230,7 @@ def _by_stem(folder: Path, rule: str = "stem") -> dict[str, Path]:
 
 
 def _fitting(images: Sequence[Pair], preprocessing: Preprocessing, decode: bool) -> tuple[list[Pair], list[str]]:
-    """The images whose output can be measured, and what is wrong with the other outputs.
+    """The images whose output can be measured, and the problems of the other outputs.
 
     An output has the size that is measured or, where the protocol crops, the whole image's.
     """

@@ -1,6 +1,6 @@
 """The HTML page of an evaluation: the figures, and the worst and best images with a before/after slider.
 
-One file with its style and script inside, images beside it in `images/`; it needs no server and no network.
+One file with its style and script inside, images next to it in `images/`; it needs no server and no network.
 """
 
 import hashlib

@@ -42,7 +42,7 @@ class Preprocessing:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
 
     def describe(self) -> str:
-        """One line for people."""
+        """The preprocessing in one line of text."""
         colour = {"rgb": "RGB", "y": "luma (BT.601)"}[self.colour]
         levels = {"float": "not rounded", "round": "rounded to 8 bits", "truncate": "truncated to 8 bits"}
         parts = [colour, f"outputs {levels.get(self.levels, 'as stored')}"]

@@ -20,7 +20,7 @@ class SetOfPairs:
 
     Attributes:
         name: of the column, and of the folder of outputs.
-        task: what is wrong with its images.
+        task: the degradation of its images.
         gt: folders that may hold the clean images, below the data folder; the first that exists is taken.
         lq: the same for the degraded ones; none where they are made by adding noise.
         pairing: rules that may lead from a degraded image's name to its truth (`data_pipelines.sources.folders`);
@@ -91,7 +91,7 @@ def load_protocol(name: str) -> Protocol:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown name, or a file that is not as `data/*.toml`; names what is wrong.
+        ValueError: an unknown name, or a file that is not as `data/*.toml`; names the problem.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -114,7 +114,7 @@ def load_protocol(name: str) -> Protocol:
 
 
 def describe(protocol: Protocol) -> str:
-    """The protocol for people: sets, scoring, averages, traps and published figures."""
+    """The protocol as text: sets, scoring, averages, traps and published figures."""
     lines = [
         f"{protocol.name}: {protocol.title}",
         f"  {protocol.about}",

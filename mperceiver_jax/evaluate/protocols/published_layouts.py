@@ -47,7 +47,7 @@ def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedP
     if not complete:
         what = "; ".join(fault.what for fault in found.faults) or "no clean images"
         raise FileNotFoundError(f"{root}: nothing of {known.title}, {wanted}: {what}")
-    # All by one rule: whether a name is told apart must not hang on which other images there are.
+    # All by one rule: whether a name is distinguished must not depend on which other images there are.
     short = len({path.rsplit("/", 1)[-1] for path, _, _ in complete}) == len(complete)
     called = lambda path: path.rsplit("/", 1)[-1] if short else path.replace("/", "_")
     return sorted(((called(path), lq, gt) for path, lq, gt in complete), key=lambda pair: pair[0])

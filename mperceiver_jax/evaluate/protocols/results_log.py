@@ -77,7 +77,7 @@ class ResultsLog:
             shown = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in changed)
             raise EvaluationMismatch(
                 f"{self._path.parent} holds another evaluation ({shown[:600]}); name another --output, or give "
-                "--restart to measure anew"
+                "--restart to measure again"
             )
 
 

@@ -1,4 +1,4 @@
-"""The results of an evaluation for programs and people: averages, CSV, JSON, and tables with peers beside ours."""
+"""The results of an evaluation: averages, CSV, JSON, and Markdown tables with the results of others for comparison."""
 
 import csv
 import importlib.metadata
@@ -88,12 +88,12 @@ def summarise(
 
 
 def write_tables(
-    folder: Path, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], protocol: Protocol, beside: Sequence
+    folder: Path, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], protocol: Protocol, compared: Sequence
 ) -> None:
     """`images.csv`, `report.json` and `report.md`, each complete or not at all."""
     write_atomically(folder / "images.csv", to_csv(rows).encode())
     write_atomically(folder / "report.json", to_json(results).encode())
-    write_atomically(folder / "report.md", to_markdown(results, protocol, beside).encode())
+    write_atomically(folder / "report.md", to_markdown(results, protocol, compared).encode())
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -106,7 +106,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_beside(folder: str | Path, protocol: Protocol, images: str) -> dict[str, Any]:
+def read_comparison(folder: str | Path, protocol: Protocol, images: str) -> dict[str, Any]:
     """The results of an earlier evaluation, to be shown in the same tables.
 
     Args:
@@ -118,7 +118,7 @@ def read_beside(folder: str | Path, protocol: Protocol, images: str) -> dict[str
     """
     path = Path(folder) / "report.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}; --beside takes the --output of an earlier evaluation")
+        raise FileNotFoundError(f"no {path}; --compare takes the --output of an earlier evaluation")
     try:
         other = json.loads(path.read_text())
         name, scoring, of = other["protocol"]["name"], other["protocol"]["scoring"], other["images"]["list"]
@@ -131,14 +131,14 @@ def read_beside(folder: str | Path, protocol: Protocol, images: str) -> dict[str
     return other
 
 
-def to_markdown(results: Mapping[str, Any], protocol: Protocol, beside: Sequence[Mapping[str, Any]] = ()) -> str:
+def to_markdown(results: Mapping[str, Any], protocol: Protocol, compared: Sequence[Mapping[str, Any]] = ()) -> str:
     """Tables with our figures first and published ones below, then what they mean."""
     parts = [f"# {results['title']}: {protocol.title}"]
     if results["warnings"]:
         parts.append("**Not comparable with published figures as it stands:**")
         parts.append("\n".join(f"- {warning}" for warning in results["warnings"]))
     for metric in results["metrics"]:
-        parts += [f"## {METRICS[metric].heading}", _metric_table(metric, results, protocol, beside)]
+        parts += [f"## {METRICS[metric].heading}", _metric_table(metric, results, protocol, compared)]
     shown = {peer["source"] for peer in results["published"]}
     if shown:
         sources = [f"{key}: {text}" for key, text in results["sources"].items()]
@@ -167,11 +167,11 @@ def value_text(value: float | None, metric: str, most: int = 9) -> str:
 
 
 def _metric_table(
-    metric: str, results: Mapping[str, Any], protocol: Protocol, beside: Sequence[Mapping[str, Any]]
+    metric: str, results: Mapping[str, Any], protocol: Protocol, compared: Sequence[Mapping[str, Any]]
 ) -> str:
     columns = [c for c in protocol.columns if c in results["sets"] or c in results["averages"]]
     rows = [(f"**{results['title']}**", "measured here", _of(results, "output", metric))]
-    rows += [(other["title"], "measured here", _of(other, "output", metric)) for other in beside]
+    rows += [(other["title"], "measured here", _of(other, "output", metric)) for other in compared]
     if degraded := _of(results, "input", metric):
         rows.append((INPUT, "measured here", degraded))
     peers = [(p["name"], p["source"], p["figures"].get(metric, {})) for p in results["published"]]

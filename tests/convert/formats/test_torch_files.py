@@ -166,7 +166,7 @@ def test_shards_are_read_by_their_index(tmp_path):
     assert convert.read_torch(index).keys() == {"a", "b", "net.c"}
     for bad, told in [
         (json.dumps({"weight_map": {**places, "c": "m-1-of-2.safetensors"}}), r"c should be in m-1-of-2"),
-        (json.dumps({"weight_map": {"a": "../secret.safetensors"}}), r"no shards beside it"),
+        (json.dumps({"weight_map": {"a": "../secret.safetensors"}}), r"not shards in the same folder"),
         (json.dumps({"weight_map": {"a": 3}}), r"damaged"),
         ("{", r"damaged"),
     ]:

@@ -66,7 +66,7 @@ def test_folders_equal_scikit_image_whatever_the_names(tmp_path):
     assert found["psnr_y"] > found["psnr"] and found["fid"] > 0 and "kid" in found
     # The same again, with the first in its table.
     again = [*folders[:2], f"--output={tmp_path / 'two'}", "--protocol=folder", "--pairing=^rain=>norain"]
-    assert main([*again, f"--beside={tmp_path / 'out'}", "--title=second", "--show=0"]) == 0
+    assert main([*again, f"--compare={tmp_path / 'out'}", "--title=second", "--show=0"]) == 0
     text = (tmp_path / "two" / "report.md").read_text()
-    assert main([*again, f"--beside={tmp_path}"]) == 2
+    assert main([*again, f"--compare={tmp_path}"]) == 2
     assert "| **second** |" in text and "| made |" in text and not (tmp_path / "two" / "index.html").exists()
