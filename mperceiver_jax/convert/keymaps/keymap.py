@@ -34,7 +34,7 @@ class KeyMap:
         ignorable: regex of *their* keys that carry nothing for this module (buffers, the other tower).
         dead: *their* keys, with shapes, that the original module declares and never uses. They are no
             parameters of ours; a file holds all of them or none, and what is read is written back.
-        buffers: *their* keys, with values, of the tensors that the original module keeps in addition to its parameters and
+        buffers: *their* keys, with values, of tensors that the original module keeps in addition to parameters and
             what follows from sizes alone (tables of indices, masks). A file may hold them or not; writing
             gives back what was read, else these.
     """
