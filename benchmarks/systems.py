@@ -1,6 +1,6 @@
 """A configuration as something to measure: its model with random weights, restoring images and being trained.
 
-MPerceiver and the restorers by regression are measured by the same few lines: `restore.programs` hides how
+MPerceiver and the restorers by regression are measured by the same few lines: `restore.backends` hides how
 they restore, `training.stages` what a stage trains.
 """
 
@@ -19,7 +19,7 @@ from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
 from mperceiver_jax.optim.optimizer import make_optimizer
-from mperceiver_jax.restore.programs import Diffusion, Program, Regression
+from mperceiver_jax.restore.backends import Backend, Diffusion, Regression
 from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
@@ -66,14 +66,14 @@ class System:
         Raises:
             ValueError: MPerceiver cannot take images of this size.
         """
-        program = self._program()
+        backend = self._backend()
         if isinstance(self.model, MPerceiver) and size % self.model.config.multiple:
             raise ValueError(f"--size: MPerceiver needs a multiple of {self.model.config.multiple}, not {size}")
         images = random_images(size, batch)
-        views = np.concatenate([program.view(image, image) for image in images])
+        views = np.concatenate([backend.condition_input(image, image) for image in images])
 
         def restored(values: Any, lq: jax.Array, views: jax.Array, key: jax.Array) -> jax.Array:
-            return program.restored(values, lq, program.seen(values, views), key)[0]
+            return backend.restore(values, lq, backend.condition(values, views), key)[0]
 
         arguments = (self.values, jnp.asarray(images), jnp.asarray(views), jax.random.key(0))
         return compiled(restored, *arguments, flop=flop(restored, *arguments), images=batch)
@@ -102,7 +102,7 @@ class System:
 
         return Candidate(update, images=config.batch_size, memory=program_memory(program))
 
-    def _program(self) -> Program:
+    def _backend(self) -> Backend:
         experiment, model = self.experiment, self.model
         if isinstance(model, MPerceiver):
             return Diffusion(model, sampler_of(experiment.sampler), experiment.compute_dtype, refine=True)

@@ -286,7 +286,7 @@ def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mes
     from absl import logging
 
     from mperceiver_jax.checkpoints.fingerprint import fingerprint
-    from mperceiver_jax.restore import Restorer
+    from mperceiver_jax.restore import Restorer, RestoreSettings
     from mperceiver_jax.restore.batched import BatchedRestorer
 
     logging.set_verbosity(logging.ERROR)
@@ -294,20 +294,23 @@ def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mes
         warnings.simplefilter("ignore", UserWarning)
         restorer = Restorer.from_checkpoint(
             options.checkpoint,
-            sampler=options.sampler,
-            steps=options.steps,
-            seed=options.seed,
-            refine=options.refine,
+            RestoreSettings(
+                sampler=options.sampler,
+                steps=options.steps,
+                seed=options.seed,
+                refine=options.refine,
+                task=options.task,
+                tile=0,
+            ),
             pretrained=options.pretrained,
-            task=options.task,
-            weights=options.weights,
             predictor=options.predictor,
+            weights=options.weights,
         )
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
     identity: dict[str, Any] = {
         "checkpoint": str(options.checkpoint.resolve()),
-        "weights": fingerprint(restorer._params)[:16],
+        "weights": fingerprint(restorer.params)[:16],
         "weight kind": restorer.weight_kind,
         "tiles": "none",
     }
@@ -315,14 +318,13 @@ def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mes
         identity |= {
             "sampler": restorer.sampler.name,
             "steps": restorer.sampler.steps,
-            "seed": restorer.seed,
-            "refined": restorer.refine,
+            "seed": restorer.settings.seed,
+            "refined": restorer.settings.refine,
         }
     if options.task:
         identity["task"] = options.task
-    if options.predictor:
-        assert restorer._predictor is not None
-        identity["predictor"] = fingerprint(restorer._predictor.params)[:16]
+    if restorer.predictor is not None:
+        identity["predictor"] = fingerprint(restorer.predictor.params)[:16]
     return Subject(title, identity, BatchedRestorer(restorer, mesh, batch_size))
 
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mperceiver_jax.restore.restorer import Restoration, Restorer
+    from mperceiver_jax.restore.settings import RestoreSettings
 
-__all__ = ["Restoration", "Restorer"]
+__all__ = ["Restoration", "RestoreSettings", "Restorer"]
 
 
 def __getattr__(name: str) -> Any:
     # Only when asked for: `image_files` and `colour` are used where no model is.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mperceiver_jax.restore import restorer
+    from mperceiver_jax.restore import restorer, settings
 
-    return getattr(restorer, name)
+    return getattr(settings if name == "RestoreSettings" else restorer, name)

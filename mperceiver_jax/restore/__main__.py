@@ -25,9 +25,9 @@ examples:
     python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/small --output=restored
   a folder and its subfolders, with comparisons
     python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
-  a model that can be told what is wrong, and large images in tiles
+  a model that takes the degradation as input, and large images in tiles
     python -m mperceiver_jax.restore rain/ --checkpoint=runs/pip --output=dry --task=derain --tile=512
-  the same, told what is wrong by MPerceiver's predictor
+  the same, with the degradation from MPerceiver's predictor
     python -m mperceiver_jax.restore mixed/ --checkpoint=runs/pip --output=clean --predictor=runs/small
   fewer steps: faster, less precise; a solver of second order loses least
     python -m mperceiver_jax.restore photos/ --checkpoint=DIR --output=quick --sampler=dpmpp_2m --steps=15
@@ -98,22 +98,21 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--task",
         metavar="NAME",
-        help="what to restore, as in derain, for models that can be told; else it is predicted",
+        help="what to restore, as in derain, for models that take the degradation as input; else it is predicted",
     )
     result.add_argument(
         "--predictor",
         type=Path,
         metavar="DIR",
-        help="workdir of a run of MPerceiver whose degradation predictor tells such a model what is wrong, in place of "
-        "its own classifier",
+        help="workdir of a run of MPerceiver whose predictor gives such a model the degradation, in place of its own "
+        "classifier",
     )
     result.add_argument(
         "--tile",
         type=int,
-        default=0,
         metavar="N",
-        help="restorers by regression only: restore in tiles of N x N pixels, for images that need more memory "
-        "than there is (default: whole images)",
+        help="restore in tiles of N x N pixels, for images that need more memory than there is; 0: whole images "
+        "(default: tiles for large images where the model has no attention over the whole image)",
     )
     result.add_argument(
         "--overlap", type=int, default=64, metavar="N", help="pixels that tiles share (default: %(default)s)"
@@ -151,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         failures = _restore_all(restorer, jobs)
     except KeyboardInterrupt:
-        print("restore: interrupted; what is written is complete", file=sys.stderr)
+        print("restore: interrupted; the files written so far are complete", file=sys.stderr)
         return 130
     if failures:
         print(f"restore: {len(failures)} of {len(jobs)} images could not be restored:", file=sys.stderr)
@@ -162,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _load(options: argparse.Namespace) -> "Restorer":
     # Not before the files are known to be in order: JAX takes seconds to start.
-    from mperceiver_jax.restore import Restorer
+    from mperceiver_jax.restore import Restorer, RestoreSettings
 
     # Orbax warns that a checkpoint opened for reading is read-only.
     logging.set_verbosity(logging.ERROR)
@@ -170,23 +169,25 @@ def _load(options: argparse.Namespace) -> "Restorer":
         warnings.simplefilter("ignore", UserWarning)
         restorer = Restorer.from_checkpoint(
             options.checkpoint,
-            sampler=options.sampler,
-            steps=options.steps,
-            seed=options.seed,
-            refine=options.refine,
-            colour=options.colour,
-            rounding=options.rounding,
+            RestoreSettings(
+                sampler=options.sampler,
+                steps=options.steps,
+                seed=options.seed,
+                refine=options.refine,
+                colour=options.colour,
+                rounding=options.rounding,
+                task=options.task,
+                tile=options.tile,
+                overlap=options.overlap,
+            ),
             pretrained=options.pretrained,
-            task=options.task,
             predictor=options.predictor,
-            tile=options.tile,
-            overlap=options.overlap,
             weights=options.weights,
         )
     sampler = restorer.sampler
     how = "one pass for each image"
     if sampler:
-        how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.seed}"
+        how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.settings.seed}"
     print(f"{options.checkpoint}: {restorer.weight_kind}, {how}", flush=True)
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
@@ -194,7 +195,7 @@ def _load(options: argparse.Namespace) -> "Restorer":
 
 
 def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-    """Restores what can be; returns what could not, and why."""
+    """Restores every image; returns those that could not be restored, with the reason."""
     import jax
 
     from mperceiver_jax.progress import progress_bar
@@ -209,9 +210,9 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
                 height, width = image.pixels.shape[:2]
                 restored, probabilities = restorer.restore(image)
                 assert isinstance(restored, LoadedImage)
-                write_image(job.target, restored, restorer.rounding)
+                write_image(job.target, restored, restorer.settings.rounding)
                 if job.sheet is not None:
-                    write_image(job.sheet, _side_by_side(image, restored), restorer.rounding)
+                    write_image(job.sheet, _side_by_side(image, restored), restorer.settings.rounding)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 failures.append((job, _memory(error)))
             except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""What runs on the device to restore an image: MPerceiver's sampling, or one pass of a restorer by regression.
+"""The computation that restores an image on the device: MPerceiver's sampling, or one pass of a regression network.
 
-Both are called alike by `Restorer` and `BatchedRestorer`, which know nothing of either.
+`Restorer` and `BatchedRestorer` call both through one interface, `Backend`.
 """
 
 import math
@@ -19,58 +19,77 @@ from mperceiver_jax.models.restorers.registry import RegressionModel
 
 # Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
 GRANULARITY = 64
+# Large enough that the overlap costs little, small enough for 3 GB of memory.
+AUTOMATIC_TILE = 768
 
 
-class Program(Protocol):
-    """Attributes:
-    multiple: sides of images must be multiples of this.
+class Backend(Protocol):
+    """How a kind of model restores one image.
+
+    Attributes:
+        multiple: sides of images must be multiples of this.
+        predicts: whether the model is MPerceiver, whose predictor can serve other models.
+        automatic_tile: side of the tiles for large images where the user gives none; 0 restores whole images.
     """
 
     multiple: int
+    predicts: bool
+    automatic_tile: int
 
-    def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
-        """What is looked at to see what is wrong with an image (h, w, 3): an array with a batch axis of 1."""
+    def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
+        """The view of an image (h, w, 3) from which its condition is computed: an array with a batch axis of 1."""
         ...
 
-    def seen(self, params: Params, view: jax.Array) -> jax.Array:
-        """What `restored` is told of the image as a whole, also where it restores a part of it."""
+    def condition(self, params: Params, view: jax.Array) -> jax.Array:
+        """The condition of an image as a whole, which `restore` takes for the image or for a tile of it."""
         ...
 
-    def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
-        """Probabilities of the degradations, (1, classes); (1, 0) where nothing is predicted."""
+    def probabilities(self, params: Params, condition: jax.Array) -> jax.Array:
+        """Probabilities of the degradations, (1, classes); (1, 0) where the model predicts none."""
         ...
 
-    def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(restored image in [0, 1], probabilities as `perceived`) for one image (1, h, w, 3)."""
+    def restore(
+        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(restored image in [0, 1], probabilities of the degradations) of one image or tile (1, h, w, 3)."""
         ...
 
 
 class Diffusion:
-    """MPerceiver: the whole image is sampled at once, and seen by the image tower as a whole."""
+    """MPerceiver. The predictor sees the image as a whole, also where tiles of it are restored.
+
+    Tiles are for models without attention over all positions: with it, a tile is restored unlike the whole image.
+    """
 
     def __init__(self, model: MPerceiver, sampler: Sampler, dtype: str, refine: bool):
         self._structure, _ = parameters.split(model)
         self._sampler, self._dtype, self._refine = sampler, jnp.dtype(dtype), refine
         self._predictor = model.config.predictor
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
+        self.predicts = True
+        self.automatic_tile = AUTOMATIC_TILE if model.config.is_local else 0
 
-    def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
+    def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
         side = self._predictor.vision.image_size
         native = self._predictor.view == "native"
         return predictor_view(image if native else padded, side, self._predictor.view, self._predictor.views)[None]
 
-    def seen(self, params: Params, view: jax.Array) -> jax.Array:
-        # Embedded where it is used: sampling and its view are one program.
+    def condition(self, params: Params, view: jax.Array) -> jax.Array:
+        # The view itself: it is embedded in the same program as the sampling.
         return view
 
-    def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
-        _, logits = parameters.merge(self._structure, params).perceive(seen.astype(self._dtype))
+    def probabilities(self, params: Params, condition: jax.Array) -> jax.Array:
+        _, logits = parameters.merge(self._structure, params).perceive(condition.astype(self._dtype))
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def restore(
+        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         assembled = parameters.merge(self._structure, params)
         lq = to_model_range(lq, self._dtype)
-        out, logits = restore_batch(assembled, self._sampler, lq, seen.astype(self._dtype), key, refine=self._refine)
+        out, logits = restore_batch(
+            assembled, self._sampler, lq, condition.astype(self._dtype), key, refine=self._refine
+        )
         return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1), jax.nn.softmax(logits.astype(jnp.float32))
 
 
@@ -79,39 +98,77 @@ class Regression:
     as MiOIR's release has it. That takes about 75 bytes a pixel (float32, on a CPU), also where tiles are restored.
 
     Args:
-        label: what is wrong with the images; None asks the classifier.
-        predicted: somebody else's logits are given to `restored`, in place of what is `seen`.
+        label: class of the degradation of all images; None asks the classifier.
+        predicted: the condition comes from another model's predictor.
 
     Raises:
-        ValueError: the model must be told what is wrong, and is not.
+        ValueError: the network needs a condition, and there is neither a label nor a classifier nor a predictor.
     """
 
     def __init__(self, model: RegressionModel, dtype: str, label: int | None, *, predicted: bool = False):
         config = model.config
         if config.is_conditional and config.condition_source == "label" and label is None and not predicted:
             raise ValueError(
-                f"{config.title} must be told what is wrong with the images, this one has no classifier: "
+                f"{config.title} needs the degradation of the images as input, and this one has no classifier: "
                 f"--task=NAME, one of {', '.join(config.tasks)}, or --predictor=DIR, a run of MPerceiver"
             )
         self._structure, _ = parameters.split(model)
         self._dtype, self._label = jnp.dtype(dtype), label
         self.multiple = model.multiple
+        self.predicts = False
+        self.automatic_tile = 0
 
-    def view(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
+    def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
         return image[None]
 
-    def seen(self, params: Params, view: jax.Array) -> jax.Array:
+    def condition(self, params: Params, view: jax.Array) -> jax.Array:
         """The classifier's logits, (1, tasks); (1, 0) where there is none."""
         logits = parameters.merge(self._structure, params).logits(view.astype(self._dtype))
         return jnp.zeros((len(view), 0)) if logits is None else logits.astype(jnp.float32)
 
-    def perceived(self, params: Params, seen: jax.Array) -> jax.Array:
-        return jax.nn.softmax(seen) if seen.size else seen
+    def probabilities(self, params: Params, condition: jax.Array) -> jax.Array:
+        return jax.nn.softmax(condition) if condition.size else condition
 
-    def restored(self, params: Params, lq: jax.Array, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def restore(
+        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         model = parameters.merge(self._structure, params)
         labels = None if self._label is None else jnp.full((len(lq),), self._label)
-        # Who says what is wrong is believed more than the classifier.
-        weights = model.weights(seen if labels is None and seen.size else None, labels)
+        # A label overrides the classifier.
+        weights = model.weights(condition if labels is None and condition.size else None, labels)
         out = model(lq.astype(self._dtype), weights)
-        return jnp.clip(out.astype(jnp.float32), 0, 1), self.perceived(params, seen)
+        return jnp.clip(out.astype(jnp.float32), 0, 1), self.probabilities(params, condition)
+
+
+def backend_of(
+    model: MPerceiver | RegressionModel,
+    sampler: Sampler | None,
+    *,
+    dtype: str,
+    refine: bool,
+    task: str | None,
+    predicted: bool,
+) -> Backend:
+    """The backend of a model.
+
+    Args:
+        predicted: the condition comes from another model's predictor.
+
+    Raises:
+        ValueError: a task or predictor that the model does not take, or a condition that it lacks.
+    """
+    given = "predictor" if predicted else "task" if task is not None else ""
+    if predicted and task is not None:
+        raise ValueError("task, predictor: give one of them")
+    if isinstance(model, MPerceiver):
+        if sampler is None:
+            raise ValueError("sampler: MPerceiver needs one")
+        if given:
+            raise ValueError(f"{given}: MPerceiver predicts the degradation itself; leave it out")
+        return Diffusion(model, sampler, dtype, refine)
+    config = model.config
+    if task is not None and task not in config.tasks:
+        raise ValueError(f"task: {task!r} given, one of {', '.join(config.tasks)} expected")
+    if given and not config.is_conditional:
+        raise ValueError(f"{given}: {config.title} does not take the degradation as input; leave it out")
+    return Regression(model, dtype, None if task is None else config.tasks.index(task), predicted=predicted)

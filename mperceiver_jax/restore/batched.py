@@ -7,7 +7,6 @@ import numpy as np
 
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.image_files import crop_to
-from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore.restorer import Restorer
 
 
@@ -27,23 +26,24 @@ class BatchedRestorer:
     """
 
     def __init__(self, restorer: Restorer, mesh: jax.sharding.Mesh, batch_size: int = 1):
-        if restorer.colour != "none" or restorer._tile:
+        if restorer.settings.colour != "none" or restorer.settings.tile:
             raise ValueError("batches are restored without colour fixing and tiles; set colour to 'none' and tile to 0")
         self._restorer, self._mesh = restorer, mesh
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         self._rows = -(-batch_size // ways) * ways
-        self._params = sharding.ParameterLayout(mesh).place_all(restorer._params)
-        # The restorer's function takes one image and a key; the key is shared.
-        self._restored = jax.jit(jax.vmap(restorer._restored, in_axes=(None, 0, 0, None)))
+        self._params = sharding.ParameterLayout(mesh).place_all(restorer.params)
+        # The backend's function takes one image and a key; the key is shared.
+        self._restore = jax.jit(jax.vmap(restorer.backend.restore, in_axes=(None, 0, 0, None)))
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 (h, w, 3) in [0, 1], of one padded size -> the same, restored."""
-        padded = [self._restorer._padded(image)[None] for image in images]
-        # Each alone: what an image is seen by is small, and of the image's own size.
-        seen = [np.asarray(self._restorer._seen(*pair)) for pair in zip(images, (p[0] for p in padded), strict=True)]
+        padded = [self._restorer.padded(image)[None] for image in images]
+        # One by one: the input of a condition is small, and of the image's own size.
+        whole = zip(images, (rows[0] for rows in padded), strict=True)
+        conditions = [np.asarray(self._restorer.condition(*pair)) for pair in whole]
         place = sharding.batch_sharding(self._mesh)
-        filled = (rows + rows[-1:] * (-len(rows) % self._rows) for rows in (padded, seen))
-        lq, told = (sharding.place(np.stack(rows), place) for rows in filled)
-        out, _ = self._restored(self._params, lq, told, Streams(self._restorer.seed).key("restore"))
+        filled = (rows + rows[-1:] * (-len(rows) % self._rows) for rows in (padded, conditions))
+        lq, condition = (sharding.place(np.stack(rows), place) for rows in filled)
+        out, _ = self._restore(self._params, lq, condition, self._restorer.key)
         restored = np.asarray(out)[:, 0]
         return [crop_to(one, *image.shape[:2]) for one, image in zip(restored, images, strict=False)]

@@ -1,54 +1,57 @@
-"""MPerceiver's degradation predictor in place of what another network would be told by a label or a classifier."""
+"""MPerceiver's degradation predictor as the source of another network's condition."""
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restorers.condition_weights import class_map_of, weights_of_logits
-from mperceiver_jax.restore.programs import Diffusion
-
-if TYPE_CHECKING:
-    from mperceiver_jax.restore.restorer import Restorer
 
 
-class Predictor:
-    """What a run of MPerceiver takes to be wrong with an image, in the tasks of another network.
+class ExternalPredictor:
+    """Predicts the degradation of an image in the tasks of another network.
 
-    The probabilities of what the network knows are kept and sum to one again; see `conditions.class_map_of`.
+    The probabilities of the tasks that the network knows are kept and sum to one again; see
+    `condition_weights.class_map_of`.
 
     Args:
-        restorer: of the run of MPerceiver; sees images as it does when it restores them.
-        tasks: names of the network's tasks, in the order of its labels.
-        trained: those of them that it was trained for; all where empty.
+        predict: image (h, w, 3) in [0, 1] -> {task name: probability}, of a run of MPerceiver.
+        params: of that run; they identify it.
+        predicted: names of the tasks that it predicts, in the order of its classes.
+        tasks: names of the network's tasks, in the order of its classes; None for one that it was not trained for.
+        notes: warnings about the run of MPerceiver.
 
     Attributes:
-        params: of the run of MPerceiver.
-        notes: what the user should know, one sentence each.
+        params: as given.
+        notes: warnings for the user, one sentence each.
 
     Raises:
-        ValueError: the run is another model's, or the network knows nothing of what it predicts.
+        ValueError: the network knows none of the predicted tasks.
     """
 
-    def __init__(self, restorer: "Restorer", tasks: Sequence[str], trained: Collection[str] = ()):
-        if not isinstance(restorer._program, Diffusion):
-            raise ValueError("predictor: the degradation predictor of a run of MPerceiver is wanted, this is another's")
-        known = [name if not trained or name in trained else None for name in tasks]
+    def __init__(
+        self,
+        predict: Callable[[np.ndarray], Mapping[str, float]],
+        params: Params,
+        predicted: Sequence[str],
+        tasks: Sequence[str | None],
+        notes: Sequence[str] = (),
+    ):
         try:
-            self._meaning = class_map_of(restorer._tasks, known)
+            self._class_map = class_map_of(predicted, tasks)
         except ValueError as error:
             raise ValueError(f"predictor: {error}") from error
-        self._restorer, self._classes, self.params = restorer, len(tasks), restorer._params
-        self.notes = tuple(f"the predictor's run: {note}" for note in restorer.notes)
-        unknown = [name for name, ours in zip(restorer._tasks, self._meaning, strict=True) if ours is None]
+        self._predict, self._classes, self.params = predict, len(tasks), params
+        self.notes = tuple(f"the predictor's run: {note}" for note in notes)
+        unknown = [name for name, known in zip(predicted, self._class_map, strict=True) if known is None]
         if unknown:
-            self.notes += (f"the network knows nothing of {', '.join(unknown)}, which the predictor may see",)
+            self.notes += (f"the predictor may predict {', '.join(unknown)}, which the network does not know",)
 
     def __call__(self, lq: np.ndarray) -> jax.Array:
-        """Logits (1, tasks) of an image (h, w, 3) in [0, 1]; minus infinity for what is never predicted."""
-        predicted = np.array([[*self._restorer.predict(lq).values()]], np.float32)
-        # A probability of zero would leave nothing where the predictor is quite sure of what is not known.
+        """Logits (1, tasks) of an image (h, w, 3) in [0, 1]; minus infinity for tasks that are never predicted."""
+        predicted = np.array([[*self._predict(lq).values()]], np.float32)
+        # A probability of zero would leave nothing where the predictor is sure of a task that the network lacks.
         logits = np.log(np.maximum(predicted, np.finfo(np.float32).tiny))
-        return jnp.log(weights_of_logits(jnp.asarray(logits), self._classes, self._meaning))
+        return jnp.log(weights_of_logits(jnp.asarray(logits), self._classes, self._class_map))

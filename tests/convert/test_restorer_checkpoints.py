@@ -19,6 +19,7 @@ from mperceiver_jax.models.restorers.mioir import prompting
 from mperceiver_jax.models.restorers.mioir.swinir import SwinIRConfig
 from mperceiver_jax.models.restorers.restormer import Restormer, RestormerConfig
 from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.settings import RestoreSettings
 from tests.models.restorers.test_am_promptir import TINY as TINY_AM
 from tests.support.tiny_restorer_run import experiment_of, finished, tiny_regression
 
@@ -75,10 +76,12 @@ def test_without_a_classifier_the_task_must_be_given(swin, tmp_path):
     assert main(["export", str(workdir), f"--output={file}", "--format=safetensors"]) == 0
     note, _ = import_regression([file], tmp_path / "again", experiment)
     assert "must be given" in note
-    with pytest.raises(ValueError, match="must be told what is wrong with the images"):
+    with pytest.raises(ValueError, match="needs the degradation of the images as input"):
         Restorer.from_checkpoint(tmp_path / "again")
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    rain, haze = (Restorer.from_checkpoint(tmp_path / "again", task=task)(image) for task in ("derain", "dehaze"))
+    rain, haze = (
+        Restorer.from_checkpoint(tmp_path / "again", RestoreSettings(task=task))(image) for task in ("derain", "dehaze")
+    )
     assert not np.array_equal(rain, haze)
 
 
@@ -274,7 +277,7 @@ def test_explicit_prompts_come_with_the_map_of_their_release(swin, tmp_path, cap
     model = initial_params.read_experiment("moved").build()
     assert np.array_equal(prompting.task_maps(model.network.maps), maps.astype(np.float32))
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    own, theirs = (Restorer.from_checkpoint(run, task="derain")(image) for run in ("without", "moved"))
+    own, theirs = (Restorer.from_checkpoint(run, RestoreSettings(task="derain"))(image) for run in ("without", "moved"))
     assert not np.array_equal(own, theirs)
     for wrong, message in (
         (f"{told_map}absent.npy", "no such file of task maps"),

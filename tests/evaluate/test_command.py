@@ -20,6 +20,7 @@ from mperceiver_jax.evaluate.protocols.protocol import load_protocol
 from mperceiver_jax.image_files import pad_to
 from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.settings import RestoreSettings
 from tests.support.evaluation_trees import NOISE, photos, save, table
 from tests.support.finished_run import finished_run
 
@@ -229,26 +230,34 @@ def test_luma_resizing_and_borders_are_those_of_their_papers(tmp_path):
 class Halver:
     """A restorer whose model halves an image and adds a hundredth of noise; it pads to multiples of 16."""
 
-    seed, refine, colour, notes = 7, True, "none", ("a stage is unfinished",)
+    settings = RestoreSettings(seed=7, tile=0)
+    notes = ("a stage is unfinished",)
     weight_kind = "last parameters"
     sampler = SimpleNamespace(name="ddim", steps=3)
-    _params: ClassVar = {"factor": jnp.array(0.5)}
-    _tile = 0
+    predictor = None
+    params: ClassVar = {"factor": jnp.array(0.5)}
 
-    def _padded(self, image):
+    @property
+    def key(self):
+        return Streams(self.settings.seed).key("restore")
+
+    @property
+    def backend(self):
+        return self
+
+    def padded(self, image):
         return pad_to(image, 16, 16)
 
-    def _seen(self, image, padded):
+    def condition(self, image, padded):
         return np.zeros((1, 2, 2, 3), np.float32)
 
     @staticmethod
-    def _restored(params, lq, lq_clip, key):
+    def restore(params, lq, condition, key):
         assert lq.shape[0] == 1  # every image by itself, with the same noise
         return params["factor"] * lq + 0.01 * jax.random.uniform(key, lq.shape), None
 
     def alone(self, image):
-        padded = self._padded(image)[None]
-        out, _ = self._restored(self._params, padded, None, Streams(self.seed).key("restore"))
+        out, _ = self.restore(self.params, self.padded(image)[None], None, self.key)
         return np.asarray(out)[0, : image.shape[0], : image.shape[1]]
 
 

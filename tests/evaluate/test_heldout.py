@@ -20,6 +20,7 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
 from mperceiver_jax.models.restorers.registry import RegressionConfig
 from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore.settings import RestoreSettings
 from tests.support.tiny_experiment import tiny_run, write_photographs
 from tests.support.tiny_model import tiny_values
 from tests.support.tiny_restorer_run import tiny_regression
@@ -72,7 +73,7 @@ def test_figures_of_a_network_that_mixes_a_batch_are_those_of_images_alone(tmp_p
     heldout, params = evaluator((experiment, built, values), MeshConfig(data=1), 4)
     found = heldout.evaluate("regression", params)["tasks"]
     assert set(found) == {"denoise", "lowlight"}
-    restorer = Restorer(built, values, min_size=1, tasks=experiment.tasks, task="denoise")
+    restorer = Restorer(built, values, RestoreSettings(min_size=1, task="denoise"), tasks=experiment.tasks)
     examples = heldout_examples(experiment.data, 2, tasks=experiment.tasks)
     rows = [examples[k] for k in range(len(examples)) if tasks[examples[k]["task"]] == "denoise"]
     expected = np.mean([psnr(restorer(row["lq"]), row["gt"]) for row in rows])

@@ -12,7 +12,7 @@ from mperceiver_jax.config.experiment import SamplerConfig
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.restore import Restorer
+from mperceiver_jax.restore import Restorer, RestoreSettings
 from tests.support.tiny_model import CLASSES, CLIP_SIDE, single_scale_config, tiny_values
 
 VIEWS = 4
@@ -27,7 +27,8 @@ def model():
 @pytest.fixture(scope="module")
 def restorer(model):
     sampler = sampler_of(SamplerConfig(steps=1))
-    return Restorer(model, tiny_values(model), sampler, min_size=48, refine=False, tasks=TASKS[:CLASSES])
+    settings = RestoreSettings(min_size=48, refine=False, tile=0)
+    return Restorer(model, tiny_values(model), settings, sampler=sampler, tasks=TASKS[:CLASSES])
 
 
 def image_of(height: int, width: int) -> np.ndarray:

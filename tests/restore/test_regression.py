@@ -16,6 +16,7 @@ from mperceiver_jax.models.restorers.pip import PIPConfig
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main as restore
 from mperceiver_jax.restore.batched import BatchedRestorer
+from mperceiver_jax.restore.settings import RestoreSettings
 from tests.support.finished_run import finished_run
 from tests.support.tiny_restorer_run import STEPS, experiment_of, finished
 
@@ -58,7 +59,9 @@ def test_what_is_said_to_be_wrong_counts_more_than_the_classifier(workdir):
     predicted = Restorer.from_checkpoint(workdir).restore(image)
     likely = max(predicted.probabilities, key=predicted.probabilities.get)
     assert sum(predicted.probabilities.values()) == pytest.approx(1)
-    results = {task: Restorer.from_checkpoint(workdir, task=task)(image) for task in (likely, "sr4", "jpeg")}
+    results = {
+        task: Restorer.from_checkpoint(workdir, RestoreSettings(task=task))(image) for task in (likely, "sr4", "jpeg")
+    }
     np.testing.assert_array_equal(results[likely], predicted.image)
     assert not np.array_equal(results["sr4"], results["jpeg"])
 
@@ -91,7 +94,7 @@ def test_either_set_of_weights_restores(workdir):
     with Checkpoints(checkpoint_folder(workdir, "regression"), read_only=True) as checkpoints:
         kept = {name: checkpoints.restore_params_only(STEPS, name) for name in ("ema", "trainable")}
     for which, entry in ((None, "ema"), ("ema", "ema"), ("last", "trainable")):
-        params = Restorer.from_checkpoint(workdir, weights=which)._params
+        params = Restorer.from_checkpoint(workdir, weights=which).params
         assert params.keys() == kept[entry].keys()
         assert all(np.array_equal(params[path], value) for path, value in kept[entry].items())
 
@@ -126,7 +129,10 @@ def test_a_network_is_told_by_the_predictor_of_another_run(predicted):
     assert [*found.probabilities] == ["denoise", "derain", "dehaze", "deblur_motion", "lowlight"]
     np.testing.assert_allclose([*found.probabilities.values()], [*wanted, 0, 0], atol=1e-5)
     likely = max(found.probabilities, key=found.probabilities.get)
-    told = {task: Restorer.from_checkpoint(pip, task=task)(image) for task in ("denoise", "derain", "dehaze")}
+    told = {
+        task: Restorer.from_checkpoint(pip, RestoreSettings(task=task))(image)
+        for task in ("denoise", "derain", "dehaze")
+    }
     np.testing.assert_array_equal(found.image, told[likely])
     assert all(not np.array_equal(found.image, other) for task, other in told.items() if task != likely)
     (batched,) = BatchedRestorer(restorer, sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))([image])
@@ -138,7 +144,7 @@ def test_the_commands_take_a_predictor(predicted, workdir, images, tmp_path, cap
     command = [str(images / "lq" / "one.png"), f"--output={tmp_path / 'out'}", f"--predictor={mperceiver}"]
     assert restore([*command, f"--checkpoint={pip}"]) == 0
     told = capsys.readouterr()
-    assert " %" in told.out and "knows nothing of desnow, deblur_motion, deblur_defocus, deraindrop" in told.err
+    assert " %" in told.out and "may predict desnow, deblur_motion, deblur_defocus, deraindrop" in told.err
     arguments = ["--protocol=folder", f"--data={images}", f"--output={tmp_path / 'figures'}", "--metrics=psnr"]
     assert evaluate([*arguments, f"--checkpoint={pip}", f"--predictor={mperceiver}"]) == 0
     made = (

@@ -18,6 +18,7 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.colour import adain
+from mperceiver_jax.restore.settings import RestoreSettings
 from tests.support.finished_run import experiment, finished_run
 
 
@@ -35,7 +36,7 @@ def restorer(run):
 
 def test_last_parameters_are_taken_of_the_stages_that_keep_an_average(run):
     """In this run those are not numbers; stages trained beside the averages still belong to it."""
-    taken = Restorer.from_checkpoint(run[0], weights="last", refine=False)._params
+    taken = Restorer.from_checkpoint(run[0], RestoreSettings(refine=False), weights="last").params
     for path, value in run[1].items():
         assert np.isnan(taken[path]).all() if path.startswith("vae.") else np.array_equal(taken[path], value)
 
@@ -113,23 +114,23 @@ def test_the_seed_alone_decides(run, restorer):
     alone = restorer(first)
     restorer(second)
     np.testing.assert_array_equal(restorer(first), alone)
-    again, other = Restorer.from_checkpoint(run[0], seed=42), Restorer.from_checkpoint(run[0], seed=7)
-    again._restored = other._restored = restorer._restored  # the same program: the seed is an argument
+    again, other = (Restorer.from_checkpoint(run[0], RestoreSettings(seed=seed)) for seed in (42, 7))
+    again._restore_one = other._restore_one = restorer._restore_one  # the same program: the seed is an argument
     np.testing.assert_array_equal(again(first), alone)
     assert (other(first) != alone).mean() > 0.1
 
 
 def test_sampler_and_steps_are_as_configured_unless_given(run, restorer):
     assert (restorer.sampler.mode, restorer.sampler.steps) == ("ddim", 2)
-    other = Restorer.from_checkpoint(run[0], sampler="reference", steps=5)
+    other = Restorer.from_checkpoint(run[0], RestoreSettings(sampler="reference", steps=5))
     assert (other.sampler.mode, other.sampler.steps) == ("reference", 5)
 
 
 def test_colour_and_rounding_are_applied_last(run, restorer):
     lq = noise(64, 64)
     exact = restorer(lq.astype(np.float32) / np.float32(255))
-    fixed = Restorer.from_checkpoint(run[0], colour="adain", rounding="truncate")
-    fixed._restored = restorer._restored  # the same program
+    fixed = Restorer.from_checkpoint(run[0], RestoreSettings(colour="adain", rounding="truncate"))
+    fixed._restore_one = restorer._restore_one  # the same program
     expected = np.clip(adain(exact, lq.astype(np.float32) / np.float32(255)), 0, 1) * np.float32(255)
     np.testing.assert_array_equal(fixed(lq), expected.astype(np.uint8))
 
@@ -158,7 +159,7 @@ def test_settings_out_of_range_are_refused(run):
         ({"sampler": "ddpm"}, "ddpm"),
     ]:
         with pytest.raises(ValueError, match=message):
-            Restorer.from_checkpoint(run[0], **settings)
+            Restorer.from_checkpoint(run[0], RestoreSettings(**settings))
 
 
 def test_without_a_trained_refinement_decodes_plainly_and_says_so(run, restorer, tmp_path):
@@ -166,10 +167,10 @@ def test_without_a_trained_refinement_decodes_plainly_and_says_so(run, restorer,
     with pytest.warns(UserWarning, match="refinement was not trained"):
         plain = Restorer.from_checkpoint(workdir)
     lq = noise(64, 64)
-    assert restorer.refine and not plain.refine
+    assert restorer.settings.refine and not plain.settings.refine
     assert (plain(lq) != restorer(lq)).any()
-    asked_for = Restorer.from_checkpoint(run[0], refine=False)
-    assert not asked_for.refine and not asked_for.notes
+    asked_for = Restorer.from_checkpoint(run[0], RestoreSettings(refine=False))
+    assert not asked_for.settings.refine and not asked_for.notes
 
 
 def test_stages_that_are_missing_are_named(run, tmp_path):

@@ -97,7 +97,7 @@ def test_the_condition_matters_and_comes_from_the_classifier_or_the_label():
     for model in (blind, oracle):
         parameters.initialise(model)
     lq = jnp.asarray(np.random.default_rng(0).random((2, 16, 16, 3), np.float32))
-    with pytest.raises(ValueError, match=r"MiOIR \(SRResNet\) must be told"):
+    with pytest.raises(ValueError, match=r"MiOIR \(SRResNet\) needs the degradation"):
         oracle.restore(lq)
     first, none = oracle.restore(lq, jnp.array([0, 0]))
     other, _ = oracle.restore(lq, jnp.array([0, 3]))
@@ -220,7 +220,7 @@ def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_pat
         assert same(*(trained(tmp_path / place, "regression.2", entry) for place in ("whole", "cut")))
     # What restores it knows it from its workdir alone.
     restored = Restorer.from_checkpoint(tmp_path / "cut")
-    assert same(restored._params, trained(tmp_path / "whole", "regression.2", "ema"))
+    assert same(restored.params, trained(tmp_path / "whole", "regression.2", "ema"))
 
 
 def test_a_phase_goes_on_from_parameters_and_average_with_a_fresh_optimizer(photographs, tmp_path):

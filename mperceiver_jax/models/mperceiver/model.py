@@ -125,6 +125,11 @@ class MPerceiverConfig:
         return 2 ** (len(self.vae.channel_mult) - 1)
 
     @property
+    def is_local(self) -> bool:
+        """Whether no part attends to all positions of an image, so that tiles are restored as the whole image is."""
+        return not (self.vae.mid_attention or self.unet.self_attention)
+
+    @property
     def multiple(self) -> int:
         """Sides of an image must be multiples of this many pixels."""
         return math.lcm(self.downscale * 2 ** (len(self.unet.channel_mult) - 1), self.drm.multiple)
