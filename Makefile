@@ -1,13 +1,14 @@
 # make run   train the whole recipe on this machine and write a report
 # make test  run the tests
-# make lint  run the linters
+# make lint  run the linters, check spelling and links
+# make docs  build the documentation into site/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/allinone.py
 ARGS ?=
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,7 +22,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lpips]
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lpips,docs]
 	touch $@
 
 run: $(VENV)/.run
@@ -36,6 +37,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check benchmarks configs data_pipelines mperceiver_jax scripts tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/typos
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(VENV)/site
+
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)

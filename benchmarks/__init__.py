@@ -6,5 +6,5 @@
     python -m benchmarks.unet           the UNet alone beside diffusers' in PyTorch
 
 All take `--variant=small|sd21 --size --batch --dtype --output=FILE.json` and run on any device, on random
-weights and without data. Figures measured so far: RESULTS.md.
+weights and without data. Figures measured so far: docs/results.md.
 """

@@ -154,7 +154,7 @@ def test_the_commands_take_a_predictor(predicted, workdir, images, tmp_path, cap
     capsys.readouterr()
     for checkpoint, more, message in (
         (pip, ["--task=derain"], "task, predictor: give one of them"),
-        (mperceiver, [], "predictor: MPerceiver predicts what is wrong"),
+        (mperceiver, [], "predictor: MPerceiver predicts the degradation"),
         (pip, [f"--predictor={workdir}"], "a run of MPerceiver is wanted"),
     ):
         assert restore([*command, "--overwrite", f"--checkpoint={checkpoint}", *more]) == 2

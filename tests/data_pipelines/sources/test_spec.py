@@ -65,7 +65,7 @@ class Bucket(LocalFileSystem):
     """A network drive: gs://bucket/x is the local file ROOT/x. Files that are read are noted."""
 
     protocol = "gs"
-    cachable = False
+    cacheable = False
     root = Path()
     opened: list[str] = []  # noqa: RUF012
 
