@@ -50,3 +50,27 @@ def test_restoring_uses_the_same_prediction(restorer):
     found = restorer.restore(image)
     assert found.image.shape == image.shape
     np.testing.assert_allclose(list(found.probabilities.values()), list(restorer.predict(image).values()), atol=1e-5)
+
+
+def test_every_tile_is_restored_under_the_views_of_the_whole_image(model, monkeypatch):
+    config = model.config
+    local = MPerceiver(
+        replace(config, vae=replace(config.vae, mid_attention=False), unet=replace(config.unet, self_attention=False))
+    )
+    image = image_of(130, 160)
+    settings = RestoreSettings(min_size=48, refine=False, tile=128, overlap=16)
+    sampler = sampler_of(SamplerConfig(steps=1))
+    restorer = Restorer(local, tiny_values(local), settings, sampler=sampler, tasks=TASKS[:CLASSES])
+    run, conditions = restorer._restore_one, []
+
+    def recorded(params, lq, condition, key):
+        conditions.append(np.asarray(condition))
+        return run(params, lq, condition, key)
+
+    monkeypatch.setattr(restorer, "_restore_one", recorded)
+    found = restorer.restore(image)
+    assert found.image.shape == image.shape and len(conditions) > 1
+    views = native_views(image / np.float32(255), CLIP_SIDE, VIEWS)[None]
+    for condition in conditions:
+        np.testing.assert_allclose(condition, views, atol=1e-5)
+    np.testing.assert_allclose(list(found.probabilities.values()), list(restorer.predict(image).values()), atol=1e-5)
