@@ -1,6 +1,6 @@
 """The training command.
 
-    python -m mperceiver_jax.main --config=configs/allinone.py[:small|:sd21] [--workdir=DIR] [--config.X=Y ...]
+    python -m mperceiver_jax.main --config=configs/allinone.py[:small|:base|:sd21] [--workdir=DIR] [--config.X=Y ...]
 
 Runs the stages of the configuration in order, evaluates each on held-out images, and
 leaves report.json, report.md, samples/ and checkpoints in the workdir. The same command

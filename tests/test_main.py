@@ -160,7 +160,7 @@ def test_killed_at_any_moment_a_run_ends_where_it_would_have(place, reference):
 
 def test_help_shows_the_usage():
     shown = run(command("--help")).stdout
-    assert "python -m mperceiver_jax.main --config=configs/allinone.py[:small|:sd21]" in shown
+    assert "python -m mperceiver_jax.main --config=configs/allinone.py[:small|:base|:sd21]" in shown
     assert "--workdir" in shown and "--config.on_nonfinite=skip" in shown
 
 
@@ -184,7 +184,7 @@ MISTAKES = {
     "unpaired": (["UNPAIRED"], r"config\.data\.pairs\.dehaze: 1 images in .* have no partner .*lq/image_2\.png"),
     "unknown variant": (
         ["--config=configs/allinone.py:big"],
-        r"configs/allinone\.py has the variants small and sd21",
+        r"configs/allinone\.py has the variants small, base, base,SCALE and sd21",
     ),
     "no config": (["--config=configs/nope.py:small"], r"there is no config file configs/nope\.py\n"),
     "no config to change": (["--config=nope.py", "--config.seed=3"], r"there is no config file nope\.py\n"),

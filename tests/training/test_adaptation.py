@@ -50,7 +50,6 @@ def source(tmp_path_factory) -> Path:
 def mapping(source: Path, /, **changes) -> dict:
     config = fewshot.get_config("small")
     config.source = str(source)
-    config.losses.drm_examples = 8
     for name in config.stages:
         config.stages[name].steps = 2
     with config.unlocked():
@@ -86,8 +85,8 @@ def test_prompts_and_modulators_or_all_adapters(source, train, expected):
     paths = parameters.declared(made.build())
     assert {part: any(trained.is_trained(p) for p in paths if part in p.split(".")) for part in expected} == expected
     refinement = build_stage("drm", made, made.build())
-    assert refinement.is_trained("drm.taps.0.blocks.0.degradation.weight")
-    assert refinement.is_trained("drm.taps.0.out.weight") == (train == "adapters")
+    assert refinement.is_trained("drm.down_blocks.0.blocks.0.degradation.weight")
+    assert refinement.is_trained("drm.residual.weight") == (train == "adapters")
     assert not refinement.is_trained("vae.decoder.conv_in.weight")
 
 
