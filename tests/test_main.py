@@ -140,7 +140,7 @@ def test_a_run_on_one_device_continues_on_eight(place, reference, terminated):
     result = run(tiny(place, workdir, *SETTINGS), devices=8)
     assert result.returncode == 0, result.stderr
     assert "on 8 x cpu" in result.stdout
-    np.testing.assert_allclose(losses(workdir), losses(reference), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(losses(workdir), losses(reference), rtol=5e-4, atol=1e-6)
 
 
 def test_killed_at_any_moment_a_run_ends_where_it_would_have(place, reference):

@@ -26,8 +26,9 @@ PARTS = {
     "softmax(logits).",
     "predictor": "Logits of the degradations: fc2(ReLU(fc1(image_embeds))), with image_embeds from "
     "image_encoder/, of the whole degraded image resized (bicubic, antialiased) and normalised as for CLIP.",
-    "drm": "Detail refinement: corrects the decoder's features at taps.i by the encoder's of the degraded "
-    "image, both before the i-th finest level changes size. No part of the public release; our own design.",
+    "drm": "Detail refinement, a U-Net on blocks of 2x2 pixels of the degraded and the decoded image and of the "
+    "encoder's features taps.i: decoded + mask * (degraded - decoded) + residual, with images in [-1, 1]. Not part of "
+    "the public release; our own design.",
     "text_encoder": "Kept so that nothing is lost; no part of what is computed. text_encoder/ ends before it.",
 }
 ROLES = (
@@ -47,9 +48,13 @@ ROLES = (
     (r"^cm_inv\.attns\.", "self-attention of one class"),
     (r"^tp$", "learned words"),
     (r"^predictor\.fc[12]\.", "linear of the predictor's head"),
-    (r"^drm\.taps\.\d+\.fuse\.", "1x1 convolution of decoder and encoder features, in this order"),
-    (r"^drm\.taps\.\d+\.blocks\.", "gated block with channel attention, scaled and shifted by the degradation"),
-    (r"^drm\.taps\.\d+\.out\.", "1x1 convolution whose result is added to the decoder's features"),
+    (r"^drm\.conv_in\.", "3x3 convolution of the unshuffled images, degraded before decoded"),
+    (r"^drm\.taps\.", "1x1 convolution of the encoder's features, added at the level of their size"),
+    (r"^drm\.(down|up)_blocks\..*\.degradation\.", "linear from the probabilities to scale and shift"),
+    (r"^drm\.(down|up)_blocks\.", "3x3 convolution of a residual block"),
+    (r"^drm\.down\.", "2x2 convolution with stride 2"),
+    (r"^drm\.up\.", "1x1 convolution before the pixel shuffle"),
+    (r"^drm\.(residual|mask)\.", "3x3 convolution of the output, before the pixel shuffle"),
     (r"^text_encoder\.transformer\.", "a block that is not run"),
     (r"^text_encoder\.(text_projection|logit_scale)$", "from CLIP's own training; not used"),
 )

@@ -55,7 +55,7 @@ class Family:
         title: for people.
         config, network: the classes of its sizes and of itself.
         call: (model, images, weights of the tasks or None, key of stochastic depth or None) -> images.
-        told: whether a network of these sizes must be told what is wrong with an image.
+        told: whether a network of these sizes takes the degradation of an image as input.
         classes: how many classes such a network tells apart; None for any number.
         multiple: sides are padded to multiples of this; by reflection is better than what the network does.
         last: regular expression of the parameters of the layer that is added to the image.
@@ -79,7 +79,7 @@ class RegressionConfig:
         family: one of `FAMILIES`.
         network: sizes of the network, the family's own dataclass.
         tasks: names of the tasks in the order of their labels.
-        condition_source: for networks that must be told what is wrong: `label`, by whoever calls (an oracle), or
+        condition_source: for conditional networks: `label`, given by the caller (an oracle), or
             `classifier`, a small network that is trained beside (blind).
         words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
             text embeddings, as `python -m mperceiver_jax.convert words` writes it; empty for fixed random ones.
@@ -113,7 +113,7 @@ class RegressionConfig:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the network must be told what is wrong with an image."""
+        """Whether the network takes the degradation of an image as input."""
         return _family(self.family).told(self.network)
 
     @property
@@ -139,7 +139,7 @@ class RegressionConfig:
 
 
 class RegressionModel(nnx.Module):
-    """A network, and where it must be told what is wrong and nobody does, a classifier.
+    """A network and, where it is conditional and the caller gives no condition, a classifier.
 
     Attributes:
         multiple: sides of images are best padded to multiples of this.
@@ -169,10 +169,10 @@ class RegressionModel(nnx.Module):
             key: for stochastic depth while training.
 
         Raises:
-            ValueError: the network must be told what is wrong, and `weights` is None.
+            ValueError: the network is conditional, and `weights` is None.
         """
         if self.config.is_conditional and weights is None:
-            raise ValueError(f"{self.config.title} must be told what is wrong with an image: give weights of the tasks")
+            raise ValueError(f"{self.config.title} needs the degradation of an image: give weights of the tasks")
         return _family(self.config.family).call(self, lq, weights, key)
 
     def logits(self, lq: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"] | None:
