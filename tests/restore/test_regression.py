@@ -155,7 +155,7 @@ def test_the_commands_take_a_predictor(predicted, workdir, images, tmp_path, cap
     for checkpoint, more, message in (
         (pip, ["--task=derain"], "task, predictor: give one of them"),
         (mperceiver, [], "predictor: MPerceiver predicts the degradation"),
-        (pip, [f"--predictor={workdir}"], "a run of MPerceiver is wanted"),
+        (pip, [f"--predictor={workdir}"], "a run of MPerceiver is needed"),
     ):
         assert restore([*command, "--overwrite", f"--checkpoint={checkpoint}", *more]) == 2
         assert message in capsys.readouterr().err
