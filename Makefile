@@ -1,14 +1,16 @@
-# make run   train the whole recipe on this machine and write a report
-# make test  run the tests
-# make lint  run the linters, check spelling and links
-# make docs  build the documentation into site/
+# make restore  restore IMAGE=FILE, or a rainy photograph of this package, into restored/
+# make run      train the whole recipe on this machine and write a report
+# make test     run the tests
+# make lint     run the linters, check spelling and links
+# make docs     build the documentation into site/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/allinone.py
 ARGS ?=
+IMAGE ?=
 
-.PHONY: run test lint docs clean
+.PHONY: restore run test lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +26,9 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lpips,docs]
 	touch $@
+
+restore: $(VENV)/.run
+	$(BIN)/python -m mperceiver_jax.restore $(if $(IMAGE),"$(IMAGE)",--example) --output=restored --side-by-side --overwrite $(ARGS)
 
 run: $(VENV)/.run
 	$(BIN)/python -m mperceiver_jax.main --config=$(CONFIG) $(ARGS)

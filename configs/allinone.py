@@ -84,23 +84,19 @@ def small() -> Experiment:
 
 
 def base(scale: float = 1.0) -> Experiment:
-    """`small` with a larger refinement and many more updates."""
+    """`small` with a larger predictor and refinement, and more updates of these two."""
     shared, updates = small(), lambda steps: max(1, round(steps * scale))
+    predictor = replace(ADAMW, learning_rate=8e-4)
     stages = {
-        "vae": StageConfig(updates(8000), 32, optimizer=MUON),
-        "prior": StageConfig(updates(4000), 32, ema_decay=0.99, optimizer=MUON),
-        "predictor": StageConfig(updates(20000), 64, ema_decay=0.999, optimizer=replace(ADAMW, learning_rate=6e-4)),
-        "dual_branch": StageConfig(
-            updates(8000), 32, ema_decay=0.99, optimizer=replace(MUON, learning_rate=4e-3)
-        ),
-        "drm": StageConfig(updates(100000), 32, ema_decay=0.999, optimizer=ADAMW),
-    }  # fmt: skip
+        "vae": replace(shared.stages["vae"], steps=updates(400)),
+        "prior": replace(shared.stages["prior"], steps=updates(150)),
+        "predictor": StageConfig(updates(2000), 16, ema_decay=0.995, optimizer=predictor),
+        "dual_branch": replace(shared.stages["dual_branch"], steps=updates(300)),
+        "drm": StageConfig(updates(4000), 16, ema_decay=0.998, optimizer=ADAMW),
+    }
     return replace(
         shared, variant="base", model=MPerceiverConfig.base(), stages=stages,
-        data=replace(shared.data, crop=128, threads=2, prefetch=8),
-        checkpoint=CheckpointConfig(every=2000, keep=2),
-        evaluation=EvaluationConfig(per_task=24, batch_size=24),
-        log_every=200,
+        evaluation=EvaluationConfig(per_task=24, batch_size=24), log_every=50,
     )  # fmt: skip
 
 

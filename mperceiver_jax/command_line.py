@@ -6,6 +6,8 @@ import sys
 
 from absl import flags, logging
 
+DEFAULT_WEIGHTS = "base"
+"""The weights in this package that commands take where no checkpoint is named."""
 _NOT_LOADED = "Configuration is not available because of an earlier failure to load: "
 
 

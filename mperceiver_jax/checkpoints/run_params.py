@@ -1,7 +1,7 @@
-"""The whole model of a training run: what it started from, and on top what each stage trained."""
+"""The whole model of a training run: what it started from, and on top what each stage trained; or released weights."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mperceiver_jax.checkpoints import released
 from mperceiver_jax.checkpoints.initial_params import Which, lazy_init_params, read_experiment, trained_values
 from mperceiver_jax.checkpoints.lazy import LazyMapping
 from mperceiver_jax.checkpoints.model_parts import unused_by_model
@@ -27,7 +28,7 @@ Readers = dict[str, Callable[[], Any]]
 
 @dataclass(frozen=True)
 class RunParams:
-    """The parameters that a training run left, each read when it is asked for.
+    """The parameters that a training run left, or that were released, each read when it is asked for.
 
     Attributes:
         experiment: the run's configuration.
@@ -84,6 +85,7 @@ def run_params(
     """Opens the model of a training run: the last checkpoint of every stage over what the run started from.
 
     Args:
+        workdir: of the run, or a folder of released weights, which hold one set of parameters.
         which: `ema`, the moving averages, or `last`, the last parameters. None takes the averages of the stages
             that keep one.
         pretrained: the directory of pretrained weights that the run started from, where it has moved since.
@@ -98,6 +100,8 @@ def run_params(
             parameters.
     """
     experiment = read_experiment(workdir)
+    if released.is_released(workdir):
+        return _released_params(Path(workdir), experiment, which, pretrained)
     if pretrained is not None:
         experiment = replace(experiment, pretrained=str(pretrained))
     stages = trained_stages(workdir, experiment)
@@ -119,9 +123,36 @@ def run_params(
             values = trained_values(workdir, stage.name, stage.step, averaged=False) or {}
         chosen |= _readers(values)
         replaced |= values.keys()
-    unused = re.compile("|".join(unused_by_model(model)) if isinstance(model, MPerceiver) else "(?!)")
-    placeholders = frozenset(path for path in initial.keys() - replaced if unused.match(path))
+    placeholders = _unused(model, initial.keys() - replaced)
     return RunParams(experiment, model, LazyMapping(chosen), tuple(stages), which, averaged, placeholders)
+
+
+def _released_params(
+    folder: Path, experiment: Experiment, which: Which | None, pretrained: str | Path | None
+) -> RunParams:
+    """The model of a folder of released weights; exceptions as of `run_params`."""
+    if pretrained is not None:
+        raise ValueError(f"{folder}: released weights are complete; leave --pretrained out")
+    stages = tuple(TrainedStage(**stage, frozen_fingerprint=None) for stage in released.read_stages(folder))
+    averaged = any(stage.averaged for stage in stages)
+    if which is not None and which != ("ema" if averaged else "last"):
+        kind = "moving averages" if averaged else "last parameters"
+        raise ValueError(f"{folder}: these released weights hold the {kind} alone; leave --weights out")
+    # They are complete, and the directory that the training started from is not here.
+    experiment = replace(experiment, pretrained="")
+    model = experiment.build()
+    shapes = {path: variable.get_value().shape for path, variable in parameters.declared(model).items()}
+    unused = _unused(model, shapes)
+    found = released.readers(folder, shapes, unused)
+    initial, _ = lazy_init_params(experiment, model)
+    values = LazyMapping({**initial, **found})
+    return RunParams(experiment, model, values, stages, which, averaged, unused - found.keys())
+
+
+def _unused(model: MPerceiver | RegressionModel, paths: Iterable[str]) -> frozenset[str]:
+    """Those of the paths that the model does not use."""
+    unused = re.compile("|".join(unused_by_model(model)) if isinstance(model, MPerceiver) else "(?!)")
+    return frozenset(path for path in paths if unused.match(path))
 
 
 def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> tuple[Readers, Readers]:

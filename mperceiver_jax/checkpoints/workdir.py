@@ -74,8 +74,13 @@ def bind_workdir(
 def _bind(workdir: Path, config: Mapping[str, Any], may_change: Sequence[str], complete: Completion) -> None:
     check_workdir(workdir, config, may_change, complete)
     workdir.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"written_by": _MARK, "config": as_json(config)}, indent=2, sort_keys=True) + "\n"
-    write_atomically(workdir / "config.json", content.encode(), sync=True)
+    write_atomically(workdir / "config.json", config_file(config), sync=True)
+
+
+def config_file(config: Mapping[str, Any], **fields: Any) -> bytes:
+    """The content of a `config.json`: the configuration, and further fields next to it."""
+    content = {"written_by": _MARK, "config": as_json(config), **fields}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:

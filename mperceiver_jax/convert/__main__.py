@@ -5,12 +5,21 @@ import sys
 from collections.abc import Sequence
 
 from mperceiver_jax.command_line import one_line, silence_library_logs
-from mperceiver_jax.convert import export_command, import_command, inspect_command, words_command
+from mperceiver_jax.convert import (
+    export_command,
+    import_command,
+    inspect_command,
+    push_command,
+    release_command,
+    words_command,
+)
 from mperceiver_jax.convert.model_config import overrides_among
 
 COMMANDS = {
     "import": import_command,
     "export": export_command,
+    "release": release_command,
+    "push": push_command,
     "inspect": inspect_command,
     "words": words_command,
 }

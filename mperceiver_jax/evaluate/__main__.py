@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol, describe, load_protocol, protocol_names
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ examples:
   what protocols there are, what they measure and their traps
     python -m mperceiver_jax.evaluate protocols
     python -m mperceiver_jax.evaluate protocols promptir-3task
+  the bundled weights
+    python -m mperceiver_jax.evaluate --protocol=promptir-3task --data=DIR
   a trained model
     python -m mperceiver_jax.evaluate --checkpoint=runs/small --protocol=promptir-3task --data=DIR --output=figures
   another system's images, DIR/<set>/<name of the degraded image>.png, by the same preprocessing
@@ -42,7 +45,7 @@ exit status: 0 measured; 1 something could not be read, restored or measured; 2 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m mperceiver_jax.evaluate",
-        usage="%(prog)s (--checkpoint DIR | --outputs DIR) --protocol NAME --data DIR [--output DIR] [options]\n"
+        usage="%(prog)s [--checkpoint MODEL | --outputs DIR] --protocol NAME --data DIR [--output DIR] [options]\n"
         "       %(prog)s protocols [NAME ...]",
         description="Measure a trained model, or another system's images, under a published protocol.",
         epilog=EXAMPLES,
@@ -52,7 +55,12 @@ def parser() -> argparse.ArgumentParser:
     add("command", nargs="?", choices=["protocols"], help="print the protocols and stop")
     add("names", nargs="*", metavar="PROTOCOL", help="only these")
     what = result.add_mutually_exclusive_group()
-    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="workdir of a training run")
+    what.add_argument(
+        "--checkpoint",
+        metavar="MODEL",
+        help="as in the restore command: a run's workdir, released weights or hf://OWNER/NAME (default without "
+        "--outputs: the bundled weights 'base')",
+    )
     what.add_argument("--outputs", type=Path, metavar="DIR", help="images that any system restored")
     add("--protocol", metavar="NAME", help=f"{', '.join(protocol_names())}, or your own .toml file")
     add("--data", type=Path, metavar="DIR", help="folder of the test sets; `protocols` shows what is looked for in it")
@@ -108,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--no-refine", dest="refine", action="store_false", help="without the detail refinement")
     model.add_argument("--task", metavar="NAME", help="the degradation of all images, for models that take it as input")
     model.add_argument("--weights", choices=("ema", "last"), help="as in the restore command (default: ema if kept)")
-    model.add_argument("--predictor", type=Path, metavar="DIR", help="as in the restore command")
+    model.add_argument("--predictor", metavar="MODEL", help="as in the restore command")
     model.add_argument("--pretrained", type=Path, metavar="PATH", help="published weights, if they have moved")
     return result
 
@@ -151,7 +159,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     if options.protocol is None:
         raise ValueError(f"give --protocol, one of {', '.join(protocol_names())}")
     if options.checkpoint is None and options.outputs is None:
-        raise ValueError("give --checkpoint=DIR (a training run) or --outputs=DIR (images)")
+        options.checkpoint = DEFAULT_WEIGHTS
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, not {options.batch_size}")
     protocol = load_protocol(options.protocol)
@@ -184,7 +192,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     from mperceiver_jax.evaluate.protocols.results_log import EvaluationMismatch, ResultsLog
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()] if text else []
-    source = options.outputs or options.checkpoint
+    source = Path(options.outputs or options.checkpoint)
     title = options.title or source.resolve().name
     output = options.output or Path("evaluations") / f"{protocol.name}-{title.replace('/', '-')}"
     part = _part(options.part)
@@ -309,7 +317,7 @@ def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mes
     for note in restorer.notes:
         print(f"warning: {note}", file=sys.stderr)
     identity: dict[str, Any] = {
-        "checkpoint": str(options.checkpoint.resolve()),
+        "checkpoint": _where(options.checkpoint),
         "weights": fingerprint(restorer.params)[:16],
         "weight kind": restorer.weight_kind,
         "tiles": "none",
@@ -326,6 +334,12 @@ def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mes
     if restorer.predictor is not None:
         identity["predictor"] = fingerprint(restorer.predictor.params)[:16]
     return Subject(title, identity, BatchedRestorer(restorer, mesh, batch_size))
+
+
+def _where(checkpoint: str) -> str:
+    """The absolute path of a model, or its name where it is bundled or on a hub."""
+    folder = Path(checkpoint)
+    return str(folder.resolve()) if folder.is_dir() else checkpoint
 
 
 def _in_short(results: Mapping[str, Any], protocol: Protocol) -> str:

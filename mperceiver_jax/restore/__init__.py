@@ -1,7 +1,7 @@
 """Restoring images with a trained model, from the command line or from Python.
 
 from mperceiver_jax import restore
-restorer = restore.Restorer.from_checkpoint("runs/small")
+restorer = restore.Restorer.from_pretrained("base")
 restored = restorer(image)
 """
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
-from data_pipelines.tasks import TASK_SETS
+from data_pipelines.tasks import TASK_SETS, TASKS
+from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.image_files import LoadedImage, read_image, write_image
+from mperceiver_jax.restore.example import write_example
 from mperceiver_jax.restore.jobs import Job, plan
 
 if TYPE_CHECKING:
@@ -21,8 +23,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
+  one image, with the weights of this package
+    python -m mperceiver_jax.restore rainy.jpg --output=restored
+  no image at hand: a photograph of this package in the rain
+    python -m mperceiver_jax.restore --example=derain --output=restored --side-by-side
   one image, with the model that `make run` trained
     python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/small --output=restored
+  weights of a repository of the Hugging Face hub
+    python -m mperceiver_jax.restore rainy.jpg --checkpoint=hf://OWNER/NAME --output=restored
   a folder and its subfolders, with comparisons
     python -m mperceiver_jax.restore photos/ --recursive --checkpoint=DIR --output=restored --side-by-side
   a model that takes the degradation as input, and large images in tiles
@@ -50,8 +58,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, or a folder of images")
-    result.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="workdir of the training run")
+    result.add_argument("inputs", nargs="*", metavar="INPUT", help="an image, or a folder of images")
+    result.add_argument(
+        "--example",
+        choices=[task.name for task in TASKS],
+        nargs="?",
+        const="derain",
+        help="restore a photograph of this package that no model was trained on, degraded so (default: derain)",
+    )
+    result.add_argument(
+        "--checkpoint",
+        default=DEFAULT_WEIGHTS,
+        metavar="MODEL",
+        help="workdir of a training run, a folder of released weights, weights of this package by name, or "
+        "hf://OWNER/NAME on the Hugging Face hub (default: %(default)s, of this package)",
+    )
     result.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for the results, made if need be"
     )
@@ -102,9 +123,8 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--predictor",
-        type=Path,
-        metavar="DIR",
-        help="workdir of a run of MPerceiver whose predictor gives such a model the degradation, in place of its own "
+        metavar="MODEL",
+        help="a model as in --checkpoint, of MPerceiver, whose predictor gives such a model the degradation, in place of its own "
         "classifier",
     )
     result.add_argument(
@@ -135,6 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = parser().parse_args(arguments)
     try:
+        if options.example:
+            options.inputs.append(write_example(options.example, options.output))
+        if not options.inputs:
+            raise ValueError("name an image or a folder of images, or give --example")
         jobs = plan(
             options.inputs,
             options.output,

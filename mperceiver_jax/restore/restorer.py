@@ -17,7 +17,9 @@ from jaxtyping import Float
 from data_pipelines.images import as_float
 from data_pipelines.tasks import TASKS, Task
 from mperceiver_jax.checkpoints.initial_params import Which, read_experiment
+from mperceiver_jax.checkpoints.released import bundled_names, is_released, locate
 from mperceiver_jax.checkpoints.run_params import run_params
+from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import Sampler, sampler_of
 from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, quantise
@@ -112,6 +114,27 @@ class Restorer:
         self._condition = jax.jit(self.backend.condition)
 
     @classmethod
+    def from_pretrained(cls, name: str = DEFAULT_WEIGHTS, settings: RestoreSettings | None = None) -> "Restorer":
+        """Released weights, on the default device.
+
+        Args:
+            name: bundled weights such as "base", hf://OWNER/NAME for a repository of the Hugging Face hub, or a
+                folder; see `checkpoints.released.locate`.
+            settings: see `RestoreSettings`.
+
+        Raises:
+            ConfigError: a repository that cannot be had.
+            FileNotFoundError, ValueError: no weights of that name, or they cannot be read.
+        """
+        folder = locate(name)
+        if not is_released(folder):
+            raise FileNotFoundError(
+                f"{name}: no released weights; the package holds {', '.join(bundled_names()) or 'none'}, "
+                "and hf://OWNER/NAME names a repository of the Hugging Face hub"
+            )
+        return cls.from_checkpoint(folder, settings)
+
+    @classmethod
     def from_checkpoint(
         cls,
         workdir: str | Path,
@@ -121,12 +144,13 @@ class Restorer:
         predictor: "str | Path | Restorer | None" = None,
         weights: Which | None = None,
     ) -> "Restorer":
-        """The model that a training run left in its workdir, on the default device.
+        """The model that a training run left in its workdir, or released weights, on the default device.
 
         Takes every stage's last checkpoint. Warns where a stage is unfinished, or the refinement was
         never trained: then images are decoded without it.
 
         Args:
+            workdir: of the run; or a folder of released weights, or what else `checkpoints.released.locate` takes.
             settings: see `RestoreSettings`.
             pretrained: directory of the pretrained weights of the run (or of the predictor's), if it has moved.
             predictor: see the class; or the workdir of its run, which is read as a whole.
@@ -140,6 +164,7 @@ class Restorer:
             CheckpointError: a checkpoint that cannot be read or does not fit.
         """
         settings = settings or RestoreSettings()
+        workdir = locate(workdir)
         experiment = read_experiment(workdir)
         if isinstance(predictor, str | Path):
             # The network itself has no pretrained weights.

@@ -66,8 +66,8 @@ class DRMConfig:
 
     @classmethod
     def base(cls) -> "DRMConfig":
-        """For `VAEConfig.small()`, with a class for clean images: 5,408,592 parameters."""
-        return cls(channels=(16, 32), classes=10, width=64, initial_output="degraded")
+        """For `VAEConfig.small()`, with a class for clean images."""
+        return cls(channels=(16, 32), classes=10, width=40, initial_output="degraded")
 
     @classmethod
     def small(cls) -> "DRMConfig":

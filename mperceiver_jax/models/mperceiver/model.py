@@ -103,7 +103,7 @@ class MPerceiverConfig:
     @classmethod
     def base(cls) -> "MPerceiverConfig":
         """The model that is shipped: `small` with a refinement four times as large, 9.2 M parameters in all."""
-        return replace(cls.small(), drm=DRMConfig.base())
+        return replace(cls.small(), predictor=PredictorConfig.base(), drm=DRMConfig.base())
 
     @classmethod
     def small(cls) -> "MPerceiverConfig":
