@@ -8,6 +8,7 @@ Prior" (2009), with the guided filter of He, Sun and Tang, "Guided Image Filteri
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,40 +87,21 @@ def _scikit_image() -> list[Alternative]:
     restoration, exposure, filters = (
         importlib.import_module(f"skimage.{name}") for name in ("restoration", "exposure", "filters")
     )
-    wavelet = {
-        "estimated" if sigma is None else f"sigma {sigma}": lambda image, sigma=sigma: restoration.denoise_wavelet(
-            image, sigma=sigma, channel_axis=-1, convert2ycbcr=True, rescale_sigma=True
-        )
-        for sigma in (None, 0.06, 0.15)
-    }
-    variation = {
-        f"weight {weight}": lambda image, weight=weight: restoration.denoise_tv_chambolle(
-            image, weight=weight, channel_axis=-1
-        )
-        for weight in (0.02, 0.05, 0.1, 0.2)
-    }
-    adaptive = {
-        f"limit {limit}": lambda image, limit=limit: exposure.equalize_adapthist(image, clip_limit=limit)
-        for limit in (0.003, 0.01, 0.03)
-    }
-    sharpened = {
-        f"radius {radius}, amount {amount}": lambda image, radius=radius, amount=amount: filters.unsharp_mask(
-            image, radius, amount, channel_axis=-1
-        )
-        for radius in (1.5, 3.0)
-        for amount in (0.5, 1.0)
-    }
-    deconvolved = {
-        f"sigma {sigma}, {count} times": _richardson_lucy(restoration, sigma, count)
-        for sigma in (1.0, 2.0)
-        for count in (5, 15)
-    }
+    wavelet = partial(restoration.denoise_wavelet, channel_axis=-1, convert2ycbcr=True, rescale_sigma=True)
+    variation = partial(restoration.denoise_tv_chambolle, channel_axis=-1)
+    sharpened = partial(filters.unsharp_mask, channel_axis=-1)
     return [
-        Alternative("wavelet", wavelet),
-        Alternative("total variation", variation),
-        Alternative("CLAHE", adaptive),
-        Alternative("unsharp mask", sharpened),
-        Alternative("Richardson-Lucy", deconvolved),
+        Alternative("wavelet", {f"sigma {sigma}": partial(wavelet, sigma=sigma) for sigma in (None, 0.06, 0.15)}),
+        Alternative("total variation", {f"weight {w}": partial(variation, weight=w) for w in (0.02, 0.05, 0.1, 0.2)}),
+        Alternative("CLAHE", {f"limit {c}": partial(exposure.equalize_adapthist, clip_limit=c) for c in (0.003, 0.01)}),
+        Alternative(
+            "unsharp mask",
+            {f"radius {r}, amount {a}": partial(sharpened, radius=r, amount=a) for r in (1.5, 3.0) for a in (0.5, 1.0)},
+        ),
+        Alternative(
+            "Richardson-Lucy",
+            {f"sigma {s}, {n} times": _richardson_lucy(restoration, s, n) for s in (1.0, 2.0) for n in (5, 15)},
+        ),
     ]
 
 
@@ -127,7 +109,11 @@ def _richardson_lucy(restoration: Any, sigma: float, count: int) -> Filter:
     axis = np.arange(-8, 9)
     line = np.exp(-(axis**2) / (2 * sigma**2))
     kernel = np.outer(line, line) / line.sum() ** 2
-    one = lambda channel: restoration.richardson_lucy(np.pad(channel, 8, "reflect"), kernel, count, True, 1e-6)[8:-8, 8:-8]
+
+    def one(channel: np.ndarray) -> np.ndarray:
+        padded = np.pad(channel, 8, "reflect")
+        return restoration.richardson_lucy(padded, kernel, count, filter_epsilon=1e-6)[8:-8, 8:-8]
+
     return lambda image: np.stack([one(image[..., channel]) for channel in range(3)], -1)
 
 

@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipelines.config import PipelineConfig
 from data_pipelines.datasets.layouts import layout_named
 from data_pipelines.datasets.pack import prepare
 from data_pipelines.datasets.pairing import find
 from data_pipelines.datasets.splits import Rule, Split
 from data_pipelines.datasets.tree import Tree
-from data_pipelines.pipeline import PipelineConfig, train_batches
+from data_pipelines.pipeline import train_batches
 from data_pipelines.sources.folders import ImageFolder, bundled_photos
 from data_pipelines.sources.spec import Source, open_source
 

@@ -13,14 +13,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.alternatives import alternatives, every_setting
+from benchmarks.alternatives import Alternative, alternatives, every_setting
+from data_pipelines.config import PipelineConfig
 from data_pipelines.files import write_atomically
-from data_pipelines.pipeline import PipelineConfig, heldout_examples
+from data_pipelines.heldout import heldout_examples
 from data_pipelines.sources.folders import bundled_photos
 from data_pipelines.tasks import TASKS, with_new_tasks
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
@@ -64,13 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for size in options.sizes:
             tuning, test = cases(size, options.tuned_on, "train"), cases(size, options.per_task, "heldout")
             rows = [measure("degraded", test, lambda case: case.lq, perceptual)]
-            rows += [measure(name, test, lambda case, one=model: one(case.lq), perceptual, warm=True)
-                     for name, model in models.items()]  # fmt: skip
+            rows += [
+                measure(name, test, partial(_by_model, one), perceptual, warm=True) for name, one in models.items()
+            ]
             chosen = best_settings(tools, tuning)
-            for tool in tools:
-                at = {task: tool.settings[setting] for (name, task), setting in chosen.items() if name == tool.name}
-                run = lambda case, at=at: at[case.task](case.lq)
-                rows.append(measure(tool.name, test, run, perceptual))
+            rows += [measure(tool.name, test, partial(_by_tool, tool, chosen), perceptual) for tool in tools]
             results[str(size)] = {"rows": rows, "settings": {"/".join(key): value for key, value in chosen.items()}}
             print(shown(size, rows), flush=True)
     except (ValueError, OSError) as error:
@@ -79,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output is not None:
         write_atomically(options.output, (json.dumps(results, indent=2) + "\n").encode())
     return 0
+
+
+def _by_model(model: Restorer, case: Case) -> np.ndarray:
+    return model(case.lq)
+
+
+def _by_tool(tool: Alternative, chosen: Mapping[tuple[str, str], str], case: Case) -> np.ndarray:
+    return tool.settings[chosen[tool.name, case.task]](case.lq)
 
 
 def cases(size: int, per_task: int, split: str) -> list[Case]:
@@ -91,7 +99,7 @@ def cases(size: int, per_task: int, split: str) -> list[Case]:
     return [Case(names[one["task"]], one["lq"], one["gt"]) for one in heldout_examples(config, per_task, seed=3)]
 
 
-def best_settings(tools: Sequence[Any], tuning: Sequence[Case]) -> dict[tuple[str, str], str]:
+def best_settings(tools: Sequence[Alternative], tuning: Sequence[Case]) -> dict[tuple[str, str], str]:
     """(tool, degradation) -> the setting with the highest mean PSNR."""
     tasks = dict.fromkeys(case.task for case in tuning)
     found: dict[tuple[str, str], tuple[float, str]] = {}

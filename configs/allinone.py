@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from data_pipelines.pipeline import PipelineConfig
+from data_pipelines.config import PipelineConfig
 from mperceiver_jax.config.experiment import (
     CheckpointConfig,
     EvaluationConfig,

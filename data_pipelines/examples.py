@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import numpy as np
 
 from data_pipelines import transforms
+from data_pipelines.config import PipelineConfig
 from data_pipelines.degradations.protocols import protocol_named
 from data_pipelines.degradations.wide_range import WIDE
 from data_pipelines.images import as_float
 from data_pipelines.tasks import Task
-
-if TYPE_CHECKING:
-    from data_pipelines.pipeline import PipelineConfig
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]

@@ -9,7 +9,8 @@ import argparse
 import dataclasses
 import time
 
-from data_pipelines.pipeline import PipelineConfig, train_batches
+from data_pipelines.config import PipelineConfig
+from data_pipelines.pipeline import train_batches
 
 
 def throughput(config: PipelineConfig, batches: int = 20) -> float:

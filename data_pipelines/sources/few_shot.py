@@ -7,18 +7,16 @@ each, degraded once and for all, as pairs on disk would be.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from data_pipelines.config import PipelineConfig
 from data_pipelines.examples import degrade, random_cut
 from data_pipelines.images import as_float
 from data_pipelines.sources.folders import PixelCache
 from data_pipelines.sources.spec import Source
 from data_pipelines.tasks import Task
-
-if TYPE_CHECKING:
-    from data_pipelines.pipeline import PipelineConfig
 
 CUTS = 8
 """Pairs made from one photograph where it is cut; whole photographs make one pair each."""

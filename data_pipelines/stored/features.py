@@ -20,8 +20,9 @@ import ml_dtypes
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from data_pipelines.config import PipelineConfig
 from data_pipelines.mixture import TaskMixture
-from data_pipelines.pipeline import PipelineConfig, TrainBatches
+from data_pipelines.pipeline import TrainBatches
 from data_pipelines.stored.manifest import read_manifest
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from data_pipelines.pipeline import PipelineConfig
+from data_pipelines.config import PipelineConfig
 from data_pipelines.tasks import TASK_SETS, TASKS, Task, with_new_tasks
 from mperceiver_jax.config.schema import from_mapping as from_mapping
 from mperceiver_jax.config.schema import to_mapping as to_mapping

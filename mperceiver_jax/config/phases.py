@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_pipelines.pipeline import PipelineConfig
+from data_pipelines.config import PipelineConfig
 from mperceiver_jax.config.experiment import Experiment, StageConfig
 from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 from mperceiver_jax.random_streams import Streams

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.files import atomic_outputs
-from mperceiver_jax.checkpoints.bind import as_json
 from mperceiver_jax.checkpoints.initial_params import TASK_MAPS, Which
 from mperceiver_jax.checkpoints.released import CARD, WEIGHTS
 from mperceiver_jax.checkpoints.run_params import RunParams, run_params
@@ -95,7 +94,7 @@ def _card(found: RunParams, dtype: str) -> str:
     """A model card with what the run itself knows."""
     count = sum(v.get_value().size for v in parameters.declared(found.model).values())
     lines = [
-        "---", "library_name: mperceiver_jax", "pipeline_tag: image-to-image", "tags: [image-restoration, jax]", "---", "",
+        "---", "library_name: mperceiver_jax", "pipeline_tag: image-to-image", "---", "",
         f"# {found.experiment.title}, variant {found.experiment.variant or 'unnamed'}", "",
         f"{count:,} parameters, {found.weight_kind}, stored in {dtype}.", "", "```",
         "python -m mperceiver_jax.restore photo.jpg --checkpoint=THIS_FOLDER --output=restored", "```", "",

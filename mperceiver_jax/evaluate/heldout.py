@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.pipeline import PipelineConfig, heldout_examples
+from data_pipelines.config import PipelineConfig
+from data_pipelines.heldout import heldout_examples
 from data_pipelines.tasks import Task
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.config.experiment import Experiment

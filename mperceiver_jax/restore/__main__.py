@@ -124,8 +124,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--predictor",
         metavar="MODEL",
-        help="a model as in --checkpoint, of MPerceiver, whose predictor gives such a model the degradation, in place of its own "
-        "classifier",
+        help="an MPerceiver as in --checkpoint, whose predictor gives such a model the degradation, in place of its "
+        "own classifier",
     )
     result.add_argument(
         "--tile",

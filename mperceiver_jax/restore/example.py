@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.images import as_float, read_image
-from data_pipelines.preview import BUNDLED
+from data_pipelines.sources.folders import bundled_photos
 from data_pipelines.tasks import TASKS
 from mperceiver_jax.image_files import LoadedImage, write_image
 
-PHOTOGRAPH = BUNDLED / "chichen_itza_0.jpg"
+PHOTOGRAPH = bundled_photos("heldout") / "chichen_itza_0.jpg"
 SIDE = 512
 """At most so many pixels are cut from the middle, as height and as width."""
 

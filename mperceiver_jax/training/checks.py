@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipelines.pipeline import PipelineConfig, train_batches
+from data_pipelines.config import PipelineConfig
+from data_pipelines.pipeline import train_batches
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.config.phases import base, data_config, phase_number, stages_of

@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -29,8 +30,8 @@ def released(run, tmp_path_factory):
 class Hub(BaseHTTPRequestHandler):
     """Takes every file of a commit as a regular one, and keeps them."""
 
-    repositories: dict[str, dict] = {}
-    commits: list[dict[str, bytes]] = []
+    repositories: ClassVar[dict[str, dict]] = {}
+    commits: ClassVar[list[dict[str, bytes]]] = []
     refuse = False
 
     def log_message(self, *arguments):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.pipeline import PipelineConfig, heldout_examples, train_batches
+from data_pipelines.config import PipelineConfig
+from data_pipelines.heldout import heldout_examples
+from data_pipelines.pipeline import train_batches
 from data_pipelines.tasks import TASKS, Task
 from data_pipelines.throughput import main as throughput_main
 from data_pipelines.transforms import native_views

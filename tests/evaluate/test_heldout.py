@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.pipeline import heldout_examples
+from data_pipelines.heldout import heldout_examples
 from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted, Preemption

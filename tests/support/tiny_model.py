@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipelines.pipeline import PipelineConfig
+from data_pipelines.config import PipelineConfig
 from mperceiver_jax.config.experiment import (
     CheckpointConfig,
     EvaluationConfig,

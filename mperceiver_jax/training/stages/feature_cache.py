@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.pipeline import PipelineConfig, TrainBatches, train_batches
+from data_pipelines.config import PipelineConfig
+from data_pipelines.pipeline import TrainBatches, train_batches
 from data_pipelines.stored.features import data_fingerprint_fields, part_path, write_part
 from data_pipelines.stored.manifest import read_manifest
 from mperceiver_jax.checkpoints.bind import bind

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.pipeline import PipelineConfig, heldout_examples, train_batches
+from data_pipelines.config import PipelineConfig
+from data_pipelines.heldout import heldout_examples
+from data_pipelines.pipeline import train_batches
 from data_pipelines.sources.few_shot import CUTS, few_pairs
 from data_pipelines.sources.folders import ImageFolder, PairedFolders
 from data_pipelines.tasks import TASKS, with_new_tasks

@@ -9,9 +9,10 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
+from data_pipelines.config import PipelineConfig
 from data_pipelines.datasets.mixture_plan import main as plan_main
 from data_pipelines.datasets.mixture_plan import parts_of, plan
-from data_pipelines.pipeline import PipelineConfig, train_batches
+from data_pipelines.pipeline import train_batches
 from data_pipelines.prepare import main as prepare
 from data_pipelines.sources.folders import ImageFolder
 from data_pipelines.sources.shards import PreparedImages

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.pipeline import PipelineConfig
+from data_pipelines.config import PipelineConfig
 from data_pipelines.stored.features import FeatureStore, data_fingerprint_fields, feature_batches, part_path, write_part
 from data_pipelines.stored.manifest import write_manifest
 
