@@ -20,10 +20,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mperceiver_jax.diffusion.samplers import Denoiser
 from mperceiver_jax.diffusion.schedule import Schedule
+from mperceiver_jax.models.arrays import Array
 
 # Below so many steps the last one is of first order (the authors' choice).
 FEW = 15

@@ -1,25 +1,26 @@
 """From a degraded image to a restored one: condition once, sample a latent, decode."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mperceiver_jax.diffusion.dpm_solver import DPMSolver
 from mperceiver_jax.diffusion.samplers import DDIM
 from mperceiver_jax.diffusion.schedule import Schedule
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.mperceiver.model import Condition, MPerceiver
 
 Sampler = DDIM | DPMSolver
 SamplerName = Literal["ddim", "reference", "dpmpp_2m"]
 
 
-def to_model_range(image: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def to_model_range(image: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """Images in [0, 1] -> [-1, 1], the range of MPerceiver, in the compute dtype."""
     return (image * 2 - 1).astype(dtype)
 
 
+@runtime_checkable
 class SamplerChoice(Protocol):
     """What a configuration says of a sampler: its name, number of steps, eta (of `ddim` and `reference`)."""
 

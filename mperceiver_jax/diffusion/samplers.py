@@ -16,9 +16,10 @@ from typing import Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from mperceiver_jax.diffusion.schedule import Schedule
+from mperceiver_jax.models.arrays import Array
 
 Denoiser = Callable[[Float[Array, "b *rest"], Int[Array, "b"]], Float[Array, "b *rest"]]
 

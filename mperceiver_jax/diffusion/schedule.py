@@ -9,7 +9,9 @@ from functools import cached_property
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from mperceiver_jax.models.arrays import Array
 
 
 @dataclass(frozen=True)

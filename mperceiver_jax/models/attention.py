@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from mperceiver_jax.models import splash
+from mperceiver_jax.models.arrays import Array
 
 Kernel = Literal["cudnn", "splash", "xla"]
 
@@ -62,7 +63,9 @@ def attention(
     return out.reshape(q.shape)
 
 
-def kernel_for(platform: str, dtype: jnp.dtype, queries: int, keys: int, head_width: int, masked: bool) -> Kernel:
+def kernel_for(
+    platform: str, dtype: jax.typing.DTypeLike, queries: int, keys: int, head_width: int, masked: bool
+) -> Kernel:
     """The kernel for a device and shapes.
 
     Args:

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.parameters import ONES, ZEROS, fan_in_uniform, normal, parameter
 
@@ -208,7 +209,7 @@ class TimeEmbedding(nnx.Module):
         self.linear_2 = Linear(features, features)
         self.width = width
 
-    def __call__(self, t: Int[Array, "b"] | Float[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b f"]:
+    def __call__(self, t: Int[Array, "b"] | Float[Array, "b"], dtype: jax.typing.DTypeLike) -> Float[Array, "b f"]:
         return self.linear_2(jax.nn.silu(self.linear_1(timestep_embedding(t, self.width).astype(dtype))))
 
 

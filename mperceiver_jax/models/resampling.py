@@ -5,7 +5,9 @@ Arrays are NHWC; channel orders and pixel centres are PyTorch's.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from mperceiver_jax.models.arrays import Array
 
 
 def pixel_shuffle(x: Float[Array, "b h w c4"]) -> Float[Array, "b hh ww c"]:

@@ -10,7 +10,9 @@ import functools
 import jax
 import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from mperceiver_jax.models.arrays import Array
 
 LANES = 128
 BLOCKS = (512, 256, LANES)

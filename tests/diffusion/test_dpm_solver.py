@@ -105,6 +105,7 @@ def test_few_steps_of_second_order_are_worth_many_of_ddim():
     assert few < error(DDIM(SCHEDULE, 50)) / 2
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_chosen_by_name():
     assert sampler_of(SamplerConfig("dpmpp_2m", 12)) == DPMSolver(SCHEDULE, 12)
     assert sampler_of(SamplerConfig("reference", 12)) == DDIM(SCHEDULE, 12, mode="reference")

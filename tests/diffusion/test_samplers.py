@@ -125,6 +125,7 @@ def test_the_denoiser_is_traced_once_and_sees_timesteps_descending():
     assert seen == [[751, 751], [501, 501], [251, 251], [1, 1]]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     "fields",
     [{"steps": 0}, {"steps": 1000}, {"eta": 1.5}, {"mode": "plms"}, {"final_alpha": "zero"}, {"start": 51}],

@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
 from mperceiver_jax.models.mperceiver.stems import ConvStem, DetailStem
@@ -181,7 +183,7 @@ class TextTower(nnx.Module):
             self.logit_scale = parameter((), Init("constant", math.log(1 / 0.07)))
         self.config = config
 
-    def encode(self, token_ids: Int[Array, "b n"], dtype: jnp.dtype = jnp.float32) -> Float[Array, "b n w"]:
+    def encode(self, token_ids: Int[Array, "b n"], dtype: jax.typing.DTypeLike = jnp.float32) -> Float[Array, "b n w"]:
         """Contextual vectors of plain token ids."""
         return self(self.token_embedding(token_ids).astype(dtype))
 

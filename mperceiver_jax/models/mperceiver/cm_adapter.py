@@ -12,8 +12,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.layers import CrossAttention, LayerNorm, Linear
 from mperceiver_jax.models.mperceiver.clip import TextTower

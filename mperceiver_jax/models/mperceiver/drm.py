@@ -20,8 +20,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Linear
 from mperceiver_jax.models.parameters import ONES, variance_preserving_init
 

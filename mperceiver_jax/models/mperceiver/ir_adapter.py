@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import attention
 from mperceiver_jax.models.layers import (
     Conv,
@@ -27,7 +28,7 @@ from mperceiver_jax.models.layers import (
 )
 from mperceiver_jax.models.parameters import normal, parameter
 
-Prompts = Sequence[tuple[Float[Array, "classes tokens c"], Float[Array, "classes tokens c"]]]
+Prompts = Sequence[tuple[Float[Array, "classes tokens _"], Float[Array, "classes tokens _"]]]
 """Keys and values of the visual prompts, one pair per scale, finest first."""
 
 
@@ -234,7 +235,7 @@ class IRAdapter(nnx.Module):
                 x = run(layer, *inputs, remat=self.config.remat)
         return (*maps, x)
 
-    def prompts(self, dtype: jnp.dtype = jnp.float32) -> Prompts:
+    def prompts(self, dtype: jax.typing.DTypeLike = jnp.float32) -> Prompts:
         """Keys and values of the visual prompts, which depend neither on the image nor on the timestep."""
         tokens = self.visual_prompt[...].astype(dtype)[:, :, 0]
         normed = [norm(tokens[scale]) for scale, norm in enumerate(self.norm2)]

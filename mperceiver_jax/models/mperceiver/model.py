@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower
 from mperceiver_jax.models.mperceiver.cm_adapter import CMConfig, CMInversion, TokenOrder, text_context
 from mperceiver_jax.models.mperceiver.drm import DetailRefinement, DRMConfig
@@ -102,7 +103,7 @@ class MPerceiverConfig:
 
     @classmethod
     def base(cls) -> "MPerceiverConfig":
-        """The model that is shipped: `small` with a refinement four times as large, 9.2 M parameters in all."""
+        """The model that is shipped: `small` with a larger predictor and refinement, 6.7 M parameters in all."""
         return replace(cls.small(), predictor=PredictorConfig.base(), drm=DRMConfig.base())
 
     @classmethod
@@ -204,7 +205,7 @@ class MPerceiver(nnx.Module):
 
     def context(
         self, embedding: Float[Array, "b embed"], logits: Float[Array, "b classes"]
-    ) -> Float[Array, "b 77 width"]:
+    ) -> Float[Array, "b n width"]:
         """Text context of the class prompts, mixed by the probabilities of the degradations."""
         cm = self.cm_inv(embedding)
         return text_context(self.text_encoder, self.tp[...], cm, logits, self.config.token_order)

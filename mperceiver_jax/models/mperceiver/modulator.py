@@ -4,8 +4,9 @@ from typing import Literal, get_args
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, GroupNorm
 
 Form = Literal["release", "residual"]

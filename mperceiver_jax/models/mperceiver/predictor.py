@@ -8,8 +8,9 @@ from typing import Literal
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Linear
 from mperceiver_jax.models.mperceiver.clip import VisionConfig, VisionTower
 

@@ -5,8 +5,9 @@ Attribute names are diffusers' and, inside this block, also the original ones.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues
 from mperceiver_jax.models.layers import CrossAttention, GroupNorm, LayerNorm, Linear, gelu
 

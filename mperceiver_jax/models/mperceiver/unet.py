@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimeEmbedding, Upsample, run
 from mperceiver_jax.models.mperceiver.modulator import Form, Modulator, Start

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import attention
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample
 from mperceiver_jax.models.parameters import Init, variance_preserving_init

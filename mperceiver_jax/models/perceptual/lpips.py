@@ -15,7 +15,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from mperceiver_jax.models.arrays import Array
 
 Net = Literal["alex", "vgg"]
 

@@ -7,8 +7,9 @@ Source: the paper and its release.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv
 from mperceiver_jax.models.restorers.restormer import LayerNorm
 

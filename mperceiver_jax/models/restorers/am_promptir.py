@@ -11,8 +11,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Linear
 from mperceiver_jax.models.parameters import ONES, ZEROS, parameter
 from mperceiver_jax.models.restorers.am_blocks import AMBlock, FeatureFusion, FrequencyRefinement, in_turn

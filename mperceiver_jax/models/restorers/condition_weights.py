@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from mperceiver_jax.models.arrays import Array
 
 CLASS_OF_TASK = {"deblur_defocus": "deblur_motion", "denoise_real": "denoise"}
 """Degradation -> the one that stands for it where a network tells fewer apart, as PIP does. Our own choice."""

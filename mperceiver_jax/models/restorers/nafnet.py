@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, LayerNorm, run
 from mperceiver_jax.models.parameters import ZEROS, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle

@@ -15,8 +15,9 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv
 from mperceiver_jax.models.parameters import normal, parameter
 from mperceiver_jax.models.resampling import resize_bilinear

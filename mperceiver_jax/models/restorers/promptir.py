@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Linear
 from mperceiver_jax.models.parameters import Init, parameter
 from mperceiver_jax.models.resampling import resize_bilinear

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.restorers.am_promptir import AMPromptIR, AMPromptIRConfig
 from mperceiver_jax.models.restorers.condition_weights import weights_of_labels, weights_of_logits
 from mperceiver_jax.models.restorers.mioir import prompting

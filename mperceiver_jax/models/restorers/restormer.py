@@ -13,9 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mperceiver_jax.models import layers
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, gelu, run
 from mperceiver_jax.models.parameters import ONES, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle, pixel_unshuffle

@@ -10,8 +10,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.mperceiver.clip import TextConfig, TextTower
 
 CAPTIONS: dict[str, tuple[str, tuple[int, ...]]] = {

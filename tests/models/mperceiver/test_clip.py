@@ -132,6 +132,7 @@ def test_empty_caption():
     assert (found.shape, found.dtype) == ((1, 12, 24), jnp.bfloat16)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_wrong_sizes_are_named():
     with pytest.raises(ValueError, match="16x12, 12x12 expected"):
         VisionTower(VISION)(np.zeros((1, 16, 12, 3), np.float32))

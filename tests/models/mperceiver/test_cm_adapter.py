@@ -98,6 +98,7 @@ def test_only_what_depends_on_the_image_is_run_per_image(order, once, rest, monk
     assert (out.shape, out.dtype) == ((2, 77, 64), jnp.bfloat16)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_order_and_length_are_checked():
     tower, tp, cm, logits = _inputs()
     with pytest.raises(ValueError, match="'t_cm', 'cm_t'"):

@@ -232,6 +232,7 @@ def test_parts_that_do_not_fit_are_named(part, change, fields):
     assert all(field in str(caught.value) for field in fields), caught.value
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_sizes_of_images_and_latents():
     full, tiny = MPerceiverConfig.sd21(), tiny_config()
     assert (full.downscale, full.multiple) == (8, 64) and (tiny.downscale, tiny.multiple) == (2, 4)

@@ -75,6 +75,7 @@ def test_the_forms_differ_by_what_they_scale(maps):
     np.testing.assert_allclose(residual(h, features), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("switch", [{"form": "other"}, {"init": "ones"}])
 def test_unknown_switches_are_refused(switch):
     with pytest.raises(ValueError, match=next(iter(switch.values()))):

@@ -60,6 +60,7 @@ def test_weights_sum_to_one(params):
     assert params["alpha"].shape == params["beta"].shape == (1475,)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_unfit_images_and_missing_packages_are_named(monkeypatch):
     x = jnp.zeros((1, 15, 64, 3))
     with pytest.raises(ValueError, match="16 pixels"):

@@ -61,6 +61,7 @@ def toy_alex():
     return {"alex.0.weight": np.zeros((11, 11, 3, 64), np.float32)}
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_unfit_images_and_parameters_are_refused():
     x = jnp.zeros((1, 30, 64, 3))
     with pytest.raises(ValueError, match="31 pixels"):

@@ -83,6 +83,7 @@ def test_any_size():
     assert jax.eval_shape(net, X[:, :9, :13], TEXT).shape == (2, 9, 13, 3)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("text_path", "text", "message"),
     [
@@ -97,6 +98,7 @@ def test_words_that_do_not_fit(text_path, text, message):
         AMPromptIR(replace(TINY, text_path=text_path))(X, text)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="text_path: 'words' given"):
         replace(TINY, text_path="words")

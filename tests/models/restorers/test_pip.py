@@ -194,6 +194,7 @@ def test_the_small_configuration_is_small():
     assert parameters.count(PIP(PIPConfig.small())) < 1_500_000
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"2 widths for the 3 skip connections of NarrowRestormer"):
         PIP(replace(TINY, widths=(8, 8), sides=(4, 4)))

@@ -5,8 +5,9 @@ The points of PromptIR are our own, the same as Restormer's: the release has pro
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.restorers.mioir import prompting
 from mperceiver_jax.models.restorers.mioir.prompting import GUIDE_CHANNELS, Prompted, PromptExtractor, Prompts
 from mperceiver_jax.models.restorers.promptir import PromptIR, PromptIRConfig

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Linear
 from mperceiver_jax.models.parameters import Init, start_weights
 from mperceiver_jax.models.resampling import pad_to_least, pad_to_multiple

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv
 from mperceiver_jax.models.parameters import normal, start_weights
 from mperceiver_jax.models.restorers.mioir import prompting

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
 from mperceiver_jax.models.parameters import fan_in_uniform, normal, parameter, start_weights
 from mperceiver_jax.models.restorers.mioir import prompting, windows

@@ -10,7 +10,9 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int, Num
+
+from mperceiver_jax.models.arrays import Array
 
 
 @lru_cache
@@ -22,7 +24,7 @@ def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
 
 
 @lru_cache
-def shift_mask(height: int, width: int, window: int, shift: int) -> Float[np.ndarray, "windows n n"]:
+def shift_mask(height: int, width: int, window: int, shift: int) -> Num[np.ndarray, "windows n n"]:
     """0 where two pixels of a shifted window are neighbours in the image, -100 where they are not."""
 
     def bands(size: int) -> np.ndarray:
@@ -35,7 +37,7 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Float[np.nda
     return np.where(region[:, :, None] == region[:, None, :], 0.0, -100.0).astype(np.float32)
 
 
-def partition(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b windows n c"]:
+def partition(x: Num[Array, "b h w c"], window: int) -> Num[Array, "b windows n c"]:
     """The windows of an image, row by row. Its sides must be multiples of `window`."""
     b, h, w, c = x.shape
     if h % window or w % window:
@@ -44,7 +46,7 @@ def partition(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b window
     return x.reshape(b, -1, window * window, c)
 
 
-def merge(windows: Float[Array, "b windows n c"], height: int, width: int) -> Float[Array, "b h w c"]:
+def merge(windows: Num[Array, "b windows n c"], height: int, width: int) -> Num[Array, "b h w c"]:
     """The image whose windows these are."""
     b, _, n, c = windows.shape
     side = round(n**0.5)
@@ -53,12 +55,12 @@ def merge(windows: Float[Array, "b windows n c"], height: int, width: int) -> Fl
 
 
 def window_attention(
-    q: Float[Array, "b windows n c"],
-    k: Float[Array, "b windows n c"],
-    v: Float[Array, "b windows n c"],
-    table: Float[Array, "entries heads"],
-    mask: Float[np.ndarray, "windows n n"] | None,
-) -> Float[Array, "b windows n c"]:
+    q: Num[Array, "b windows n c"],
+    k: Num[Array, "b windows n c"],
+    v: Num[Array, "b windows n c"],
+    table: Num[Array, "entries heads"],
+    mask: Num[np.ndarray, "windows n n"] | None,
+) -> Num[Array, "b windows n c"]:
     """softmax(q k^T / sqrt(head width) + relative positions + mask) v per window, softmax in float32.
 
     Heads are contiguous runs of channels.
@@ -75,12 +77,12 @@ def window_attention(
     return jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v).reshape(b, count, n, c)
 
 
-def roll(x: Float[Array, "b h w c"], by: int) -> Float[Array, "b h w c"]:
+def roll(x: Num[Array, "b h w c"], by: int) -> Num[Array, "b h w c"]:
     """The image moved down and right by `by` pixels, around its borders."""
     return jnp.roll(x, (by, by), (1, 2)) if by else x
 
 
-def drop_path(branch: Float[Array, "b *rest"], rate: float, key: Array | None) -> Float[Array, "b *rest"]:
+def drop_path(branch: Num[Array, "b *rest"], rate: float, key: Array | None) -> Num[Array, "b *rest"]:
     """Stochastic depth: the branch of each example is dropped with probability `rate`, else scaled up.
 
     Without a key the branch stays as it is (evaluation).

@@ -254,6 +254,7 @@ def test_starting_values_are_the_releases():
     assert of(Uformer(UformerConfig()), "decoderlayer_0.blocks.0.modulator.weight").std() == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_task_maps_from_a_file(tmp_path):
     maps = np.random.default_rng(0).random((7, 5, 4))
     np.save(tmp_path / "type7.npy", maps)
@@ -271,6 +272,7 @@ def test_task_maps_from_a_file(tmp_path):
         prompting.task_maps(str(tmp_path / "text.npy"))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_wrong_configurations_are_named():
     with pytest.raises(ValueError, match="'both' given"):
         SRResNet(SRResNetConfig(prompts="both"))
