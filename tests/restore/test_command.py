@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mperceiver_jax.evaluate.metrics.full_reference import psnr
 from mperceiver_jax.image_files import encode_png, read_image
 from mperceiver_jax.restore import Restorer
 from mperceiver_jax.restore.__main__ import main
+from mperceiver_jax.restore.example import PHOTOGRAPH, SIDE
 from mperceiver_jax.restore.jobs import plan
 from tests.support.finished_run import finished_run
 
@@ -193,3 +195,25 @@ def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["a.png"])
     assert exit.value.code == 2
+
+
+def test_the_bundled_weights_restore_the_example(tmp_path, capsys):
+    """No checkpoint and no image are named, as in `make restore`."""
+    assert main(["--example", "--side-by-side", f"--output={tmp_path}"]) == 0
+    assert capsys.readouterr().out.startswith("base: moving averages")
+    assert files(tmp_path) == [
+        "degraded/example_derain.png",
+        "example_derain.png",
+        "example_derain_side_by_side.png",
+    ]
+    truth = np.asarray(Image.open(PHOTOGRAPH)) / np.float32(255)
+    top, left = (max(0, side - SIDE) // 2 for side in truth.shape[:2])
+    truth = truth[top : top + SIDE, left : left + SIDE]
+    degraded, restored = (read_image(tmp_path / name).pixels for name in files(tmp_path)[:2])
+    assert psnr(restored, truth) > psnr(degraded, truth) + 0.3
+
+
+def test_an_image_or_the_example_is_needed(tmp_path, capsys):
+    assert main([f"--output={tmp_path / 'out'}"]) == 2
+    assert "name an image or a folder of images, or give --example" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

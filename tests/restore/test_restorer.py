@@ -150,6 +150,7 @@ def test_what_is_no_image_is_refused(restorer, image, message):
         restorer(image)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_settings_out_of_range_are_refused(run):
     for settings, message in [
         ({"seed": -1}, "seed"),
