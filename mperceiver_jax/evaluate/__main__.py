@@ -5,13 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol, describe, load_protocol, protocol_names
-
-if TYPE_CHECKING:
-    from mperceiver_jax.evaluate.protocols.runner import Subject
 
 EXAMPLES = """\
 examples:
@@ -184,6 +181,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
     """Everything after the first checks; returns what to tell the user."""
     # Not before the flags are known to be in order: JAX takes seconds to start.
     from mperceiver_jax.distributed.sharding import make_mesh
+    from mperceiver_jax.evaluate import subjects
     from mperceiver_jax.evaluate.metrics import fid_kid
     from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS, Scorer
     from mperceiver_jax.evaluate.protocols import find_pairs, html_page, runner, tables
@@ -216,7 +214,7 @@ def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[
         extractor = fid_kid.feature_extractor(options.features) if of_sets else None
         # Images of a batch are measured by as many threads.
         batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
-        subject = _subject(options, title, images, mesh, batch_size)
+        subject = subjects.subject(options, title, images, mesh, batch_size)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if options.restart:
@@ -280,66 +278,6 @@ def _part(text: str | None) -> tuple[int, int] | None:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise SetupError(ValueError(f"--part={text}: give I/N with I from 0 to N - 1"))
     return int(index), int(count)
-
-
-def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":
-    from mperceiver_jax.evaluate.protocols.runner import Subject
-
-    if options.outputs is not None:
-        return Subject(title, {"outputs": str(options.outputs.resolve())})
-    if bare := [image.key for image in images if image.lq is None and image.noise is None]:
-        raise ValueError(f"there is no degraded image to restore for {bare[0]} ({len(bare)} in all); see --set")
-    import warnings
-
-    from absl import logging
-
-    from mperceiver_jax.checkpoints.fingerprint import fingerprint
-    from mperceiver_jax.restore import Restorer, RestoreSettings
-    from mperceiver_jax.restore.batched import BatchedRestorer
-
-    logging.set_verbosity(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        restorer = Restorer.from_checkpoint(
-            options.checkpoint,
-            RestoreSettings(
-                sampler=options.sampler,
-                steps=options.steps,
-                seed=options.seed,
-                refine=options.refine,
-                task=options.task,
-                tile=0,
-            ),
-            pretrained=options.pretrained,
-            predictor=options.predictor,
-            weights=options.weights,
-        )
-    for note in restorer.notes:
-        print(f"warning: {note}", file=sys.stderr)
-    identity: dict[str, Any] = {
-        "checkpoint": _where(options.checkpoint),
-        "weights": fingerprint(restorer.params)[:16],
-        "weight kind": restorer.weight_kind,
-        "tiles": "none",
-    }
-    if restorer.sampler is not None:
-        identity |= {
-            "sampler": restorer.sampler.name,
-            "steps": restorer.sampler.steps,
-            "seed": restorer.settings.seed,
-            "refined": restorer.settings.refine,
-        }
-    if options.task:
-        identity["task"] = options.task
-    if restorer.predictor is not None:
-        identity["predictor"] = fingerprint(restorer.predictor.params)[:16]
-    return Subject(title, identity, BatchedRestorer(restorer, mesh, batch_size))
-
-
-def _where(checkpoint: str) -> str:
-    """The absolute path of a model, or its name where it is bundled or on a hub."""
-    folder = Path(checkpoint)
-    return str(folder.resolve()) if folder.is_dir() else checkpoint
 
 
 def _in_short(results: Mapping[str, Any], protocol: Protocol) -> str:
