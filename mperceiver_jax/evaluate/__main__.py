@@ -134,16 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data is None and {one.name for one in protocol.sets} - set(folders):
             raise ValueError(f"give --data=DIR, where the sets of {protocol.name} lie (or --set for each)")
     except (OSError, ValueError) as error:
-        return _told(error, 2)
+        return _fail(error, 2)
     try:
         print(_evaluate(options, protocol, folders))
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     except SetupError as error:
-        return _told(error.args[0], 2)
+        return _fail(error.args[0], 2)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        return _told(error, 1)
+        return _fail(error, 1)
     return 0
 
 
@@ -151,7 +151,7 @@ class SetupError(Exception):
     """Something is wrong with what was asked for; nothing was measured."""
 
 
-def _told(error: Exception, status: int) -> int:
+def _fail(error: Exception, status: int) -> int:
     print(f"evaluate: {error}", file=sys.stderr)
     return status
 
