@@ -119,7 +119,7 @@ class RegressionConfig:
 
     @property
     def warning(self) -> str:
-        """What whoever trains this, or reads of it, should know; empty where there is nothing."""
+        """What a user of the model should know; empty where there is nothing."""
         sizes = self.network
         if self.words or not isinstance(sizes, AMPromptIRConfig) or sizes.text_path == "release":
             return ""
@@ -130,8 +130,13 @@ class RegressionConfig:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The model's name, for display."""
         return _family(self.family).title
+
+    @property
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """The fields that checkpoints record."""
+        return {"family": self.family}
 
     @classmethod
     def field_types(cls, mapping: Mapping[str, Any]) -> dict[str, type]:
