@@ -6,9 +6,9 @@
         quarter of an hour on two CPU cores and in 4 GB of memory. The default on every device.
 
     python -m mperceiver_jax.main --config=configs/allinone.py:base
-    python -m mperceiver_jax.main --config=configs/allinone.py:base,0.25
-        The same with a larger refinement, trained for long: about an hour on one GPU, or several resumed runs on a
-        CPU. The number scales the updates of every stage.
+    python -m mperceiver_jax.main --config=configs/allinone.py:base,10
+        The same with a larger predictor and refinement: about two hours on two CPU cores, in one run or several
+        that are resumed. The number scales the updates of every stage; 10 is for a GPU.
 
     python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.pretrained=DIR
         The paper's scale: predictor, dual branch and detail refinement on top of the published Stable Diffusion 2.1
@@ -90,7 +90,7 @@ def base(scale: float = 1.0) -> Experiment:
     stages = {
         "vae": replace(shared.stages["vae"], steps=updates(400)),
         "prior": replace(shared.stages["prior"], steps=updates(150)),
-        "predictor": StageConfig(updates(2000), 16, ema_decay=0.995, optimizer=predictor),
+        "predictor": StageConfig(updates(4000), 32, ema_decay=0.995, optimizer=predictor),
         "dual_branch": replace(shared.stages["dual_branch"], steps=updates(300)),
         "drm": StageConfig(updates(4000), 16, ema_decay=0.998, optimizer=ADAMW),
     }

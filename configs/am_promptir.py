@@ -16,66 +16,45 @@
                     epoch late, augmentation that never leaves a crop as it is
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from mperceiver_jax.config.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.config.experiment import Experiment, LossConfig, StageConfig, to_config_dict
+from mperceiver_jax.config.recipes import MUON, SETTINGS, full_recipe, regression, small_recipe, split_variant
 from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 EXAMPLES = {"3task": 80_637, "5task": 100_852}  # per epoch: the release's without Urban100, which is a test set
 URBAN100 = 900
 BATCH = 18
-LOSSES = {"regression": "charbonnier_fft", "fft_weight": 0.01}
+LOSSES = LossConfig(lpips_weight=0.0, regression="charbonnier_fft", fft_weight=0.01)
 
 
 def get_config(variant: str = "small") -> ConfigDict:
     name, faithful = split_variant("configs/am_promptir.py", variant, ("small", *SETTINGS))
-    return ConfigDict(small() if name == "small" else full(name, faithful))
+    return to_config_dict(small() if name == "small" else full(name, faithful))
 
 
-def small() -> dict:
-    optimizer = {
-        "name": "muon",
-        "learning_rate": 5e-3,
-        "schedule": "cosine",
-        "warmup_steps": 30,
-        "weight_decay": 0.01,
-        "betas": (0.9, 0.99),
-        "clip_norm": 1.0,
-    }
-    stage = {"steps": 150, "batch_size": 8, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
-    network = AMPromptIRConfig.small()
-    return regression_recipe(
-        "am_promptir_small",
-        "am_promptir",
-        network,
-        stage,
-        trained=SETTINGS["3task"],
-        losses=LOSSES | {"condition_source": "classifier"},
-        small=True,
-    )
+def small() -> Experiment:
+    stage = StageConfig(150, 8, crop=48, ema_decay=0.98, optimizer=MUON)
+    model = regression("am_promptir", AMPromptIRConfig.small())
+    losses = replace(LOSSES, condition_source="classifier")
+    return small_recipe("am_promptir_small", model, stage, SETTINGS["3task"], losses)
 
 
-def full(setting: str, faithful: bool) -> dict:
+def full(setting: str, faithful: bool) -> Experiment:
     epoch = (EXAMPLES[setting] + (URBAN100 if faithful else 0)) // BATCH
-    optimizer = {
-        "learning_rate": 2e-4,
-        "schedule": "epochs" if faithful else "cosine",
-        "warmup_steps": 15 * epoch,
-        "horizon": 150 * epoch,
-        "period": epoch if faithful else 0,
-        "lag": 1 if faithful else 0,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 0.01,
-    }
-    stage = {"steps": 120 * epoch, "batch_size": BATCH, "crop": 128, "ema_decay": 0.0, "optimizer": optimizer}
-    return regression_recipe(
+    optimizer = OptimizerConfig(
+        learning_rate=2e-4, schedule="epochs" if faithful else "cosine", warmup_steps=15 * epoch, horizon=150 * epoch,
+        period=epoch if faithful else 0, lag=1 if faithful else 0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
+    )  # fmt: skip
+    release = regression("am_promptir", AMPromptIRConfig.release(), condition_source="label")
+    return full_recipe(
         f"am_promptir_{setting}" + ("_faithful" if faithful else ""),
-        "am_promptir",
-        AMPromptIRConfig.release() if faithful else AMPromptIRConfig.full(),
-        stage,
-        trained=SETTINGS[setting],
-        model={"condition_source": "label"} if faithful else {},
-        losses=LOSSES,
-        data={"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
+        release if faithful else regression("am_promptir", AMPromptIRConfig.full()),
+        StageConfig(120 * epoch, BATCH, crop=128, optimizer=optimizer),
+        SETTINGS[setting],
+        LOSSES,
+        {"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
     )

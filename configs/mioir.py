@@ -15,12 +15,14 @@ mixed; `3task` or `5task` instead of all seven; `faithful`: the last parameters 
 the classifier learns through two softmaxes (not with `small`).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mperceiver_jax.config.experiment import Experiment, LossConfig, StageConfig, to_config_dict
 from mperceiver_jax.config.phases import cumulative
-from mperceiver_jax.config.recipes import regression_recipe
+from mperceiver_jax.config.recipes import MUON, full_recipe, regression, small_recipe
 from mperceiver_jax.models.restorers.mioir.prompted_restormer import (
     PromptedPromptIRConfig,
     PromptedRestormerConfig,
@@ -28,6 +30,7 @@ from mperceiver_jax.models.restorers.mioir.prompted_restormer import (
 from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
 from mperceiver_jax.models.restorers.mioir.swinir import SwinIRConfig
 from mperceiver_jax.models.restorers.mioir.uformer import UformerConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 TASKS = {
     "3task": ("denoise", "derain", "dehaze"),
@@ -61,62 +64,39 @@ def get_config(variant: str = "small") -> ConfigDict:
             raise ValueError(f"configs/mioir.py takes at most one of {', '.join(group)}, not {variant!r}")
     if backbone == "small" and "faithful" in options:
         raise ValueError(f"configs/mioir.py: small is our own and has nothing to be faithful to, not {variant!r}")
-    return ConfigDict(small(variant, options) if backbone == "small" else full(variant, backbone, options))
+    return to_config_dict(small(variant, options) if backbone == "small" else full(variant, backbone, options))
 
 
-def small(variant: str, options: list[str]) -> dict:
-    optimizer = {
-        "name": "muon",
-        "learning_rate": 5e-3,
-        "schedule": "cosine",
-        "warmup_steps": 20,
-        "weight_decay": 0.0,
-        "betas": (0.9, 0.99),
-        "period": 0,
-    }
-    stage = {"batch_size": 14, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
-    stage |= _length(FROM_BLUR, options, 800, 60, 440)
+def small(variant: str, options: list[str]) -> Experiment:
+    optimizer = replace(MUON, warmup_steps=20, weight_decay=0.0, clip_norm=0.0)
     network = SRResNetConfig.small("adaptive" if "adaptive" in options else "explicit")
-    return regression_recipe(
+    return small_recipe(
         f"mioir_{variant}".replace("-", "_"),
-        "mioir_srresnet",
-        network,
-        stage,
-        losses={"condition_source": "classifier"},
-        task_set="mioir",
-        trained=_tasks(options),
-        small=True,
+        regression("mioir_srresnet", network, "mioir"),
+        StageConfig(
+            **_length(FROM_BLUR, options, 800, 60, 440), batch_size=14, crop=48, ema_decay=0.98, optimizer=optimizer
+        ),
+        _tasks(options),
+        LossConfig(lpips_weight=0.0, condition_source="classifier"),
     )
 
 
-def full(variant: str, backbone: str, options: list[str]) -> dict:
+def full(variant: str, backbone: str, options: list[str]) -> Experiment:
     sizes, order, cycle, batch, decay, lowest = BACKBONES[backbone]
-    optimizer = {
-        "learning_rate": RATE,
-        "schedule": "restarts",
-        "period": cycle,
-        "final_fraction": lowest / RATE,
-        "betas": (0.9, 0.99),
-        "eps": 1e-8,
-        "weight_decay": decay,
-    }
-    stage = {
-        "batch_size": batch,
-        "crop": 128,
-        # The release keeps an average and never uses it.
-        "ema_decay": 0.0 if "faithful" in options else 0.999,
-        "optimizer": optimizer,
-    }
-    stage |= _length(order, options, 10 * cycle, cycle, 4 * cycle)
+    optimizer = OptimizerConfig(
+        learning_rate=RATE, schedule="restarts", period=cycle, final_fraction=lowest / RATE, betas=(0.9, 0.99),
+        eps=1e-8, weight_decay=decay,
+    )  # fmt: skip
+    # The release keeps an average and never uses it.
+    average = 0.0 if "faithful" in options else 0.999
+    length = _length(order, options, 10 * cycle, cycle, 4 * cycle)
     prompts = next((option for option in options if option in ("explicit", "adaptive")), "plain")
-    return regression_recipe(
+    return full_recipe(
         f"mioir_{variant}".replace("-", "_"),
-        f"mioir_{backbone}",
-        sizes.release(prompts),
-        stage,
-        task_set="mioir",
-        trained=_tasks(options),
-        losses={"double_softmax": "faithful" in options},
+        regression(f"mioir_{backbone}", sizes.release(prompts), "mioir"),
+        StageConfig(**length, batch_size=batch, crop=128, ema_decay=average, optimizer=optimizer),
+        _tasks(options),
+        LossConfig(lpips_weight=0.0, double_softmax="faithful" in options),
     )
 
 
@@ -129,4 +109,4 @@ def _length(order: tuple[str, ...], options: list[str], mixed: int, phase: int, 
     if "sequential" not in options:
         return {"steps": mixed}
     phases = cumulative([task for task in order if task in _tasks(options)], phase, last)
-    return {"steps": sum(one["steps"] for one in phases), "curriculum": tuple(phases)}
+    return {"steps": sum(phase.steps for phase in phases), "curriculum": phases}

@@ -17,61 +17,44 @@ nafnet          five tasks, on NAFNet
                 again; gradients of loss spikes limited; augmentation that never leaves a crop as it is; true classes
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from mperceiver_jax.config.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.config.experiment import Experiment, LossConfig, StageConfig, to_config_dict
+from mperceiver_jax.config.recipes import MUON, SETTINGS, full_recipe, regression, small_recipe, split_variant
 from mperceiver_jax.models.restorers.pip import PIPConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 EXAMPLES = {"3task": 142_431, "5task": 162_646}  # per epoch
 BATCH = 48
-LOSSES = {"regression": "smooth_l1", "regularizer_weight": 0.002}
+LOSSES = LossConfig(lpips_weight=0.0, regression="smooth_l1", regularizer_weight=0.002)
 
 
 def get_config(variant: str = "small") -> ConfigDict:
     name, faithful = split_variant("configs/pip.py", variant, ("small", "nafnet", *SETTINGS))
-    return ConfigDict(small() if name == "small" else full(name, faithful))
+    return to_config_dict(small() if name == "small" else full(name, faithful))
 
 
-def small() -> dict:
-    optimizer = {
-        "name": "muon",
-        "learning_rate": 5e-3,
-        "schedule": "cosine",
-        "warmup_steps": 30,
-        "weight_decay": 0.01,
-        "betas": (0.9, 0.99),
-        "clip_norm": 1.0,
-    }
-    stage = {"steps": 300, "batch_size": 10, "crop": 48, "ema_decay": 0.98, "optimizer": optimizer}
-    return regression_recipe(
-        "pip_small", "pip", PIPConfig.small(), stage, losses=LOSSES | {"condition_source": "classifier"}, small=True
-    )
+def small() -> Experiment:
+    stage = StageConfig(300, 10, crop=48, ema_decay=0.98, optimizer=MUON)
+    losses = replace(LOSSES, condition_source="classifier")
+    return small_recipe("pip_small", regression("pip", PIPConfig.small()), stage, losses=losses)
 
 
-def full(name: str, faithful: bool) -> dict:
+def full(name: str, faithful: bool) -> Experiment:
     setting = "5task" if name == "nafnet" else name
     epoch = EXAMPLES[setting] // BATCH
-    optimizer = {
-        "learning_rate": 3.6e-4,
-        "schedule": "epochs",
-        "warmup_steps": 10 * epoch,
-        "horizon": 120 * epoch,
-        "period": epoch,
-        "start_fraction": 0.1,
-        "spike_limit": 5.0 if faithful else 0.0,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 0.01,
-    }
-    steps = (200 if faithful else 120) * epoch
-    stage = {"steps": steps, "batch_size": BATCH, "crop": 128, "ema_decay": 0.0, "optimizer": optimizer}
-    return regression_recipe(
+    optimizer = OptimizerConfig(
+        learning_rate=3.6e-4, schedule="epochs", warmup_steps=10 * epoch, horizon=120 * epoch, period=epoch,
+        start_fraction=0.1, spike_limit=5.0 if faithful else 0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
+    )  # fmt: skip
+    network = PIPConfig.nafnet() if name == "nafnet" else PIPConfig.release()
+    return full_recipe(
         f"pip_{name}" + ("_faithful" if faithful else ""),
-        "pip",
-        PIPConfig.nafnet() if name == "nafnet" else PIPConfig.release(),
-        stage,
-        trained=SETTINGS[setting],
-        model={"condition_source": "label"} if faithful else {},
-        losses=LOSSES,
-        data={"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
+        regression("pip", network, condition_source="label" if faithful else "classifier"),
+        StageConfig((200 if faithful else 120) * epoch, BATCH, crop=128, optimizer=optimizer),
+        SETTINGS[setting],
+        LOSSES,
+        {"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
     )

@@ -14,10 +14,14 @@
                     at a rate of zero), and augmentation never leaves a crop as it is
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from mperceiver_jax.config.recipes import SETTINGS, regression_recipe, split_variant
+from mperceiver_jax.config.experiment import Experiment, StageConfig, to_config_dict
+from mperceiver_jax.config.recipes import MUON, SETTINGS, full_recipe, regression, small_recipe, split_variant
 from mperceiver_jax.models.restorers.promptir import PromptIRConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 EXAMPLES = {"3task": 142_431, "5task": 162_646}  # per epoch
 BATCH = 32
@@ -25,43 +29,25 @@ BATCH = 32
 
 def get_config(variant: str = "small") -> ConfigDict:
     name, faithful = split_variant("configs/promptir.py", variant, ("small", *SETTINGS))
-    return ConfigDict(small() if name == "small" else full(name, faithful))
+    return to_config_dict(small() if name == "small" else full(name, faithful))
 
 
-def small() -> dict:
-    optimizer = {
-        "learning_rate": 2e-3,
-        "schedule": "cosine",
-        "warmup_steps": 30,
-        "weight_decay": 0.01,
-        "betas": (0.9, 0.99),
-        "clip_norm": 1.0,
-    }
-    stage = {"steps": 900, "batch_size": 9, "crop": 32, "ema_decay": 0.98, "optimizer": optimizer}
-    return regression_recipe(
-        "promptir_small", "promptir", PromptIRConfig.small(), stage, trained=SETTINGS["3task"], small=True
-    )
+def small() -> Experiment:
+    optimizer = replace(MUON, name="adamw", learning_rate=2e-3)
+    stage = StageConfig(900, 9, crop=32, ema_decay=0.98, optimizer=optimizer)
+    return small_recipe("promptir_small", regression("promptir", PromptIRConfig.small()), stage, SETTINGS["3task"])
 
 
-def full(setting: str, faithful: bool) -> dict:
+def full(setting: str, faithful: bool) -> Experiment:
     epoch = EXAMPLES[setting] // BATCH
-    optimizer = {
-        "learning_rate": 2e-4,
-        "schedule": "epochs" if faithful else "cosine",
-        "warmup_steps": 15 * epoch,
-        "horizon": 150 * epoch,
-        "period": epoch if faithful else 0,
-        "lag": 1 if faithful else 0,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 0.01,
-    }
-    stage = {"steps": 120 * epoch, "batch_size": BATCH, "crop": 128, "ema_decay": 0.0, "optimizer": optimizer}
-    return regression_recipe(
+    optimizer = OptimizerConfig(
+        learning_rate=2e-4, schedule="epochs" if faithful else "cosine", warmup_steps=15 * epoch, horizon=150 * epoch,
+        period=epoch if faithful else 0, lag=1 if faithful else 0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
+    )  # fmt: skip
+    return full_recipe(
         f"promptir_{setting}" + ("_faithful" if faithful else ""),
-        "promptir",
-        PromptIRConfig.full(),
-        stage,
-        trained=SETTINGS[setting],
+        regression("promptir", PromptIRConfig.full()),
+        StageConfig(120 * epoch, BATCH, crop=128, optimizer=optimizer),
+        SETTINGS[setting],
         data={"mixing": "proportional", "flips": "dihedral_nonidentity" if faithful else "dihedral"},
     )

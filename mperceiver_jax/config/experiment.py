@@ -269,19 +269,17 @@ class Experiment:
     @property
     def title(self) -> str:
         """The model's name, for display."""
-        return self.model.title if isinstance(self.model, RegressionConfig) else "MPerceiver"
+        return self.model.title
 
     @property
     def warning(self) -> str:
         """Warning shown at start and in the report; empty if none."""
-        return self.model.warning if isinstance(self.model, RegressionConfig) else ""
+        return self.model.warning
 
     @property
     def checkpoint_metadata(self) -> dict[str, str]:
         """The fields of the model that checkpoints record."""
-        if isinstance(self.model, RegressionConfig):
-            return {"family": self.model.family}
-        return {"modulator_form": self.model.unet.modulator_form}
+        return self.model.checkpoint_metadata
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -14,10 +14,9 @@ its own checkpoints; a phase starts from the last parameters and the moving aver
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from data_pipelines.config import PipelineConfig
-from mperceiver_jax.config.experiment import Experiment, StageConfig
+from mperceiver_jax.config.experiment import Experiment, PhaseConfig, StageConfig
 from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 from mperceiver_jax.random_streams import Streams
 
@@ -100,14 +99,14 @@ def data_config(experiment: Experiment, name: str) -> PipelineConfig:
     return replace(data, batch_size=stage.batch_size, crop=crop, seed=seed)
 
 
-def cumulative(order: Sequence[str], steps: int, last_steps: int) -> list[dict[str, Any]]:
-    """Phases of which each adds the next task of `order`, as fields of a configuration.
+def cumulative(order: Sequence[str], steps: int, last_steps: int) -> tuple[PhaseConfig, ...]:
+    """Phases of which each adds the next task of `order`.
 
     Args:
         steps: updates of every phase but the last.
         last_steps: updates of the last, which has all tasks.
     """
-    return [
-        {"tasks": tuple(order[:number]), "steps": last_steps if number == len(order) else steps}
+    return tuple(
+        PhaseConfig(tuple(order[:number]), last_steps if number == len(order) else steps)
         for number in range(1, len(order) + 1)
-    ]
+    )

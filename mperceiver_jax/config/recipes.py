@@ -1,11 +1,21 @@
-"""The fields that the configurations of restorers by regression have in common."""
+"""What the configurations of restorers by regression have in common."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from data_pipelines.config import PipelineConfig
 from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.config.experiment import to_mapping
-from mperceiver_jax.models.restorers.registry import FAMILIES, RegressionConfig
+from mperceiver_jax.config.experiment import (
+    CheckpointConfig,
+    EvaluationConfig,
+    Experiment,
+    LossConfig,
+    RestoreConfig,
+    StageConfig,
+)
+from mperceiver_jax.models.restorers.registry import RegressionConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 SETTINGS = {
     "3task": ("denoise", "derain", "dehaze"),
@@ -13,70 +23,65 @@ SETTINGS = {
 }
 """The two settings of the field, in the names of the task set `pip`."""
 
+MUON = OptimizerConfig("muon", 5e-3, "cosine", warmup_steps=30, weight_decay=0.01, betas=(0.9, 0.99), clip_norm=1.0)
+"""The optimizer of small variants, which have minutes."""
 
-def regression_recipe(
+
+def regression(family: str, network: Any, task_set: str = "pip", **fields: Any) -> RegressionConfig:
+    """The model with the labels of a task set; `fields` are further ones of `RegressionConfig`."""
+    return RegressionConfig(family, network, tuple(task.name for task in TASK_SETS[task_set]), **fields)
+
+
+def small_recipe(
     variant: str,
-    family: str,
-    network: Any,
-    stage: Mapping[str, Any],
-    *,
-    task_set: str = "pip",
+    model: RegressionConfig,
+    stage: StageConfig,
     trained: Sequence[str] = (),
-    model: Mapping[str, Any] | None = None,
-    losses: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any] | None = None,
-    small: bool = False,
-) -> dict[str, Any]:
-    """Fields of an experiment with one stage, `regression`.
+    losses: LossConfig | None = None,
+) -> Experiment:
+    """One stage, `regression`, for any machine, with evaluation on small images.
 
     Args:
-        family, network: see `RegressionConfig`.
-        stage: of the regression stage.
-        task_set: name in `TASK_SETS`: the labels.
-        trained: the tasks that are trained and evaluated; all of the set where empty.
-        model, losses, data: fields that are not as usual.
-        small: for any machine: fewer threads, evaluation on small images.
+        trained: the tasks that are trained and evaluated; all of the model where empty.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"no family {family!r}")
-    tasks = tuple(task.name for task in TASK_SETS[task_set])
-    described = RegressionConfig(family, network, tasks, **{"identity_start": small, **dict(model or {})})
-    usual = {
-        "batch_size": stage["batch_size"],
-        "crop": stage["crop"],
-        "image_size": 96 if small else 0,
-        "image_scales": (1.0, 4.0) if small else (1.0, 1.0),
-        "clip_size": 0,
-        "flips": "dihedral",
-        "threads": 1 if small else 16,
-        "prefetch": 4 if small else 8,
-        "workers": 0 if small else 8,
-        "weights": dict.fromkeys(trained, 1.0),
-        "pairs": {},
-        "degradations": {},
-        "images": "",
-        "heldout_images": "",
-    }
-    return {
-        "variant": variant,
-        "variant_reason": "",
-        "from_scratch": True,
-        "pretrained": "",
-        "model": to_mapping(described),
-        "data": usual | dict(data or {}),
-        "stages": {"regression": dict(stage)},
-        "losses": {"lpips_weight": 0.0, **dict(losses or {})},
-        "sampler": {},
-        "checkpoint": {"every": 200 if small else 5000, "keep": 2, "keep_best": 1},
-        "evaluation": {"every": 0, "per_task": 16, "batch_size": 16 if small else 8, "samples": 1},
-        "restore": {"min_size": 1},
-        "mesh": {"data": -1, "fsdp": 1, "model": 1},
-        "compute_dtype": "float32",
-        "seed": 23,
-        "on_nonfinite": "stop",
-        "max_skipped": 10,
-        "log_every": 20 if small else 100,
-    }
+    data = PipelineConfig(
+        batch_size=stage.batch_size, crop=stage.crop, image_size=96, image_scales=(1.0, 4.0), clip_size=0,
+        flips="dihedral", threads=1, weights=dict.fromkeys(trained, 1.0),
+    )  # fmt: skip
+    return Experiment(
+        variant, replace(model, identity_start=True), data, {"regression": stage},
+        losses=losses or LossConfig(lpips_weight=0.0), from_scratch=True,
+        checkpoint=CheckpointConfig(every=200, keep=2, keep_best=1),
+        evaluation=EvaluationConfig(every=0, per_task=16, batch_size=16, samples=1),
+        restore=RestoreConfig(min_size=1), log_every=20,
+    )  # fmt: skip
+
+
+def full_recipe(
+    variant: str,
+    model: RegressionConfig,
+    stage: StageConfig,
+    trained: Sequence[str] = (),
+    losses: LossConfig | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """One stage, `regression`, as published, for accelerators.
+
+    Args:
+        trained: see `small_recipe`.
+        data: fields of the data that are not as usual.
+    """
+    usual = PipelineConfig(
+        batch_size=stage.batch_size, crop=stage.crop, clip_size=0, flips="dihedral", threads=16, prefetch=8, workers=8,
+        weights=dict.fromkeys(trained, 1.0),
+    )  # fmt: skip
+    return Experiment(
+        variant, model, replace(usual, **dict(data or {})), {"regression": stage},
+        losses=losses or LossConfig(lpips_weight=0.0), from_scratch=True,
+        checkpoint=CheckpointConfig(every=5000, keep=2, keep_best=1),
+        evaluation=EvaluationConfig(every=0, per_task=16, batch_size=8, samples=1),
+        restore=RestoreConfig(min_size=1), log_every=100,
+    )  # fmt: skip
 
 
 def split_variant(file: str, variant: str, names: Sequence[str]) -> tuple[str, bool]:

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
                 held |= _describe(model, file)
             except (OSError, ValueError) as error:
                 print("  not usable, as said below")
-                unusable.append(_told(file.name, error))
+                unusable.append(_reason(file.name, error))
     print()
     if not held and not unusable:  # Restorers by regression, which are whole.
         return
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"not usable: {'; '.join(unusable)}")
 
 
-def _told(name: str, error: Exception) -> str:
+def _reason(name: str, error: Exception) -> str:
     message = one_line(error)
     return message if name in message else f"{name}: {message}"
 
@@ -123,7 +123,7 @@ def _inspect_regression(sources: list[str], experiment: Experiment) -> None:
             match(modules[part], tensors)
             print(f"  layout: {experiment.title}, {part.removesuffix('.')}: complete")
         except (OSError, ValueError) as error:
-            unusable.append(_told(source, error))
+            unusable.append(_reason(source, error))
     if unusable:
         raise ValueError(f"not usable: {'; '.join(unusable)}")
 

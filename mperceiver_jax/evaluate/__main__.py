@@ -5,12 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol, describe, load_protocol, protocol_names
 
 if TYPE_CHECKING:
+    from mperceiver_jax.evaluate.metrics.scorer import Scorer
     from mperceiver_jax.evaluate.protocols.runner import Subject
 
 EXAMPLES = """\
@@ -133,16 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data is None and {one.name for one in protocol.sets} - set(folders):
             raise ValueError(f"give --data=DIR, where the sets of {protocol.name} lie (or --set for each)")
     except (OSError, ValueError) as error:
-        return _told(error, 2)
+        return _fail(error, 2)
     try:
         print(_evaluate(options, protocol, folders))
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     except SetupError as error:
-        return _told(error.args[0], 2)
+        return _fail(error.args[0], 2)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        return _told(error, 1)
+        return _fail(error, 1)
     return 0
 
 
@@ -150,7 +151,7 @@ class SetupError(Exception):
     """Something is wrong with what was asked for; nothing was measured."""
 
 
-def _told(error: Exception, status: int) -> int:
+def _fail(error: Exception, status: int) -> int:
     print(f"evaluate: {error}", file=sys.stderr)
     return status
 
@@ -180,97 +181,149 @@ def _folders(given: Sequence[str]) -> Mapping[str, tuple[Path | None, Path]]:
     return folders
 
 
+class Plan(NamedTuple):
+    """What an evaluation needs, checked before anything is measured.
+
+    Attributes:
+        images: that are measured.
+        scorer: measures a restored image.
+        extractor: features for metrics of whole sets; None where there are none.
+        subject: what is evaluated.
+        compared: earlier evaluations for the tables.
+        settings: of metrics, which earlier results must share.
+        part: (index, number of parts); None for all.
+    """
+
+    images: Sequence[Any]
+    warnings: Sequence[str]
+    scorer: "Scorer"
+    extractor: Any
+    subject: "Subject"
+    compared: Sequence[Any]
+    settings: dict[str, str]
+    batch_size: int
+    part: tuple[int, int] | None
+
+
 def _evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[str, Any]) -> str:
     """Everything after the first checks; returns what to tell the user."""
     # Not before the flags are known to be in order: JAX takes seconds to start.
-    from mperceiver_jax.distributed.sharding import make_mesh
-    from mperceiver_jax.evaluate.metrics import fid_kid
-    from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS, Scorer
-    from mperceiver_jax.evaluate.protocols import find_pairs, html_page, runner, tables
+    from mperceiver_jax.evaluate.protocols import runner, tables
     from mperceiver_jax.evaluate.protocols.pair import list_hash
-    from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair
-    from mperceiver_jax.evaluate.protocols.results_log import EvaluationMismatch, ResultsLog
+    from mperceiver_jax.evaluate.protocols.results_log import EvaluationMismatch
 
-    split = lambda text: [part.strip() for part in text.split(",") if part.strip()] if text else []
     source = Path(options.outputs or options.checkpoint)
     title = options.title or source.resolve().name
     output = options.output or Path("evaluations") / f"{protocol.name}-{title.replace('/', '-')}"
-    part = _part(options.part)
     try:
-        images, warnings = find_pairs.find_pairs(
-            protocol,
-            options.data or Path(),
-            sets=split(options.sets),
-            folders=folders,
-            outputs=options.outputs,
-            named=options.outputs_named,
-            partial=options.partial,
-        )
-        mesh = make_mesh()
-        scorer = Scorer(
-            split(options.metrics) or protocol.preprocessing.metrics, protocol.preprocessing, mesh, options.niqe_model
-        )
-        of_sets = any(name in scorer.metrics for name in SET_METRICS)
-        if of_sets and not options.features:
-            raise ValueError("fid and kid need --features=NET; no package ships the Inception network, see --help")
-        extractor = fid_kid.feature_extractor(options.features) if of_sets else None
-        # Images of a batch are measured by as many threads.
-        batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
-        subject = _subject(options, title, images, mesh, batch_size)
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if options.restart:
-            ResultsLog.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
-        compared = [tables.read_comparison(folder, protocol, list_hash(images)) for folder in options.compare]
+        plan = _plan(options, protocol, folders, title, output)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise SetupError(error) from error
-    settings = {"features": options.features} if of_sets else {}
-    if options.niqe_model and "niqe" in scorer.metrics:
-        settings["niqe_model"] = str(options.niqe_model)
     try:
         rows, sets = runner.evaluate(
-            subject,
+            plan.subject,
             protocol,
-            images,
-            scorer,
+            plan.images,
+            plan.scorer,
             output,
-            batch_size=batch_size,
-            extractor=extractor,
-            settings=settings,
-            part=part,
+            batch_size=plan.batch_size,
+            extractor=plan.extractor,
+            settings=plan.settings,
+            part=plan.part,
         )
     except EvaluationMismatch as error:
         raise SetupError(error) from error
-    if part is not None:
+    if plan.part is not None:
         return f"part {options.part} of {title}: {len(rows)} images; when all are done, give the command without --part"
     results = tables.summarise(
         rows,
         sets,
         protocol,
         title=title,
-        identity=subject.identity | settings,
-        images=list_hash(images),
-        warnings=warnings,
+        identity=plan.subject.identity | plan.settings,
+        images=list_hash(plan.images),
+        warnings=plan.warnings,
     )
-    tables.write_tables(output, results, rows, protocol, compared)
-    ranked_by = next((name for name in scorer.metrics if name not in SET_METRICS), None)
+    tables.write_tables(output, results, rows, protocol, plan.compared)
     lines = [f"{title}, {protocol.name}, {len(rows)} images: {_in_short(results, protocol)}"]
-    if ranked_by and options.show > 0:
-        stream = NoiseStream(protocol.noise_seed, images)
-        by_key = {(image.set, image.name): image for image in images}
-
-        def shown(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-            image = by_key[row["set"], row["name"]]
-            made = replace(image, output=runner.output_file(image, output))
-            degraded, clean, restored = read_pair(made, protocol.preprocessing, stream)
-            return row, {"input": degraded, "output": restored, "truth": clean}
-
-        worst, best = html_page.worst_and_best(rows, ranked_by, options.show)
-        path = html_page.write_page(
-            output, results, protocol, ranked_by, [shown(row) for row in worst], [shown(row) for row in best]
-        )
-        lines.append(f"images: {path}")
+    if page := _page(options.show, protocol, plan, output, results, rows):
+        lines.append(f"images: {page}")
     return "\n".join([*lines, f"tables: {output / 'report.md'}"])
+
+
+def _plan(
+    options: argparse.Namespace, protocol: Protocol, folders: Mapping[str, Any], title: str, output: Path
+) -> Plan:
+    """Finds the images and opens the model; raises OSError, ValueError, RuntimeError, ImportError."""
+    from mperceiver_jax.distributed.sharding import make_mesh
+    from mperceiver_jax.evaluate import subjects
+    from mperceiver_jax.evaluate.metrics import fid_kid
+    from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS, Scorer
+    from mperceiver_jax.evaluate.protocols import find_pairs, tables
+    from mperceiver_jax.evaluate.protocols.pair import list_hash
+    from mperceiver_jax.evaluate.protocols.results_log import ResultsLog
+
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()] if text else []
+    part = _part(options.part)
+    images, warnings = find_pairs.find_pairs(
+        protocol,
+        options.data or Path(),
+        sets=split(options.sets),
+        folders=folders,
+        outputs=options.outputs,
+        named=options.outputs_named,
+        partial=options.partial,
+    )
+    mesh = make_mesh()
+    metrics = split(options.metrics) or protocol.preprocessing.metrics
+    scorer = Scorer(metrics, protocol.preprocessing, mesh, options.niqe_model)
+    of_sets = any(name in scorer.metrics for name in SET_METRICS)
+    if of_sets and not options.features:
+        raise ValueError("fid and kid need --features=NET; no package ships the Inception network, see --help")
+    extractor = fid_kid.feature_extractor(options.features) if of_sets else None
+    # Images of a batch are measured by as many threads.
+    batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
+    subject = subjects.subject(options, title, images, mesh, batch_size)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.restart:
+        ResultsLog.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
+    compared = [tables.read_comparison(folder, protocol, list_hash(images)) for folder in options.compare]
+    settings = {"features": options.features} if of_sets else {}
+    if options.niqe_model and "niqe" in scorer.metrics:
+        settings["niqe_model"] = str(options.niqe_model)
+    return Plan(images, warnings, scorer, extractor, subject, compared, settings, batch_size, part)
+
+
+def _page(
+    count: int,
+    protocol: Protocol,
+    plan: Plan,
+    output: Path,
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> Path | None:
+    """Writes the page of the worst and the best images; None where none are asked for or could be ranked."""
+    from mperceiver_jax.evaluate.metrics.scorer import SET_METRICS
+    from mperceiver_jax.evaluate.protocols import html_page, runner
+    from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair
+
+    ranked_by = next((name for name in plan.scorer.metrics if name not in SET_METRICS), None)
+    if ranked_by is None or count <= 0:
+        return None
+    stream = NoiseStream(protocol.noise_seed, plan.images)
+    by_key = {(image.set, image.name): image for image in plan.images}
+
+    def shown(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        image = by_key[row["set"], row["name"]]
+        made = replace(image, output=runner.output_file(image, output))
+        degraded, clean, restored = read_pair(made, protocol.preprocessing, stream)
+        return row, {"input": degraded, "output": restored, "truth": clean}
+
+    worst, best = html_page.worst_and_best(rows, ranked_by, count)
+    return html_page.write_page(
+        output, results, protocol, ranked_by, [shown(row) for row in worst], [shown(row) for row in best]
+    )
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
@@ -280,66 +333,6 @@ def _part(text: str | None) -> tuple[int, int] | None:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise SetupError(ValueError(f"--part={text}: give I/N with I from 0 to N - 1"))
     return int(index), int(count)
-
-
-def _subject(options: argparse.Namespace, title: str, images: Sequence[Any], mesh: Any, batch_size: int) -> "Subject":
-    from mperceiver_jax.evaluate.protocols.runner import Subject
-
-    if options.outputs is not None:
-        return Subject(title, {"outputs": str(options.outputs.resolve())})
-    if bare := [image.key for image in images if image.lq is None and image.noise is None]:
-        raise ValueError(f"there is no degraded image to restore for {bare[0]} ({len(bare)} in all); see --set")
-    import warnings
-
-    from absl import logging
-
-    from mperceiver_jax.checkpoints.fingerprint import fingerprint
-    from mperceiver_jax.restore import Restorer, RestoreSettings
-    from mperceiver_jax.restore.batched import BatchedRestorer
-
-    logging.set_verbosity(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        restorer = Restorer.from_checkpoint(
-            options.checkpoint,
-            RestoreSettings(
-                sampler=options.sampler,
-                steps=options.steps,
-                seed=options.seed,
-                refine=options.refine,
-                task=options.task,
-                tile=0,
-            ),
-            pretrained=options.pretrained,
-            predictor=options.predictor,
-            weights=options.weights,
-        )
-    for note in restorer.notes:
-        print(f"warning: {note}", file=sys.stderr)
-    identity: dict[str, Any] = {
-        "checkpoint": _where(options.checkpoint),
-        "weights": fingerprint(restorer.params)[:16],
-        "weight kind": restorer.weight_kind,
-        "tiles": "none",
-    }
-    if restorer.sampler is not None:
-        identity |= {
-            "sampler": restorer.sampler.name,
-            "steps": restorer.sampler.steps,
-            "seed": restorer.settings.seed,
-            "refined": restorer.settings.refine,
-        }
-    if options.task:
-        identity["task"] = options.task
-    if restorer.predictor is not None:
-        identity["predictor"] = fingerprint(restorer.predictor.params)[:16]
-    return Subject(title, identity, BatchedRestorer(restorer, mesh, batch_size))
-
-
-def _where(checkpoint: str) -> str:
-    """The absolute path of a model, or its name where it is bundled or on a hub."""
-    folder = Path(checkpoint)
-    return str(folder.resolve()) if folder.is_dir() else checkpoint
 
 
 def _in_short(results: Mapping[str, Any], protocol: Protocol) -> str:

@@ -55,7 +55,7 @@ def test_one_number_scales_the_updates_of_base():
     steps = lambda variant: {
         name: stage.steps for name, stage in load(CONFIGS / "allinone.py").get_config(variant).stages.items()
     }
-    assert steps("base,0.25") == {name: count // 4 for name, count in steps("base").items()}
+    assert steps("base,2") == {name: 2 * count for name, count in steps("base").items()}
 
 
 def test_published_weights_are_required_and_both_ways_out_named():

@@ -269,6 +269,15 @@ def small_pairs(root):
     return root
 
 
+def test_the_bundled_weights_are_evaluated_where_nothing_is_named(tmp_path, monkeypatch):
+    data, opened = small_pairs(tmp_path / "data"), []
+    monkeypatch.setattr(Restorer, "from_checkpoint", lambda model, *_, **__: opened.append(model) or Halver())
+    arguments = [f"--data={data}", "--protocol=folder", f"--set=folder={data / 'lq'},{data / 'gt'}"]
+    assert main([*arguments, f"--output={tmp_path / 'out'}"]) == 0
+    assert opened == ["base"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["title"] == "base"
+
+
 @pytest.mark.parametrize("batch_size", [None, 1])
 def test_a_model_is_run_over_devices_and_scored_before_rounding(tmp_path, monkeypatch, capsys, batch_size):
     data = small_pairs(tmp_path / "data")

@@ -1,6 +1,7 @@
 """A whole run of a restorer by regression in small; also a config file, as `tests/support/tiny_experiment.py` is."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +12,56 @@ from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.checkpoints.initial_params import checkpoint_folder
 from mperceiver_jax.checkpoints.manager import Checkpoints
 from mperceiver_jax.checkpoints.workdir import bind_workdir
-from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
-from mperceiver_jax.config.recipes import regression_recipe
+from mperceiver_jax.config.experiment import (
+    CheckpointConfig,
+    Experiment,
+    StageConfig,
+    from_mapping,
+    to_config_dict,
+    to_mapping,
+)
+from mperceiver_jax.config.recipes import regression, small_recipe
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
+from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 STEPS = 4
 SIDE = 16
 
 
-def tiny_regression_mapping(prompts: str = "plain") -> dict[str, Any]:
+def tiny_recipe(prompts: str = "plain") -> Experiment:
     """SRResNet of one block: the network that compiles fastest. An average is kept."""
-    optimizer = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 1, "period": 0}
-    stage = {"steps": STEPS, "batch_size": 8, "crop": SIDE, "ema_decay": 0.5, "optimizer": optimizer}
-    mapping = regression_recipe(
-        "tiny_regression",
-        "mioir_srresnet",
-        SRResNetConfig(width=4, blocks=1, prompts=prompts),
-        stage,
-        task_set="mioir",
-        trained=("denoise", "lowlight"),
-        model={"identity_start": False},
-        small=True,
+    optimizer = OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_steps=1)
+    stage = StageConfig(STEPS, 8, crop=SIDE, ema_decay=0.5, optimizer=optimizer)
+    model = regression("mioir_srresnet", SRResNetConfig(width=4, blocks=1, prompts=prompts), "mioir")
+    recipe = small_recipe("tiny_regression", model, stage, ("denoise", "lowlight"))
+    return replace(
+        recipe,
+        model=model,
+        data=replace(recipe.data, image_size=SIDE, image_scales=(1.0, 1.0), threads=0),
+        evaluation=replace(recipe.evaluation, per_task=2, batch_size=4),
+        checkpoint=CheckpointConfig(every=2, keep=2, keep_best=1),
+        log_every=1,
+        seed=5,
     )
-    mapping["data"] |= {"image_size": SIDE, "image_scales": (1.0, 1.0), "threads": 0}
-    mapping["evaluation"] |= {"per_task": 2, "batch_size": 4}
-    return mapping | {"checkpoint": {"every": 2, "keep": 2, "keep_best": 1}, "log_every": 1, "seed": 5}
 
 
 def get_config(prompts: str = "explicit") -> ConfigDict:
-    return ConfigDict(tiny_regression_mapping(prompts))
+    return to_config_dict(tiny_recipe(prompts))
 
 
 def tiny_regression(changes: Mapping[str, Any] | None = None, prompts: str = "plain") -> Experiment:
     """The experiment, with fields changed by their dotted names."""
-    mapping = ConfigDict(tiny_regression_mapping(prompts))
+    mapping = to_config_dict(tiny_recipe(prompts))
     mapping.update_from_flattened_dict(dict(changes or {}))
     return from_mapping(Experiment, mapping.to_dict())
 
 
 def experiment_of(family: str, network: Any, task_set: str, trained: tuple[str, ...] = (), **model: Any) -> Experiment:
     """An experiment with another network, trained for all tasks of the set or some."""
-    stage = tiny_regression_mapping()["stages"]["regression"]
-    model = {"identity_start": False} | model
-    recipe = regression_recipe(
-        "test", family, network, stage, task_set=task_set, trained=trained, model=model, small=True
-    )
-    return from_mapping(Experiment, recipe)
+    described = regression(family, network, task_set, **model)
+    recipe = small_recipe("test", described, tiny_recipe().stages["regression"], trained)
+    return replace(recipe, model=described)
 
 
 def finished(

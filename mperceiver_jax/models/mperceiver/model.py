@@ -121,6 +121,21 @@ class MPerceiverConfig:
         )
 
     @property
+    def title(self) -> str:
+        """The model's name, for display."""
+        return "MPerceiver"
+
+    @property
+    def warning(self) -> str:
+        """What a user of the model should know; empty, as there is nothing."""
+        return ""
+
+    @property
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """The fields that checkpoints record."""
+        return {"modulator_form": self.unet.modulator_form}
+
+    @property
     def downscale(self) -> int:
         """Pixels of the image per pixel of the latent."""
         return 2 ** (len(self.vae.channel_mult) - 1)

@@ -2,7 +2,7 @@
 
 Each family wants something else besides the image: nothing, the weights of its classes, or words.
 `FAMILIES` is the only place that knows. Training, evaluation and restoring call a `RegressionModel`,
-which is told the tasks of the images, or asks its own small classifier.
+whose condition is the task of each image, given or from its own small classifier.
 """
 
 import re
@@ -43,7 +43,7 @@ from mperceiver_jax.models.restorers.text_prompts import (
     rows_of_ids,
 )
 
-ToldBy = Literal["label", "classifier"]
+ConditionSource = Literal["label", "classifier"]
 Weights = Float[Array, "b classes"]
 Call = Callable[["RegressionModel", Array, Weights | None, Array | None], Array]
 
@@ -56,7 +56,7 @@ class Family:
         title: for people.
         config, network: the classes of its sizes and of itself.
         call: (model, images, weights of the tasks or None, key of stochastic depth or None) -> images.
-        told: whether a network of these sizes takes the degradation of an image as input.
+        conditional: whether a network of these sizes takes the degradation of an image as input.
         classes: how many classes such a network tells apart; None for any number.
         multiple: sides are padded to multiples of this; by reflection is better than what the network does.
         last: regular expression of the parameters of the layer that is added to the image.
@@ -66,7 +66,7 @@ class Family:
     config: type
     network: Callable[[Any], nnx.Module]
     call: Call
-    told: Callable[[Any], bool] = lambda sizes: False
+    conditional: Callable[[Any], bool] = lambda sizes: False
     classes: Callable[[Any], int | None] = lambda sizes: None
     multiple: Callable[[Any], int] = lambda network: 1
     last: str = r"(.*\.)?output\.weight"
@@ -91,7 +91,7 @@ class RegressionConfig:
     family: str
     network: Any
     tasks: tuple[str, ...]
-    condition_source: ToldBy = "classifier"
+    condition_source: ConditionSource = "classifier"
     words: str = ""
     identity_start: bool = False
 
@@ -102,7 +102,7 @@ class RegressionConfig:
         if not self.tasks:
             raise ValueError("tasks: name at least one")
         classes = family.classes(self.network)
-        if family.told(self.network) and classes not in (None, len(self.tasks)):
+        if family.conditional(self.network) and classes not in (None, len(self.tasks)):
             raise ValueError(f"tasks: the network tells {classes} classes apart, but {len(self.tasks)} tasks are named")
         speechless = [task for task in self.tasks if task not in CAPTIONS]
         if isinstance(self.network, AMPromptIRConfig) and speechless:
@@ -115,11 +115,11 @@ class RegressionConfig:
     @property
     def is_conditional(self) -> bool:
         """Whether the network takes the degradation of an image as input."""
-        return _family(self.family).told(self.network)
+        return _family(self.family).conditional(self.network)
 
     @property
     def warning(self) -> str:
-        """What whoever trains this, or reads of it, should know; empty where there is nothing."""
+        """What a user of the model should know; empty where there is nothing."""
         sizes = self.network
         if self.words or not isinstance(sizes, AMPromptIRConfig) or sizes.text_path == "release":
             return ""
@@ -130,8 +130,13 @@ class RegressionConfig:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The model's name, for display."""
         return _family(self.family).title
+
+    @property
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """The fields that checkpoints record."""
+        return {"family": self.family}
 
     @classmethod
     def field_types(cls, mapping: Mapping[str, Any]) -> dict[str, type]:
@@ -166,7 +171,7 @@ class RegressionModel(nnx.Module):
 
         Args:
             lq: degraded images in [0, 1].
-            weights: of the tasks, see `conditions`; networks that are told nothing take no notice.
+            weights: of the tasks, see `conditions`; networks without a condition ignore them.
             key: for stochastic depth while training.
 
         Raises:
@@ -183,7 +188,7 @@ class RegressionModel(nnx.Module):
     def weights(
         self, logits: Float[Array, "b tasks"] | None, labels: Int[Array, "b"] | None
     ) -> Float[Array, "b tasks"] | None:
-        """What the network is told: the classifier's most probable task, or the labels where it has none."""
+        """The condition of the network: the classifier's most probable task, or the labels where it has none."""
         if logits is not None:
             return weights_of_logits(logits, hard=True)
         return None if labels is None else weights_of_labels(labels, len(self.config.tasks))
@@ -268,7 +273,7 @@ def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module], la
         config,
         network,
         _with_key,
-        told=lambda sizes: sizes.prompts == "explicit",
+        conditional=lambda sizes: sizes.prompts == "explicit",
         classes=lambda sizes: len(prompting.TASKS),
         multiple=lambda network: network.multiple,
         last=last,
@@ -287,14 +292,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "promptir": Family("PromptIR", PromptIRConfig, PromptIR, _blind, multiple=_padded),
     "am_promptir": Family(
-        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _text_conditioned, told=lambda sizes: True, multiple=_padded
+        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _text_conditioned, conditional=lambda sizes: True, multiple=_padded
     ),
     "pip": Family(
         "PIP",
         PIPConfig,
         PIP,
         _of_classes,
-        told=lambda sizes: True,
+        conditional=lambda sizes: True,
         classes=lambda sizes: sizes.classes,
         multiple=lambda network: getattr(network.config.backbone, "pad_to", 2 ** len(network.config.widths)),
         last=r"backbone\.(output\.weight|ending\..*)",
