@@ -15,7 +15,7 @@ Sampler = DDIM | DPMSolver
 SamplerName = Literal["ddim", "reference", "dpmpp_2m"]
 
 
-def to_model_range(image: Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def to_model_range(image: Array, dtype: jax.typing.DTypeLike) -> Array:
     """Images in [0, 1] -> [-1, 1], the range of MPerceiver, in the compute dtype."""
     return (image * 2 - 1).astype(dtype)
 
