@@ -1,4 +1,4 @@
-# make restore  restore IMAGE=FILE, or a rainy photograph of this package, into restored/
+# make restore  restore IMAGE=FILE, or a noisy photograph of this package, into restored/
 # make run      train the whole recipe on this machine and write a report
 # make test     run the tests
 # make lint     run the linters, check spelling and links

@@ -84,20 +84,13 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, side: int, epsilon: flo
 
 def _scikit_image() -> list[Alternative]:
     importlib.import_module("pywt")  # Wavelets are a package of their own, which scikit-image does not ask for.
-    restoration, exposure, filters = (
-        importlib.import_module(f"skimage.{name}") for name in ("restoration", "exposure", "filters")
-    )
+    restoration, exposure = (importlib.import_module(f"skimage.{name}") for name in ("restoration", "exposure"))
     wavelet = partial(restoration.denoise_wavelet, channel_axis=-1, convert2ycbcr=True, rescale_sigma=True)
     variation = partial(restoration.denoise_tv_chambolle, channel_axis=-1)
-    sharpened = partial(filters.unsharp_mask, channel_axis=-1)
     return [
         Alternative("wavelet", {f"sigma {sigma}": partial(wavelet, sigma=sigma) for sigma in (None, 0.06, 0.15)}),
         Alternative("total variation", {f"weight {w}": partial(variation, weight=w) for w in (0.02, 0.05, 0.1, 0.2)}),
         Alternative("CLAHE", {f"limit {c}": partial(exposure.equalize_adapthist, clip_limit=c) for c in (0.003, 0.01)}),
-        Alternative(
-            "unsharp mask",
-            {f"radius {r}, amount {a}": partial(sharpened, radius=r, amount=a) for r in (1.5, 3.0) for a in (0.5, 1.0)},
-        ),
         Alternative(
             "Richardson-Lucy",
             {f"sigma {s}, {n} times": _richardson_lucy(restoration, s, n) for s in (1.0, 2.0) for n in (5, 15)},

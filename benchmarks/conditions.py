@@ -2,7 +2,7 @@
 
 True and wrong ones replace the predictor's last layer, so that it says one degradation with certainty for every
 image; its embedding stays as it is. A wrong one is drawn for each image among all others. The images are those of
-`benchmarks.peers`; the gain is in dB over the degraded image.
+`benchmarks.peers`; the gain is in dB over the degraded image, and for clean images the PSNR itself.
 """
 
 import argparse
@@ -68,10 +68,12 @@ def rows(restorer: Restorer, size: int, per_task: int) -> list[list[str]]:
         wrong = int(rng.choice([other for other in range(len(names)) if other != label]))
         found = restorer.restore(case.lq)
         images = [np.asarray(found.image), *(certain(restorer, one)(case.lq) for one in (label, wrong))]
-        before = psnr(case.lq, case.gt)
-        after = [min(psnr(image, case.gt), 100.0) for image in images]
+        # Clean images have no gain; their PSNR is shown instead.
+        before, *after = (min(psnr(image, case.gt), 100.0) for image in (case.lq, *images))
         right = float(max(found.probabilities, key=lambda name: found.probabilities[name]) == case.task)
-        gains.setdefault(case.task, []).append([before, *(value - before for value in after), right])
+        gains.setdefault(case.task, []).append(
+            [before, *(value - before * (case.task != CLEAN) for value in after), right]
+        )
     means = {task: np.mean(values, 0) for task, values in gains.items()}
     degraded = [values for task, values in means.items() if task != CLEAN]
     return [_row(task, values) for task, values in means.items()] + [_row("**mean**", np.mean(degraded, 0))]

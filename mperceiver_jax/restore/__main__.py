@@ -25,8 +25,8 @@ EXAMPLES = """\
 examples:
   one image, with the weights of this package
     python -m mperceiver_jax.restore rainy.jpg --output=restored
-  no image at hand: a photograph of this package in the rain
-    python -m mperceiver_jax.restore --example=derain --output=restored --side-by-side
+  no image at hand: a photograph of this package with noise
+    python -m mperceiver_jax.restore --example=denoise --output=restored --side-by-side
   one image, with the model that `make run` trained
     python -m mperceiver_jax.restore rainy.jpg --checkpoint=runs/small --output=restored
   weights of a repository of the Hugging Face hub
@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
         "--example",
         choices=[task.name for task in TASKS],
         nargs="?",
-        const="derain",
-        help="restore a photograph of this package that no model was trained on, degraded so (default: derain)",
+        const="denoise",
+        help="restore a photograph of this package that no model was trained on, degraded so (default: denoise)",
     )
     result.add_argument(
         "--checkpoint",
@@ -258,7 +258,7 @@ def _likely(probabilities: Mapping[str, float], most: int = 3) -> str:
     """The degradations above one per cent, most probable first: 'rain 93 %, snow 5 %'."""
     titles = {task.name: task.title for tasks in TASK_SETS.values() for task in tasks}
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])[:most]
-    shown = [f"{titles[name]} {value:.0%}" for name, value in ranked if value >= 0.01]
+    shown = [f"{titles.get(name, name)} {value:.0%}" for name, value in ranked if value >= 0.01]
     return ", ".join(shown).replace("%", " %")
 
 

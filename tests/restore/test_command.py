@@ -202,15 +202,15 @@ def test_the_bundled_weights_restore_the_example(tmp_path, capsys):
     assert main(["--example", "--side-by-side", f"--output={tmp_path}"]) == 0
     assert capsys.readouterr().out.startswith("base: moving averages")
     assert files(tmp_path) == [
-        "degraded/example_derain.png",
-        "example_derain.png",
-        "example_derain_side_by_side.png",
+        "degraded/example_denoise.png",
+        "example_denoise.png",
+        "example_denoise_side_by_side.png",
     ]
     truth = np.asarray(Image.open(PHOTOGRAPH)) / np.float32(255)
     top, left = (max(0, side - SIDE) // 2 for side in truth.shape[:2])
     truth = truth[top : top + SIDE, left : left + SIDE]
     degraded, restored = (read_image(tmp_path / name).pixels for name in files(tmp_path)[:2])
-    assert psnr(restored, truth) > psnr(degraded, truth) + 0.3
+    assert psnr(restored, truth) > psnr(degraded, truth) + 1
 
 
 def test_an_image_or_the_example_is_needed(tmp_path, capsys):
