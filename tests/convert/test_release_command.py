@@ -10,21 +10,12 @@ import pytest
 
 from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.convert.__main__ import main
-from tests.support.finished_run import finished_run
+from tests.support.released_run import released_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    finished_run(workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def released(run, tmp_path_factory):
-    output = tmp_path_factory.mktemp("released") / "weights"
-    assert main(["release", str(run), f"--output={output}"]) == 0
-    return output
+def made(tmp_path_factory):
+    return released_run(tmp_path_factory.mktemp("released"))
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -88,36 +79,36 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_the_card_says_what_the_run_knows(released, run):
-    card = (released / "README.md").read_text()
-    for origin in run_params(run).origins:
+def test_the_card_says_what_the_run_knows(made):
+    card = (made.weights / "README.md").read_text()
+    for origin in run_params(made.workdir).origins:
         assert origin in card
     assert "stored in float16" in card
 
 
-def test_a_card_of_ones_own_is_taken(run, tmp_path):
+def test_a_card_of_ones_own_is_taken(made, tmp_path):
     (tmp_path / "card.md").write_text("# Mine\n")
-    assert main(["release", str(run), f"--output={tmp_path / 'out'}", f"--card={tmp_path / 'card.md'}"]) == 0
+    assert main(["release", str(made.workdir), f"--output={tmp_path / 'out'}", f"--card={tmp_path / 'card.md'}"]) == 0
     assert (tmp_path / "out" / "README.md").read_text() == "# Mine\n"
 
 
-def test_a_folder_that_exists_is_left_alone(run, tmp_path, capsys):
+def test_a_folder_that_exists_is_left_alone(made, tmp_path, capsys):
     (tmp_path / "note").write_text("mine")
-    assert main(["release", str(run), f"--output={tmp_path}"]) == 1
+    assert main(["release", str(made.workdir), f"--output={tmp_path}"]) == 1
     assert "exists already" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["note"]
 
 
-def test_push_writes_the_folder_as_one_commit(released, hub, capsys):
-    assert main(["push", str(released), "somebody/restoration", "--private"]) == 0
+def test_push_writes_the_folder_as_one_commit(made, hub, capsys):
+    assert main(["push", str(made.weights), "somebody/restoration", "--private"]) == 0
     assert "/somebody/restoration/commit/1" in capsys.readouterr().out
     assert hub.repositories["restoration"]["visibility"] == "private"
-    assert hub.commits == [{file.name: file.read_bytes() for file in released.iterdir()}]
+    assert hub.commits == [{file.name: file.read_bytes() for file in made.weights.iterdir()}]
 
 
-def test_push_says_why_it_failed(released, run, hub, monkeypatch, capsys):
-    assert main(["push", str(run), "somebody/restoration"]) == 1
+def test_push_says_why_it_failed(made, hub, monkeypatch, capsys):
+    assert main(["push", str(made.workdir), "somebody/restoration"]) == 1
     assert "no released weights; write some with `convert release`" in capsys.readouterr().err
     monkeypatch.setattr(hub, "refuse", True)
-    assert main(["push", str(released), "somebody/restoration"]) == 1
+    assert main(["push", str(made.weights), "somebody/restoration"]) == 1
     assert "the hub refused" in capsys.readouterr().err and not hub.commits
