@@ -28,6 +28,8 @@ FILES = ("config.json", WEIGHTS, CARD, TASK_MAPS)
 """What is fetched from a hub. The maps of tasks belong to MiOIR alone."""
 STAGES = "stages"
 """The field of `config.json`, next to the configuration, with one object for each stage."""
+NOTES = "notes"
+"""The field of `config.json` with sentences that are shown to whoever restores with the weights; may be missing."""
 HUB = "hf://"
 BUNDLED = Path(__file__).parents[1] / "weights"
 
@@ -61,15 +63,16 @@ def locate(source: str | Path) -> Path:
     return BUNDLED / text if text in bundled_names() else Path(source)
 
 
-def read_stages(folder: str | Path) -> list[dict[str, Any]]:
-    """What the folder of released weights says of its stages: name, step, planned, averaged.
+def read_record(folder: str | Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """(the stages of released weights: name, step, planned, averaged; notes for their user).
 
     Raises:
-        ValueError: it says nothing that can be read.
+        ValueError: `config.json` lacks them or is damaged.
     """
     read_config(folder)  # Says what is wrong with the file as a whole.
     path = Path(folder) / "config.json"
-    stages = json.loads(path.read_text(encoding="utf-8")).get(STAGES)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    stages, notes = content.get(STAGES), content.get(NOTES, [])
     fields = {"name": str, "step": int, "planned": int, "averaged": bool}
     well_formed = isinstance(stages, list) and all(
         isinstance(stage, dict) and all(isinstance(stage.get(name), kind) for name, kind in fields.items())
@@ -77,7 +80,9 @@ def read_stages(folder: str | Path) -> list[dict[str, Any]]:
     )
     if not well_formed:
         raise ValueError(f"{path}: the field {STAGES!r} is missing or damaged; fetch the weights again")
-    return [{name: stage[name] for name in fields} for stage in stages]
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError(f"{path}: the field {NOTES!r} is damaged; fetch the weights again")
+    return [{name: stage[name] for name in fields} for stage in stages], tuple(notes)
 
 
 def readers(folder: str | Path, shapes: Mapping[str, tuple[int, ...]], unused: Collection[str] = ()) -> Readers:

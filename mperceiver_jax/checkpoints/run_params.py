@@ -38,6 +38,7 @@ class RunParams:
         which: see `run_params`.
         averaged: whether moving averages are among the values.
         placeholders: paths of initial values that nothing replaced and that the model does not use.
+        notes: of released weights for their user, one sentence each.
     """
 
     experiment: Experiment
@@ -47,6 +48,7 @@ class RunParams:
     which: Which | None
     averaged: bool
     placeholders: frozenset[str]
+    notes: tuple[str, ...] = ()
 
     def on_device(self) -> Params:
         """All values on the default device, in the run's compute dtype."""
@@ -133,7 +135,8 @@ def _released_params(
     """The model of a folder of released weights; exceptions as of `run_params`."""
     if pretrained is not None:
         raise ValueError(f"{folder}: released weights are complete; leave --pretrained out")
-    stages = tuple(TrainedStage(**stage, frozen_fingerprint=None) for stage in released.read_stages(folder))
+    found_stages, notes = released.read_record(folder)
+    stages = tuple(TrainedStage(**stage, frozen_fingerprint=None) for stage in found_stages)
     averaged = any(stage.averaged for stage in stages)
     if which is not None and which != ("ema" if averaged else "last"):
         kind = "moving averages" if averaged else "last parameters"
@@ -146,7 +149,7 @@ def _released_params(
     found = released.readers(folder, shapes, unused)
     initial, _ = lazy_init_params(experiment, model)
     values = LazyMapping({**initial, **found})
-    return RunParams(experiment, model, values, stages, which, averaged, unused - found.keys())
+    return RunParams(experiment, model, values, stages, which, averaged, unused - found.keys(), notes)
 
 
 def _unused(model: MPerceiver | RegressionModel, paths: Iterable[str]) -> frozenset[str]:

@@ -11,7 +11,7 @@ examples:
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--card", type=Path, metavar="FILE", help="the model card (default: one made from the run)")
     parser.add_argument(
+        "--note",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a sentence that is shown to whoever restores with the weights; may be repeated",
+    )
+    parser.add_argument(
         "--weights",
         choices=get_args(Which),
         help="the last parameters, or their moving averages (default: what restoring uses)",
@@ -54,16 +61,19 @@ def run(arguments: argparse.Namespace) -> None:
     found = run_params(arguments.source, arguments.weights, arguments.pretrained)
     for origin in found.origins:
         print(f"  {origin}", flush=True)
-    release(found, arguments.output, arguments.dtype, card)
+    release(found, arguments.output, arguments.dtype, card, arguments.note)
     for file in sorted(arguments.output.iterdir()):
         print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
 
 
-def release(found: RunParams, output: Path, dtype: str = "float16", card: str | None = None) -> None:
+def release(
+    found: RunParams, output: Path, dtype: str = "float16", card: str | None = None, notes: Sequence[str] = ()
+) -> None:
     """Writes released weights: the three files of `checkpoints.released`, all or none.
 
     Args:
         card: the text of the model card; None makes one from the configuration.
+        notes: sentences that are shown to whoever restores with the weights.
 
     Raises:
         FileExistsError: the folder exists.
@@ -84,7 +94,9 @@ def release(found: RunParams, output: Path, dtype: str = "float16", card: str | 
                 yield path, rounded(path, np.asarray(values[path], np.float32), kind)
 
         write_streamed(folder / WEIGHTS, {path: (kind, shape) for path, shape in shapes.items()}, tensors())
-        (folder / "config.json").write_bytes(config_file(to_mapping(found.experiment), stages=stages))
+        (folder / "config.json").write_bytes(
+            config_file(to_mapping(found.experiment), stages=stages, notes=list(notes))
+        )
         if maps := getattr(getattr(found.experiment.model, "network", None), "task_maps", ""):
             shutil.copyfile(maps, folder / TASK_MAPS)
         (folder / CARD).write_text(card or _card(found, dtype), encoding="utf-8")

@@ -173,7 +173,7 @@ class Restorer:
         sampler = _sampler(experiment, settings)
         model = experiment.build()
         trained = run_params(workdir, weights, pretrained, in_memory=True)
-        notes = trained.unfinished
+        notes = trained.notes + trained.unfinished
         if isinstance(model, MPerceiver) and settings.refine and not trained.refined:
             notes += ("the detail refinement was not trained; images are decoded without it",)
         for note in notes:

@@ -54,7 +54,8 @@ def test_it_restores_without_the_run(run, folder):
 def test_the_package_holds_weights_that_are_taken_by_name():
     assert "base" in released.bundled_names()
     restorer = Restorer.from_pretrained("base")
-    assert restorer.task_names[-1] == "clean" and not restorer.notes
+    assert restorer.task_names[-1] == "clean"
+    assert len(restorer.notes) == 1 and "early" in restorer.notes[0]
     for path, value in restorer.params.items():
         assert jax.numpy.isfinite(value).all(), path
 
@@ -104,10 +105,13 @@ def test_damaged_weights_are_named(copy):
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*fetch the weights again"):
         run_params(copy)
     weights.write_bytes(whole)
-    config = json.loads((copy / "config.json").read_text())
-    del config[released.STAGES]
+    whole_config = json.loads((copy / "config.json").read_text())
+    config = {key: value for key, value in whole_config.items() if key != released.STAGES}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="the field 'stages' is missing or damaged"):
+        run_params(copy)
+    (copy / "config.json").write_text(json.dumps({**whole_config, "notes": "one"}))
+    with pytest.raises(ValueError, match="the field 'notes' is damaged"):
         run_params(copy)
 
 

@@ -7,9 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
+from PIL import Image
 
 from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.convert.__main__ import main
+from mperceiver_jax.restore.__main__ import main as restore
 from tests.support.released_run import released_run
 
 
@@ -90,6 +92,15 @@ def test_a_card_of_ones_own_is_taken(made, tmp_path):
     (tmp_path / "card.md").write_text("# Mine\n")
     assert main(["release", str(made.workdir), f"--output={tmp_path / 'out'}", f"--card={tmp_path / 'card.md'}"]) == 0
     assert (tmp_path / "out" / "README.md").read_text() == "# Mine\n"
+
+
+def test_notes_are_shown_to_whoever_restores(made, tmp_path, capsys):
+    weights = tmp_path / "out"
+    assert main(["release", str(made.workdir), f"--output={weights}", "--note=first note", "--note=second"]) == 0
+    image = tmp_path / "image.png"
+    Image.new("RGB", (16, 16)).save(image)
+    assert restore([str(image), f"--checkpoint={weights}", f"--output={tmp_path / 'restored'}"]) == 0
+    assert "warning: first note\nwarning: second\n" in capsys.readouterr().err
 
 
 def test_a_folder_that_exists_is_left_alone(made, tmp_path, capsys):
