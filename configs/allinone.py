@@ -2,8 +2,8 @@
 
     python -m mperceiver_jax.main --config=configs/allinone.py
     python -m mperceiver_jax.main --config=configs/allinone.py:small
-        Every module and every stage at a size that trains from nothing, on the bundled images, in at most a
-        quarter of an hour on two CPU cores and in 4 GB of memory. The default on every device.
+        Every module and every stage at a size that trains from nothing, on the bundled images, in about 40 minutes
+        on two CPU cores. The default on every device.
 
     python -m mperceiver_jax.main --config=configs/allinone.py:base
     python -m mperceiver_jax.main --config=configs/allinone.py:base,10

