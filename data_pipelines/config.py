@@ -28,7 +28,8 @@ class PipelineConfig:
         shows `clip_views` squares of the degraded image at its native resolution.
       clip_views: number of squares of clip_view='native', a square number.
       severities: 'standard' draws the degradations of the tasks as held-out examples do; 'wide' draws them over
-        the whole range that people meet (`degradations.wide_range`), in training only.
+        the whole range that people meet (`degradations.wide_range`), in training only; 'mixed' draws every
+        second image from each.
       flips: 'none', 'horizontal', 'dihedral' or 'dihedral_nonidentity', see `transforms.flip`.
       weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
       seed: of everything random, at least 0.
@@ -60,7 +61,7 @@ class PipelineConfig:
     clip_size: int = 224
     clip_view: Literal["full", "crop", "native"] = "full"
     clip_views: int = 1
-    severities: Literal["standard", "wide"] = "standard"
+    severities: Literal["standard", "wide", "mixed"] = "standard"
     flips: str = "horizontal"
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mixing: str = "weights"
@@ -92,8 +93,8 @@ class PipelineConfig:
             raise ValueError(f"clip_view must be 'full', 'crop' or 'native', not {self.clip_view!r}")
         if self.clip_views < 1 or math.isqrt(self.clip_views) ** 2 != self.clip_views:
             raise ValueError(f"clip_views must be a square number, not {self.clip_views}")
-        if self.severities not in ("standard", "wide"):
-            raise ValueError(f"severities must be 'standard' or 'wide', not {self.severities!r}")
+        if self.severities not in ("standard", "wide", "mixed"):
+            raise ValueError(f"severities must be 'standard', 'wide' or 'mixed', not {self.severities!r}")
         if self.flips not in transforms.FLIPS:
             raise ValueError(f"flips must be one of {', '.join(transforms.FLIPS)}, not {self.flips!r}")
         for task, pair in self.pairs.items():

@@ -31,8 +31,7 @@ class MakeExample(grain.transforms.RandomMap):
             # Flipped last: a cut is smaller than its image, and resizing wants its pixels in order.
             (cut,) = transforms.flip((random_cut(element["image"], config, rng),), config.flips, rng)
             gt = np.ascontiguousarray(as_float(cut))
-            wide = WIDE.get(self._task.name) if config.severities == "wide" else None
-            lq = wide(gt, rng) if wide else degrade(gt, self._task, config, rng)
+            lq = self._degraded(gt, rng)
         else:
             lq, gt = transforms.flip((element["lq"], element["gt"]), config.flips, rng)
         lq_crop, gt_crop = transforms.random_crop((lq, gt), config.crop, rng)
@@ -49,6 +48,14 @@ class MakeExample(grain.transforms.RandomMap):
             view = transforms.predictor_view(seen, config.clip_size, config.clip_view, config.clip_views)
             example["lq_clip"] = view
         return example
+
+    def _degraded(self, gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The image with a degradation of the severities that are configured."""
+        severities = self._config.severities
+        wide = WIDE.get(self._task.name)
+        if wide and (severities == "wide" or (severities == "mixed" and rng.random() < 0.5)):
+            return wide(gt, rng)
+        return degrade(gt, self._task, self._config, rng)
 
 
 def as_batch(examples: Sequence[Example]) -> Batch:

@@ -242,7 +242,7 @@ def test_real_tasks_on_bundled_photographs():
         ({"clip_view": "half"}, "clip_view"),
         ({"flips": "vertical"}, "flips"),
         ({"clip_view": "native", "clip_views": 6}, "clip_views must be a square number, not 6"),
-        ({"severities": "mild"}, "severities must be 'standard' or 'wide', not 'mild'"),
+        ({"severities": "mild"}, "severities must be 'standard', 'wide' or 'mixed', not 'mild'"),
         ({"pairs": {"dark": {"lq": "x"}}}, "pairs"),
     ],
 )

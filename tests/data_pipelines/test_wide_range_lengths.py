@@ -1,8 +1,12 @@
-"""Lengths of the wide severities, in pixels, against the standard ones, in fractions of the shorter side."""
+"""The wide severities: their lengths in pixels against the standard ones, and which images take them."""
 
+import numpy as np
 import pytest
 
+from data_pipelines.config import PipelineConfig
 from data_pipelines.degradations import blur, rain, raindrop, snow, wide_range
+from data_pipelines.examples import MakeExample
+from data_pipelines.tasks import TASKS
 
 LENGTHS = {
     "motion blur": (blur.MOTION_LENGTH, wide_range.MOTION_LENGTH),
@@ -17,3 +21,16 @@ LENGTHS = {
 def test_wide_lengths_cover_test_images_of_128_to_512_pixels(name):
     fractions, pixels = LENGTHS[name]
     assert pixels[0] <= 128 * fractions[0] and pixels[1] >= 512 * fractions[1]
+
+
+@pytest.mark.parametrize(
+    ("severities", "wide_images"), [("standard", {0}), ("wide", {40}), ("mixed", set(range(10, 31)))]
+)
+def test_images_that_are_degraded_over_the_wide_range(monkeypatch, severities, wide_images):
+    monkeypatch.setitem(wide_range.WIDE, "denoise", lambda image, rng: np.full_like(image, 7.0))
+    config = PipelineConfig(crop=8, image_size=8, clip_size=0, severities=severities)
+    denoise = next(task for task in TASKS if task.name == "denoise")
+    make, rng = MakeExample(config, denoise), np.random.default_rng(0)
+    photograph = np.full((8, 8, 3), 128, np.uint8)
+    drawn = [make.random_map({"image": photograph}, rng)["lq"][0, 0, 0] == 7.0 for _ in range(40)]
+    assert sum(drawn) in wide_images
