@@ -54,7 +54,7 @@ class MakeExample(grain.transforms.RandomMap):
         severities = self._config.severities
         wide = WIDE.get(self._task.name)
         if wide and (severities == "wide" or (severities == "mixed" and rng.random() < 0.5)):
-            return wide(gt, rng)
+            return in_8_bits(wide(gt, rng))
         return degrade(gt, self._task, self._config, rng)
 
 
@@ -99,9 +99,22 @@ def _cut_side(photo: np.ndarray, config: PipelineConfig, scale: float) -> int:
 
 
 def degrade(gt: np.ndarray, task: Task, config: PipelineConfig, rng: np.random.Generator) -> np.ndarray:
+    """The image with the degradation of a task at the severities of test sets, as float32.
+
+    Raises ValueError for a degradation that changes the shape.
+    """
     published = config.degradations.get(task.name)
     synthesise = protocol_named(published) if published else task.synthesise
     lq = np.ascontiguousarray(synthesise(gt, rng), dtype=np.float32)
     if lq.shape != gt.shape:
         raise ValueError(f"the degradation of {task.name} changed the shape from {gt.shape} to {lq.shape}")
-    return lq
+    return in_8_bits(lq)
+
+
+def in_8_bits(image: np.ndarray) -> np.ndarray:
+    """The image rounded to the 256 levels of a file.
+
+    Degraded images come from files. A predictor that learns from unrounded ones takes the steps between levels,
+    in an image that is otherwise smooth, for the mark of those degradations that round (here camera noise).
+    """
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.float32) / np.float32(255)

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from PIL import Image
 
+JPEG_BLOCK = 16
+"""Pixels; the side of a block of JPEG whose colours are stored at half the resolution."""
 # Normalisation of OpenAI's CLIP (Radford et al. 2021, released preprocessing); RGB in [0, 1].
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -112,8 +114,9 @@ def predictor_view(image: np.ndarray, size: int, kind: str, count: int) -> np.nd
 def native_views(image: np.ndarray, size: int, count: int) -> np.ndarray:
     """Squares of the image at its native resolution, in which fine degradations stay visible.
 
-    The centres lie on a regular grid over the image, `count` is the number of its cells. Where the image is small
-    the squares overlap, and an image smaller than a square is padded by reflection.
+    They lie on a regular grid over the image, `count` is the number of its cells. Where the image is small the
+    squares overlap, and an image smaller than a square is padded by reflection. Corners are multiples of the blocks
+    of JPEG, so that the borders of blocks lie at the same places in every square.
 
     Args:
         image: (height, width, 3), float32 in [0, 1] or bytes.
@@ -126,9 +129,10 @@ def native_views(image: np.ndarray, size: int, count: int) -> np.ndarray:
     image = pad_to(image, size)
     cells = math.isqrt(count)
     tops, lefts = (
-        [round(k * (side - size) / (cells - 1)) for k in range(cells)] if cells > 1 else [(side - size) // 2]
+        [round(k * (side - size) / (cells - 1)) if cells > 1 else (side - size) // 2 for k in range(cells)]
         for side in image.shape[:2]
     )
+    tops, lefts = ([corner // JPEG_BLOCK * JPEG_BLOCK for corner in corners] for corners in (tops, lefts))
     squares = np.stack([image[top : top + size, left : left + size] for top in tops for left in lefts])
     if squares.dtype == np.uint8:
         squares = squares / np.float32(255)

@@ -101,14 +101,14 @@ def pixels_of(views: np.ndarray) -> np.ndarray:
 
 
 def test_native_views_are_squares_of_the_image_as_it_is():
-    image = random_image(30, 50)
+    image = random_image(70, 100)
     views = native_views(image, 16, 9)
     assert views.shape == (9, 16, 16, 3) and views.dtype == np.float32 and views.flags.c_contiguous
-    starts = [(top, left) for top in (0, 7, 14) for left in (0, 17, 34)]
+    starts = [(top, left) for top in (0, 16, 48) for left in (0, 32, 80)]  # multiples of the blocks of JPEG
     for view, (top, left) in zip(pixels_of(views), starts, strict=True):
         np.testing.assert_allclose(view, image[top : top + 16, left : left + 16], atol=1e-6)
     (middle,) = pixels_of(native_views(image, 16, 1))
-    np.testing.assert_allclose(middle, image[7:23, 17:33], atol=1e-6)
+    np.testing.assert_allclose(middle, image[16:32, 32:48], atol=1e-6)
 
 
 def test_native_views_of_bytes_are_those_of_floats():

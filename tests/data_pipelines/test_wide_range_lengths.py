@@ -27,10 +27,20 @@ def test_wide_lengths_cover_test_images_of_128_to_512_pixels(name):
     ("severities", "wide_images"), [("standard", {0}), ("wide", {40}), ("mixed", set(range(10, 31)))]
 )
 def test_images_that_are_degraded_over_the_wide_range(monkeypatch, severities, wide_images):
-    monkeypatch.setitem(wide_range.WIDE, "denoise", lambda image, rng: np.full_like(image, 7.0))
+    monkeypatch.setitem(wide_range.WIDE, "denoise", lambda image, rng: np.ones_like(image))
     config = PipelineConfig(crop=8, image_size=8, clip_size=0, severities=severities)
     denoise = next(task for task in TASKS if task.name == "denoise")
     make, rng = MakeExample(config, denoise), np.random.default_rng(0)
     photograph = np.full((8, 8, 3), 128, np.uint8)
-    drawn = [make.random_map({"image": photograph}, rng)["lq"][0, 0, 0] == 7.0 for _ in range(40)]
+    drawn = [make.random_map({"image": photograph}, rng)["lq"][0, 0, 0] == 1.0 for _ in range(40)]
     assert sum(drawn) in wide_images
+
+
+@pytest.mark.parametrize("severities", ["standard", "wide"])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_degraded_images_have_the_levels_of_a_file(task, severities):
+    config = PipelineConfig(crop=32, image_size=32, clip_size=0, severities=severities)
+    photograph = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    levels = MakeExample(config, task).random_map({"image": photograph}, np.random.default_rng(2))["lq"] * 255
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+    assert levels.min() >= 0 and levels.max() <= 255
