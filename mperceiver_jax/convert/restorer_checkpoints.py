@@ -10,7 +10,7 @@ goes into a file of its own, NAME.classifier.SUFFIX.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,28 @@ def _modules(model: RegressionModel) -> dict[str, nnx.Module]:
     return {NETWORK: model.network} | ({CLASSIFIER: model.classifier} if hasattr(model, "classifier") else {})
 
 
+def _read_modules(modules: Mapping[str, nnx.Module], sources: Sequence[Path]) -> tuple[State, State, State]:
+    """(last parameters, averages, tensors that the network declares and never uses) of the files.
+
+    Of a file with one set of parameters, last ones and averages are both that one. Raises as `import_regression`.
+    """
+    last: State = {}
+    averages: State = {}
+    aside: State = {}
+    for (part, module), source in zip(modules.items(), sources, strict=True):
+        for values, averaged in ((averages, True), (last, False)):
+            tensors: Mapping[str, Any] = open_tensors(source, averages=averaged)
+            try:
+                found = match(module, tensors)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+            values |= {part + path: converted(tensor, np.dtype(np.float32)) for path, tensor in found.items()}
+        aside |= dead_tensors(module, tensors) if part == NETWORK else {}
+        if wrong := [tensors[key].key for key, value in aside.items() if not np.isfinite(value).all()]:
+            raise ValueError(f"{source}: {', '.join(wrong[:5])}: holds values that are not finite")
+    return last, averages, aside
+
+
 def import_regression(sources: list[Path], output: Path, experiment: Experiment) -> list[str]:
     """Released weights become the workdir of a run that is finished: `restore`, `evaluate` and `export` take it.
 
@@ -188,21 +210,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     if len(sources) != len(modules):
         raise ValueError(f"{len(sources)} files given, but {experiment.title} is made of {len(modules)}")
     stage = experiment.stages["regression"]
-    last: State = {}
-    averages: State = {}
-    aside: State = {}
-    for (part, module), source in zip(modules.items(), sources, strict=True):
-        # Of a file with one set, both are that one.
-        for values, averaged in ((averages, True), (last, False)):
-            tensors: Mapping[str, Any] = open_tensors(source, averages=averaged)
-            try:
-                found = match(module, tensors)
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from error
-            values |= {part + path: converted(tensor, np.dtype(np.float32)) for path, tensor in found.items()}
-        aside |= dead_tensors(module, tensors) if part == NETWORK else {}
-        if wrong := [tensors[key].key for key, value in aside.items() if not np.isfinite(value).all()]:
-            raise ValueError(f"{source}: {', '.join(wrong[:5])}: holds values that are not finite")
+    last, averages, aside = _read_modules(modules, sources)
     assert last.keys() == averages.keys() == parameters.declared(model).keys()
     both = any(not np.array_equal(value, averages[path]) for path, value in last.items())
     kept = both and stage.ema_decay > 0

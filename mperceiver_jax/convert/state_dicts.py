@@ -119,30 +119,24 @@ def match(
         if not missing and not misshapen and not mistyped:
             found[where + path] = Found(keys, tuple(tensors[key] for key in keys), kind)
     dead = names.dead if any(key in tensors for key in names.dead) else {}
-    for key, wanted in dead.items():
-        if key not in tensors:
-            missing.append(display_name(key))
-        elif tuple(tensors[key].shape) != wanted:
-            misshapen.append(f"{display_name(key)}: {tuple(tensors[key].shape)} given, {wanted} expected")
-    for key, value in names.buffers.items():
-        if key in tensors and tuple(tensors[key].shape) != value.shape:
-            misshapen.append(f"{display_name(key)}: {tuple(tensors[key].shape)} given, {value.shape} expected")
+    missing += [display_name(key) for key in dead if key not in tensors]
+    for key, expected in {**dead, **{key: value.shape for key, value in names.buffers.items()}}.items():
+        if key in tensors and tuple(tensors[key].shape) != expected:
+            misshapen.append(f"{display_name(key)}: {tuple(tensors[key].shape)} given, {expected} expected")
     used.update(dead, names.buffers)
     unexpected = [display_name(key) for key in tensors if key not in used and not names.ignored(key)]
-    problems = [
-        f"{len(some)} {what}: " + "; ".join(sorted(some)[:10]) + (" ..." if len(some) > 10 else "")
-        for what, some in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-            ("of another type", mistyped),
-        )
-        if some
-    ]
-    if problems:
-        name = type(module).__name__
-        raise ValueError(f"The tensors are no {name} in layout {layout!r}. " + " | ".join(problems))
+    faults = {
+        "missing": missing, "unexpected": unexpected, "of another shape": misshapen, "of another type": mistyped
+    }  # fmt: skip
+    if any(faults.values()):
+        problems = " | ".join(_listed(what, some) for what, some in faults.items() if some)
+        raise ValueError(f"The tensors are no {type(module).__name__} in layout {layout!r}. {problems}")
     return found
+
+
+def _listed(what: str, faults: Sequence[str]) -> str:
+    """`2 missing: a; b`."""
+    return f"{len(faults)} {what}: " + "; ".join(sorted(faults)[:10]) + (" ..." if len(faults) > 10 else "")
 
 
 def dead_tensors(

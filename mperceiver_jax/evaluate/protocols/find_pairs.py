@@ -47,15 +47,12 @@ def find_pairs(
         FileNotFoundError: a set or outputs that are missing; names them.
         ValueError: unknown names, images without a partner, sizes that differ; names them.
     """
-    known = [one.name for one in protocol.sets]
-    chosen = list(sets) or known
-    if unknown := [name for name in [*chosen, *(folders or {})] if name not in known]:
-        raise ValueError(f"{protocol.name} has no set {', '.join(unknown)}; it has {', '.join(known)}")
+    chosen = _chosen(protocol, sets, folders or {})
     images: list[Pair] = []
     warnings: list[str] = []
     problems: list[str] = []
     tell = (warnings if partial else problems).append
-    drawn = 0
+    drawn = 0  # Values of the protocol's noise that the images so far have taken.
     for one in protocol.sets:
         wanted = one.name in chosen
         # Noise is one stream through all sets of the protocol: those that are left out count as well.
@@ -71,19 +68,8 @@ def find_pairs(
             if wanted:
                 warnings.append(f"{one.name} is left out: {error}")
             continue
-        numbered: list[Pair] = []
-        for name, degraded, clean in found:
-            try:
-                whole = size_of(clean, decode=partial)
-                if degraded is not None and size_of(degraded, decode=partial) != whole:
-                    raise ValueError(f"{degraded.path} and {clean.path} differ in size")
-            except ValueError as error:
-                faults.append(str(error))
-                continue
-            size = prepared_size(whole[0], whole[1], protocol.preprocessing)
-            noise = None if one.noise is None else (one.noise, drawn)
-            drawn += 0 if one.noise is None else 3 * size[0] * size[1]
-            numbered.append(Pair(one.name, name, clean, degraded, None, size, noise))
+        numbered = _measurable(one, found, protocol.preprocessing, drawn, partial, faults)
+        drawn += 0 if one.noise is None else sum(3 * pair.size[0] * pair.size[1] for pair in numbered)
         if not wanted:
             continue
         if source is not None:
@@ -102,6 +88,44 @@ def find_pairs(
     if not images:
         raise ValueError(f"nothing to measure: {'; '.join(warnings) or 'no images'}")
     return images, warnings
+
+
+def _chosen(protocol: Protocol, sets: Sequence[str], folders: Mapping[str, object]) -> list[str]:
+    """The sets to measure; all where none is named. Raises ValueError for names that are unknown."""
+    known = [one.name for one in protocol.sets]
+    if unknown := [name for name in [*sets, *folders] if name not in known]:
+        raise ValueError(f"{protocol.name} has no set {', '.join(unknown)}; it has {', '.join(known)}")
+    return list(sets) or known
+
+
+def _measurable(
+    one: SetOfPairs,
+    found: Sequence[NamedPair],
+    preprocessing: Preprocessing,
+    drawn: int,
+    partial: bool,
+    faults: list[str],
+) -> list[Pair]:
+    """The pairs whose images can be read and agree in size, with their place in the protocol's noise.
+
+    Args:
+        drawn: values of the noise that the sets before this one take.
+        faults: takes a sentence for every other pair.
+    """
+    pairs: list[Pair] = []
+    for name, degraded, clean in found:
+        try:
+            whole = size_of(clean, decode=partial)
+            if degraded is not None and size_of(degraded, decode=partial) != whole:
+                raise ValueError(f"{degraded.path} and {clean.path} differ in size")
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        size = prepared_size(whole[0], whole[1], preprocessing)
+        noise = None if one.noise is None else (one.noise, drawn)
+        drawn += 0 if one.noise is None else 3 * size[0] * size[1]
+        pairs.append(Pair(one.name, name, clean, degraded, None, size, noise))
+    return pairs
 
 
 def _found(

@@ -1,7 +1,7 @@
 """An evaluation from beginning to end: read, restore, measure, keep; batch after batch of images of one size."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +72,7 @@ def evaluate(
         ValueError: images that cannot be read, all named, or one that cannot be measured.
         EvaluationMismatch: `output` holds the results of another one.
     """
-    identity = {
-        "protocol": protocol.name,
-        "preprocessing": protocol.preprocessing.describe(),
-        "metrics": list(scorer.metrics),
-        "images": list_hash(images),
-        "count": len(images),
-        "noise_seed": protocol.noise_seed,
-        **(settings or {}),
-        **subject.identity,
-    }
+    identity = _identity(subject, protocol, images, scorer, settings or {})
     journal = ResultsLog(output, identity, f"{part[0]}-of-{part[1]}" if part else "")
     stamps = {image.key: image.file_signature() for image in images}
     open_ones = [image for image in images if not _done(journal, image, stamps, output, subject)]
@@ -89,38 +80,25 @@ def evaluate(
     if part is not None:
         # Divided before what is done is left out: the parts of two processes never overlap.
         share = {pair.key for batch in list(_batches(images, batch_size))[part[0] :: part[1]] for pair in batch}
-        images = [image for image in images if image.key in share]
-        open_ones = [image for image in open_ones if image.key in share]
-    batches = list(_batches(open_ones, batch_size))
+        images, open_ones = ([image for image in some if image.key in share] for some in (images, open_ones))
     unreadable: list[str] = []
     with (
         ThreadPoolExecutor() as pool,
         progress_bar("evaluating", len(images), len(images) - len(open_ones)) as bar,
     ):
-        read = lambda batch: [pool.submit(_read, image, protocol, stream) for image in batch]
-        # The next batch is decoded while this one is restored and measured.
-        ahead: list[list[Future]] = [read(batch) for batch in batches[:1]]
-        for number, batch in enumerate(batches):
-            ahead += [read(following) for following in batches[number + 1 : number + 2]]
-            readable, loaded = [], []
-            for image, future in zip(batch, ahead.pop(0), strict=True):
-                try:
-                    loaded.append(future.result())
-                    readable.append(image)
-                except ValueError as error:
-                    unreadable.append(str(error))
-            if not readable:
-                continue
-            outputs = _outputs(subject, readable, loaded, output, protocol.preprocessing.levels == "stored")
-            rows = _measure(pool, readable, loaded, outputs, scorer, protocol)
+        read = lambda image: pool.submit(_read, image, protocol, stream)
+        for batch, loaded in _read_ahead(read, list(_batches(open_ones, batch_size)), unreadable):
+            outputs = _outputs(subject, batch, loaded, output, protocol.preprocessing.levels == "stored")
+            rows = _measure(pool, batch, loaded, outputs, scorer, protocol)
             journal.append({**row, "file_signature": stamps[row["key"]]} for row in rows)
-            bar.update(len(readable))
+            bar.update(len(batch))
     if unreadable:
         raise ValueError(f"{'; '.join(unreadable)}; the others are measured, and the same command goes on")
-    rows = [journal.rows[image.key] for image in images]
-    found = [{k: v for k, v in row.items() if k not in ("key", "file_signature")} for row in rows]
-    for row, image in zip(found, images, strict=True):
-        row["output"] = str(output_file(image, output).resolve())
+    found = [
+        {k: v for k, v in journal.rows[image.key].items() if k not in ("key", "file_signature")}
+        | {"output": str(output_file(image, output).resolve())}
+        for image in images
+    ]
     if part is not None:
         return found, {}
     return found, _of_sets(scorer, protocol, images, output, extractor, batch_size)
@@ -129,6 +107,44 @@ def evaluate(
 def output_file(image: Pair, output: Path) -> Path:
     """The output of an image: another system's, or what our model made of it."""
     return image.output or output / "restored" / image.set / f"{image.name}.png"
+
+
+def _identity(
+    subject: Subject, protocol: Protocol, images: Sequence[Pair], scorer: Scorer, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the figures depend on."""
+    return {
+        "protocol": protocol.name,
+        "preprocessing": protocol.preprocessing.describe(),
+        "metrics": list(scorer.metrics),
+        "images": list_hash(images),
+        "count": len(images),
+        "noise_seed": protocol.noise_seed,
+        **settings,
+        **subject.identity,
+    }
+
+
+def _read_ahead(
+    read: Callable[[Pair], Future], batches: Sequence[list[Pair]], unreadable: list[str]
+) -> Iterator[tuple[list[Pair], list[tuple]]]:
+    """(images, what was read of them) of every batch; the next batch is decoded while one is in use.
+
+    Args:
+        unreadable: takes a sentence for every image that cannot be read; the image is left out of its batch.
+    """
+    ahead = [[read(image) for image in batch] for batch in batches[:1]]
+    for number, batch in enumerate(batches):
+        ahead += [[read(image) for image in following] for following in batches[number + 1 : number + 2]]
+        readable, loaded = [], []
+        for image, future in zip(batch, ahead.pop(0), strict=True):
+            try:
+                loaded.append(future.result())
+                readable.append(image)
+            except ValueError as error:
+                unreadable.append(str(error))
+        if readable:
+            yield readable, loaded
 
 
 def _done(journal: ResultsLog, image: Pair, stamps: dict, output: Path, subject: Subject) -> bool:

@@ -42,26 +42,7 @@ def summarise(
         images: hash of the list of images.
         warnings: what makes figures incomparable with published ones.
     """
-    sets: dict[str, dict[str, Any]] = {}
-    for one in protocol.sets:
-        of_set = [row for row in rows if row["set"] == one.name]
-        if of_set:
-            means = {
-                side: {
-                    m: float(np.mean([row[prefix + m] for row in of_set])) for m in METRICS if prefix + m in of_set[0]
-                }
-                for side, prefix in (("output", ""), ("input", "input_"))
-            }
-            means["output"] |= of_sets.get(one.name, {})
-            sets[one.name] = {"images": len(of_set), "task": one.task, **means}
-    averages: dict[str, dict[str, Any]] = {}
-    for name, members in protocol.averages.items():
-        if all(member in sets for member in members):
-            averages[name] = {
-                side: {m: float(np.mean([sets[member][side][m] for member in members])) for m in sets[members[0]][side]}
-                for side in ("output", "input")
-                if all(sets[member][side].keys() == sets[members[0]][side].keys() for member in members)
-            }
+    sets = _means_of_sets(rows, of_sets, protocol)
     measured = next(iter(sets.values()))["output"]
     return {
         "title": title,
@@ -77,7 +58,7 @@ def summarise(
         "warnings": list(warnings),
         "metrics": {name: METRICS[name].definition for name in METRICS if name in measured},
         "sets": sets,
-        "averages": averages,
+        "averages": _averages(sets, protocol),
         "published": [
             {"name": peer.name, "source": peer.source, "figures": {k: dict(v) for k, v in peer.figures.items()}}
             for peer in protocol.peers
@@ -85,6 +66,38 @@ def summarise(
         "sources": dict(protocol.sources or {}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _means_of_sets(
+    rows: Sequence[Mapping[str, Any]], of_sets: Mapping[str, Mapping[str, float]], protocol: Protocol
+) -> dict[str, dict[str, Any]]:
+    """Of every measured set its number of images, its task, and the means of outputs and degraded inputs."""
+    sets: dict[str, dict[str, Any]] = {}
+    for one in protocol.sets:
+        of_set = [row for row in rows if row["set"] == one.name]
+        if of_set:
+            means = {
+                side: {
+                    m: float(np.mean([row[prefix + m] for row in of_set])) for m in METRICS if prefix + m in of_set[0]
+                }
+                for side, prefix in (("output", ""), ("input", "input_"))
+            }
+            means["output"] |= of_sets.get(one.name, {})
+            sets[one.name] = {"images": len(of_set), "task": one.task, **means}
+    return sets
+
+
+def _averages(sets: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """The protocol's averages, those of which every set was measured with the same metrics."""
+    averages: dict[str, dict[str, Any]] = {}
+    for name, members in protocol.averages.items():
+        if all(member in sets for member in members):
+            averages[name] = {
+                side: {m: float(np.mean([sets[member][side][m] for member in members])) for m in sets[members[0]][side]}
+                for side in ("output", "input")
+                if all(sets[member][side].keys() == sets[members[0]][side].keys() for member in members)
+            }
+    return averages
 
 
 def write_tables(
