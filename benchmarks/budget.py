@@ -16,8 +16,8 @@ from mperceiver_jax.training.run import run_experiment
 def trained(experiment: Experiment, seconds: float) -> dict[str, Any]:
     """Trains for about `seconds` from nothing: what was learned, on the held-out images of the experiment.
 
-    Only the updates are counted in, and the sampling of latents; reading data beside them, compiling and
-    evaluation come on top.
+    Only the updates are counted in, and the sampling of latents; reading data at the same time, compiling
+    and evaluation come on top.
 
     Returns:
         columns of a row: updates of all stages, seconds that they took with compiling, PSNR in dB and SSIM after

@@ -8,9 +8,10 @@ images. Times are of one device; reading data, compiling and evaluating come on 
 
 With --torch a restorer by regression also runs in PyTorch, eager, with the same weights. The networks of the
 releases are in no package: put the release on PYTHONPATH and name the class, or a function of your own that
-returns the module. It is called with images (b, 3, h, w), and where it must be told what is wrong: PIP with
+returns the module. It is called with images (b, 3, h, w), and, where it takes the degradation as input, PIP with
 weights (b, classes), MiOIR's prompted networks with the guide (b, 1 or 3, h, w), AM-PromptIR with a list of names
-(variants `faithful`) or text embeddings (b, width). Both are told the truth, and trained by L1 and AdamW.
+(variants `faithful`) or text embeddings (b, width). Both sides
+receive the true degradation, and are trained by L1 and AdamW.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import jax
 from benchmarks.budget import trained
 from benchmarks.systems import System, main_stage, sized
 from benchmarks.timing import measure
+from data_pipelines.files import write_atomically
 from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.evaluate.report import table
 from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
@@ -38,7 +40,7 @@ examples:
     python -m benchmarks.compare --seconds=120
   networks of full size on an accelerator
     python -m benchmarks.compare configs/promptir.py:3task configs/pip.py:5task --size=128 --batch=8 --output=table.json
-  PromptIR beside its release, unpacked in PromptIR/; JAX leaves PyTorch its share of the GPU's memory
+  PromptIR compared with its release, unpacked in PromptIR/; JAX leaves PyTorch its share of the GPU's memory
     PYTHONPATH=PromptIR XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.compare configs/promptir.py:3task \\
         --size=128 --torch='promptir.py:3task=net.model:PromptIR(decoder=True)'
 """
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.output is not None and not options.output.parent.is_dir():
             raise ValueError(f"--output: there is no folder {options.output.parent}")
-        # Mistakes are told before anything is measured.
+        # Mistakes are reported before anything is measured.
         experiments = {_short(name): _experiment(name, options) for name in options.configs}
         origins = _origins(options.torch, list(experiments))
         rows = [compare(name, one, origins.get(name), options) for name, one in experiments.items()]
@@ -64,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.size} px, batch {options.batch}, on {jax.devices()[0].device_kind}; medians of {options.repeats}")
     print(table(columns, [[_text(row.get(column)) for column in columns] for row in rows]))
     if options.output is not None:
-        partial = options.output.with_name(options.output.name + ".partial")
-        partial.write_text(json.dumps(rows, indent=2) + "\n")
-        partial.replace(options.output)
+        write_atomically(options.output, (json.dumps(rows, indent=2) + "\n").encode())
     return 0
 
 
@@ -74,7 +74,7 @@ def compare(name: str, experiment: Experiment, origin: Any, options: argparse.Na
     """One row: what was measured of one system.
 
     Args:
-        origin: of the PyTorch network beside it (`torch_peer.Origin`), or None.
+        origin: of the PyTorch network to compare with (`torch_peer.Origin`), or None.
 
     Raises:
         ValueError: the system cannot be measured with these options.
@@ -99,10 +99,10 @@ def compare(name: str, experiment: Experiment, origin: Any, options: argparse.Na
     # Their buffers would be in the way of what follows.
     del system, candidates
     if origin is not None:
-        from benchmarks.torch_peer import beside
+        from benchmarks.torch_peer import compare_with_torch
 
-        _say(f"{name}: beside PyTorch")
-        row |= beside(origin, experiment, options.size, options.batch, options.repeats)
+        _say(f"{name}: comparing with PyTorch")
+        row |= compare_with_torch(origin, experiment, options.size, options.batch, options.repeats)
     if options.seconds:
         _say(f"{name}: measuring and training its stages")
         row |= trained(experiment, options.seconds)
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CONFIG=IMPORT.PATH:NAME[(OPTION=VALUE, ...)]",
-        help="the PyTorch network beside a system, once for each",
+        help="the PyTorch network to compare a system with; may be repeated",
     )
     result.add_argument("--output", type=Path, metavar="FILE.json", help="also write the rows there")
     return result

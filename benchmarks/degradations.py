@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.degradations.protocols import PROTOCOLS
+from data_pipelines.files import write_atomically
 from data_pipelines.images import as_float
 from data_pipelines.sources.folders import ImageFolder, bundled_photos
 from data_pipelines.tasks import TASKS
@@ -82,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         per_megapixel = figures["seconds_per_megapixel"] * 1e3
         print(f"  {name:<24} {per_megapixel:8.1f} ms/MP  {figures['images_per_second']:7.1f} images/s{slow}")
     if options.output is not None:
-        partial = options.output.with_name(options.output.name + ".partial")
-        partial.write_text(json.dumps({"size": options.size, "images": options.images, "results": found}, indent=2))
-        partial.replace(options.output)
+        write_atomically(
+            options.output,
+            json.dumps({"size": options.size, "images": options.images, "results": found}, indent=2).encode(),
+        )
 
 
 if __name__ == "__main__":

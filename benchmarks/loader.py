@@ -5,7 +5,7 @@
     python -m benchmarks.loader --source=/data/prepared/gopro:train
 
 A pair is decoded whole, then cropped to 512 pixels, shown to CLIP as a whole, and put in a batch. Processor time
-of one thread is measured, decoding and loading in turns; the wall time of as many threads as cores is told too.
+of one thread is measured, decoding and loading in turns; the wall time of as many threads as cores is reported too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from data_pipelines.datasets.pack import prepare
 from data_pipelines.datasets.pairing import find
 from data_pipelines.datasets.splits import Rule, Split
 from data_pipelines.datasets.tree import Tree
+from data_pipelines.files import write_atomically
 from data_pipelines.pipeline import train_batches
 from data_pipelines.sources.folders import ImageFolder, bundled_photos
 from data_pipelines.sources.spec import Source, open_source
@@ -141,9 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"loading {found['load_pairs_per_second']:.1f} pairs/s, {found['wall_ratio']:.2f} x the wall time"
     )
     if options.output is not None:
-        partial = options.output.with_name(options.output.name + ".partial")
-        partial.write_text(json.dumps(found, indent=2))
-        partial.replace(options.output)
+        write_atomically(options.output, json.dumps(found, indent=2).encode())
 
 
 if __name__ == "__main__":

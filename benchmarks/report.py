@@ -15,6 +15,7 @@ import jax
 
 from benchmarks.subject import Subject, subject
 from benchmarks.timing import peak_memory
+from data_pipelines.files import write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
 
@@ -59,9 +60,7 @@ def run(name: str, benchmark: Any, arguments: Sequence[str] | None, options: arg
     record = {"benchmark": name, **surroundings(chosen, parsed), **findings, "memory": peak_memory()}
     print("\n".join(lines(record)), flush=True)
     if parsed.output is not None:
-        partial = parsed.output.with_name(parsed.output.name + ".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(parsed.output)
+        write_atomically(parsed.output, (json.dumps(record, indent=2) + "\n").encode())
     return 0
 
 

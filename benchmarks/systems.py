@@ -17,7 +17,7 @@ from benchmarks.timing import Candidate, compiled, program_memory
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.restore.backends import Backend, Diffusion, Regression
 from mperceiver_jax.training.stages.registry import build_stage
@@ -30,7 +30,7 @@ def main_stage(experiment: Experiment) -> str:
     Raises:
         ValueError: the configuration leaves it out.
     """
-    name = "dual_branch" if isinstance(experiment.model, MPerceiverConfig) else "regression"
+    name = experiment.model.main_stage
     if name not in experiment.stages:
         raise ValueError(f"stages: {experiment.title} is measured in its stage {name}, which is not configured")
     return name
@@ -106,7 +106,7 @@ class System:
         experiment, model = self.experiment, self.model
         if isinstance(model, MPerceiver):
             return Diffusion(model, sampler_of(experiment.sampler), experiment.compute_dtype, refine=True)
-        # Which task a network is told does not change what it computes.
+        # The task that is given to a network does not change the cost.
         label = 0 if model.config.is_conditional and model.config.condition_source == "label" else None
         return Regression(model, experiment.compute_dtype, label)
 

@@ -1,4 +1,4 @@
-"""A restorer by regression beside the PyTorch network it came from: the same weights, in one run. Imports torch.
+"""Compares a restorer by regression with the PyTorch network it came from: the same weights, in one run. Imports torch.
 
 No package ships these networks, so the user names one on the import path: `IMPORT.PATH:NAME`, a class or a
 function that returns a module, optionally called with literals: `net.model:PromptIR(decoder=True)`.
@@ -84,10 +84,10 @@ class Origin:
         return f"--torch {self.module}:{self.name}"
 
 
-def beside(origin: Origin, experiment: Experiment, size: int, batch: int, repeats: int) -> dict[str, float]:
+def compare_with_torch(origin: Origin, experiment: Experiment, size: int, batch: int, repeats: int) -> dict[str, float]:
     """Columns of a row: PyTorch's time over ours, and how far outputs are apart, relative to the largest.
 
-    On both sides the network alone, which is told the true tasks, is run and trained by L1 and AdamW in the
+    On both sides the network alone, with the true tasks as condition, is run and trained by L1 and AdamW in the
     configuration's dtype. Ours also sees that nothing becomes infinite. PyTorch's is eager.
 
     Raises:
@@ -114,7 +114,7 @@ def beside(origin: Origin, experiment: Experiment, size: int, batch: int, repeat
         "forward": compiled(forward, system.values, jnp.asarray(lq), flop=0.0, images=batch),
         "training": system.training_step("regression"),
     }
-    theirs = _Theirs(network.to(device), _told(model, lq, labels), lq, device, kind)
+    theirs = _Theirs(network.to(device), _conditions(model, lq, labels), lq, device, kind)
     expected = np.asarray(ours["forward"].run().astype(jnp.float32))
     found = theirs.output()
     if found.shape != expected.shape:
@@ -143,8 +143,8 @@ def _alone(experiment: Experiment, config: RegressionConfig, size: int, batch: i
     )
 
 
-def _told(model: RegressionModel, lq: np.ndarray, labels: np.ndarray) -> list[Any]:
-    """What a network is given after the images, as its release does it."""
+def _conditions(model: RegressionModel, lq: np.ndarray, labels: np.ndarray) -> list[Any]:
+    """The arguments of a network after the images, as its release takes them."""
     network, config = model.network, model.config
     weights = weights_of_labels(jnp.asarray(labels), len(config.tasks))
     if isinstance(network, Prompted) and network.kind != "plain":
@@ -169,12 +169,12 @@ def _load(origin: Origin, network: torch.nn.Module, state: dict[str, np.ndarray]
         "of another shape": sorted(key for key in shared if own[key] != state[key].shape),
     }
     if any(wrong.values()):
-        told = "; ".join(
+        problems = "; ".join(
             f"{len(keys)} {what}: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}"
             for what, keys in wrong.items()
             if keys
         )
-        raise ValueError(f"{origin}: its tensors are not {title}'s of this configuration. {told}")
+        raise ValueError(f"{origin}: its tensors are not {title}'s of this configuration. {problems}")
     network.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=True)
 
 
@@ -185,11 +185,11 @@ def _planes(images: np.ndarray) -> torch.Tensor:
 class _Theirs:
     """The PyTorch network at work. Modules may return a tuple; its first item is the image."""
 
-    def __init__(self, network: torch.nn.Module, told: list[Any], lq: np.ndarray, device: str, dtype: str):
+    def __init__(self, network: torch.nn.Module, conditions: list[Any], lq: np.ndarray, device: str, dtype: str):
         # Two, for neither may switch between the ways while it is timed: one restores, one is trained.
         self._network, self._trained = network.eval(), copy.deepcopy(network).train()
         on_device = lambda value: value.to(device) if isinstance(value, torch.Tensor) else value
-        self._inputs = [on_device(value) for value in (_planes(lq), *told)]
+        self._inputs = [on_device(value) for value in (_planes(lq), *conditions)]
         self._gt = torch.rand_like(self._inputs[0])
         kind = getattr(torch, dtype)
         self._cast = functools.partial(torch.autocast, device, dtype=kind, enabled=kind != torch.float32)

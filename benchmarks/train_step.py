@@ -1,4 +1,4 @@
-"""A training step of the dual branch: everything it does, its parts, and its UNet beside PyTorch's.
+"""A training step of the dual branch: everything it does, its parts, and its UNet compared with PyTorch's.
 
 The step is the one that training runs: frozen towers, both branches, the UNet, gradients of what is
 trained, and AdamW. Weights and images are random.
@@ -59,8 +59,8 @@ def benchmark(options: Any) -> tuple[Subject, dict[str, Any]]:
     candidates = {PEAK: matrix_product(chosen.dtype)}
     candidates["training step"] = training_step(chosen, cached=False)
     candidates["training step, cached towers"] = training_step(chosen, cached=True)
-    beside, notes = unet.candidates(chosen, torch_too=options.torch, compile_too=options.compile)
-    results = measure(candidates | beside, repeats=options.repeats)
+    torch_candidates, notes = unet.candidates(chosen, torch_too=options.torch, compile_too=options.compile)
+    results = measure(candidates | torch_candidates, repeats=options.repeats)
     per_image = part_flop(chosen.model, chosen.size)
     for name in ("training step", "training step, cached towers"):
         per_image[name] = candidates[name].flop / chosen.batch

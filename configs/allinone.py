@@ -1,23 +1,17 @@
 """The nine-task all-in-one recipe of MPerceiver.
 
-    python -m mperceiver_jax.main --config=configs/allinone.py
-    python -m mperceiver_jax.main --config=configs/allinone.py:small
-        Every module and every stage at a size that trains from nothing, on the bundled images, in about 40 minutes
-        on two CPU cores. The default on every device.
-
-    python -m mperceiver_jax.main --config=configs/allinone.py:base
-    python -m mperceiver_jax.main --config=configs/allinone.py:base,10
-        The same with a larger predictor and refinement, as the bundled weights were trained: ten minutes on a GPU
-        with 15 cores that make the images (--config.data.workers=15), or about seven hours on two CPU cores, in one
-        run or several that are resumed. The number scales the updates of every stage.
-
-    python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.pretrained=DIR
-        The paper's scale: predictor, dual branch and detail refinement on top of the published Stable Diffusion 2.1
-        and OpenCLIP ViT-H/14 weights, in a directory that `python -m mperceiver_jax.convert import` wrote. For
-        accelerators. The authors' batch size, iteration count and schedule are not published in full; what is known
-        of their release (AdamW, 1e-4 constant, decay 0.01, crops of 512) is kept.
-
-Every field can be set from the command line, as in --config.stages.dual_branch.steps=2000.
+python -m mperceiver_jax.main --config=configs/allinone.py
+    The variant `small`: every module and stage at a size that trains from nothing, on the bundled images, in
+    about 40 minutes on two CPU cores.
+python -m mperceiver_jax.main --config=configs/allinone.py:base
+    A larger predictor and refinement, as the bundled weights were trained: ten minutes on a GPU with 15 cores
+    that make the images (--config.data.workers=15), about seven hours on two CPU cores. `base,10` makes ten
+    times as many updates in every stage.
+python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.pretrained=DIR
+    The paper's scale, for accelerators: predictor, dual branch and refinement on top of Stable Diffusion 2.1 and
+    OpenCLIP ViT-H/14, in a directory that `python -m mperceiver_jax.convert import` wrote. Batch size, updates
+    and schedule of the authors are not published in full; what is known of their release (AdamW, 1e-4 constant,
+    decay 0.01, crops of 512) is kept.
 """
 
 from dataclasses import replace
@@ -48,12 +42,11 @@ REFERENCE = OptimizerConfig("adamw", 1e-4, "constant", weight_decay=0.01)
 
 
 def get_config(variant: str = "small") -> ConfigDict:
-    name, _, scale = (variant or "small").partition(",")
-    if name == "base":
-        return to_config_dict(base(float(scale or 1)))
-    if name not in ("small", "sd21") or scale:
+    name, _, scale = variant.partition(",")
+    variants = {"small": small, "base": base, "sd21": sd21}
+    if name not in variants or (scale and name != "base"):
         raise ValueError(f"configs/allinone.py has the variants small, base, base,SCALE and sd21, not {variant!r}")
-    return to_config_dict(small() if name == "small" else sd21())
+    return to_config_dict(base(float(scale)) if scale else variants[name]())
 
 
 def small() -> Experiment:

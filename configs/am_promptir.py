@@ -1,4 +1,4 @@
-"""AM-PromptIR: a U-shape of convolutional attention that is told in words what is wrong with an image.
+"""AM-PromptIR: a U-shaped network of convolutional attention with a description of the degradation in words as input.
 
     python -m mperceiver_jax.main --config=configs/am_promptir.py:small
         Noise, rain and haze at a size that trains in a few minutes on two CPU cores, on the bundled photographs.
@@ -7,12 +7,12 @@
         --config.data.pairs.derain='rain100l:train*120' --config.data.pairs.dehaze=DIR
         As published: Charbonnier and 0.01 of the spectrum's distance, batches of 18 crops of 128, 120 epochs of a
         schedule of 150. The words are CLIP embeddings of the degradations' names where --config.model.words=FILE.npy
-        gives them (`python -m mperceiver_jax.convert words` writes that file), else fixed vectors that only tell tasks
-        apart, which is said at the start and in the report. Which words an image gets is for a small classifier to
-        say, trained beside; --config.model.condition_source=label takes the truth.
+        gives them (`python -m mperceiver_jax.convert words` writes that file), else fixed vectors that only
+        distinguish tasks; a warning at the start and in the report says so. A small classifier, trained at the same
+        time, chooses the words of an image; --config.model.condition_source=label takes those of its true class.
 
     5task           with motion blur and low light
-    3task,faithful  what the release computes: token ids taken for numbers, the true class given, a schedule one
+    3task,faithful  what the release computes: token ids used as numbers, the true class as input, a schedule one
                     epoch late, augmentation that never leaves a crop as it is
 """
 

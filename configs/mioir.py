@@ -9,7 +9,7 @@
         As published: L1, crops of 128, Adam with a cosine that restarts, an average of 0.999.
 
 A variant is a backbone (srresnet, swinir, restormer, uformer, promptir), then, in any order and joined by dashes:
-`explicit` (prompts from a map of the task, which a classifier tells) or `adaptive` (prompts from the image);
+`explicit` (prompts from a map of the task, which a classifier predicts) or `adaptive` (prompts from the image);
 `sequential` (each phase adds a task of the released order, with a fresh optimizer and cosine) instead of all tasks
 mixed; `3task` or `5task` instead of all seven; `faithful`: the last parameters are used and not their average, and
 the classifier learns through two softmaxes (not with `small`).

@@ -7,7 +7,7 @@ python -m mperceiver_jax.main --config=configs/pip.py:5task --config.data.images
     As published, on Restormer: smooth L1 and the angles between classes, batches of 48 crops of 128, 120 epochs, a
     rate for each epoch. The published shares of the tasks: images=DIR*9 (noise of three strengths, three times each),
     derain=...*120, dehaze=..., deblur_motion=...*5, lowlight=...*20.
-    Which class an image is of is for a small classifier to say, trained beside;
+    A small classifier, trained at the same time, predicts the class of an image;
     --config.model.condition_source=label takes the true class, as the paper does. A finished run can also use the
     degradation predictor of MPerceiver: `restore` and `evaluate` with --predictor=RUN.
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from data_pipelines import transforms
 from data_pipelines.degradations.protocols import protocol_named
-from data_pipelines.mixture import MIXINGS
+from data_pipelines.mixture import MIXINGS, Mixing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PipelineConfig:
         shows `clip_views` squares of the degraded image at its native resolution.
       clip_views: number of squares of clip_view='native', a square number.
       severities: 'standard' draws the degradations of the tasks as held-out examples do; 'wide' draws them over
-        the whole range that people meet (`degradations.wide_range`), in training only; 'mixed' draws every
+        the whole range of real images (`degradations.wide_range`), in training only; 'mixed' draws every
         second image from each.
       flips: 'none', 'horizontal', 'dihedral' or 'dihedral_nonidentity', see `transforms.flip`.
       weights: task name -> weight; tasks not named are left out. Empty: all tasks alike.
@@ -62,9 +62,9 @@ class PipelineConfig:
     clip_view: Literal["full", "crop", "native"] = "full"
     clip_views: int = 1
     severities: Literal["standard", "wide", "mixed"] = "standard"
-    flips: str = "horizontal"
+    flips: transforms.Flips = "horizontal"
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    mixing: str = "weights"
+    mixing: Mixing = "weights"
     temperature: float = 1.0
     seed: int = 0
     threads: int = 2

@@ -39,13 +39,20 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, sync: bool = 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    with replacement(path) as temporary, naming(path), open(temporary, "wb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A temporary path for a file in the folder of `path`, with its suffix; it takes the place of `path` when the
+    block succeeds, and is removed otherwise."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
     try:
-        with naming(path), open(temporary, "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,13 +23,15 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Literal, get_args
 
 import grain
 import numpy as np
 
 # 'weights': as given. 'proportional': by examples, which is what concatenating and shuffling lists does.
 # 'temperature': by examples to the power 1/T. 'one_per_task': every batch has equally many of each task.
-MIXINGS = ("weights", "proportional", "temperature", "one_per_task")
+Mixing = Literal["weights", "proportional", "temperature", "one_per_task"]
+MIXINGS = get_args(Mixing)
 
 _FINEST = 1000  # weights are kept to about a thousandth, which bounds the cycle and the tables
 

@@ -151,7 +151,7 @@ def _run(command: str, options: argparse.Namespace) -> None:
         shard_megabytes=options.shard_megabytes,
     )
     for name, split in manifest["splits"].items():
-        # Told above but for those that only reading found.
+        # The others were reported above; these were found only by reading.
         known = {part.split.name: part.faults for part in found}[name]
         read = [fault for fault in (Fault(**fields) for fields in split["left_out"]) if fault not in known]
         print("\n".join([*_listed(read, shown_of_each), ""]), end="")

@@ -6,14 +6,13 @@ Usage: python -m data_pipelines.preview --output=sheet.png
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from data_pipelines.files import replacement
 from data_pipelines.tasks import TASKS
 
 BUNDLED = Path(__file__).parent / "photos" / "heldout"
@@ -83,17 +82,15 @@ def sheet(photographs: Sequence[np.ndarray], seed: int) -> Image.Image:
 
 
 def save(image: Image.Image, output: Path) -> None:
-    """Writes under a temporary name in the same folder, then renames: `output` is whole or untouched.
+    """Writes an image file whole or not at all.
 
     Raises ValueError for a suffix that names no image format.
     """
     if output.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{output} has no suffix of an image format; try {output.with_suffix('.png')}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.stem}-", dir=output.parent) as folder:
-        temporary = Path(folder) / output.name
+    with replacement(output) as temporary:
         image.save(temporary)
-        os.replace(temporary, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,8 @@ CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-FLIPS = ("none", "horizontal", "dihedral", "dihedral_nonidentity")
+Flips = Literal["none", "horizontal", "dihedral", "dihedral_nonidentity"]
+FLIPS = get_args(Flips)
 
 
 def pad_to(image: np.ndarray, side: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def read_image(path: str | os.PathLike[str]) -> LoadedImage:
     path = Path(path)
     colours, alpha = decode_with_alpha(path)
     with Image.open(path) as file:
-        # Pillow opens grey with alpha of 16 bits as RGBA; only the layout of the samples tells.
+        # Pillow opens grey with alpha of 16 bits as RGBA; only the layout of the samples shows the depth.
         layouts = [str(tile.args) for tile in file.tile]  # type: ignore[attr-defined]
         grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith("I") or layouts == ["LA;16B"]
         # A profile for inks or Lab says nothing about the RGB values made from them.

@@ -44,7 +44,7 @@ def filled(pattern: str, fields: Mapping[str, str]) -> str:
 
 
 def shown(pattern: str) -> str:
-    """The pattern as people read it: `{id:[^/_]+}` as {id}, `{top:train|Train100L}` as (train|Train100L)."""
+    """The pattern for display: `{id:[^/_]+}` as {id}, `{top:train|Train100L}` as (train|Train100L)."""
     plain = lambda text: text and re.fullmatch(r"[\w|.-]+", text)
     return _FIELD.sub(lambda m: f"({m[2]})" if plain(m[2]) else "{" + m[1] + "}", pattern.removeprefix("./"))
 

@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from data_pipelines.datasets.records import Record
+from data_pipelines.files import replacement, write_atomically
 
 FORMAT = "prepared images 1"
 MANIFEST = "manifest.json"
@@ -64,21 +65,21 @@ def write_shard(folder: Path, file: str, records: Iterable[Record | tuple[str, s
     Args:
       records: what goes in, and [kind, name, what] for what was left out.
     """
-    partial = folder / f"{file}.partial"
     digests: list[str] = []
     skipped: list[tuple[str, str, str]] = []
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    try:
-        for record in records:
-            if isinstance(record, tuple):
-                skipped.append(record)
-            else:
-                writer.write(record.packed())
-                digests.append(record.digest())
-    finally:
-        writer.close()
-    shard = Shard(file, len(digests), partial.stat().st_size, _sha256(partial), tuple(digests), source, tuple(skipped))
-    os.replace(partial, folder / file)
+    with replacement(folder / file) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        try:
+            for record in records:
+                if isinstance(record, tuple):
+                    skipped.append(record)
+                else:
+                    writer.write(record.packed())
+                    digests.append(record.digest())
+        finally:
+            writer.close()
+        size, checksum = partial.stat().st_size, _sha256(partial)
+    shard = Shard(file, len(digests), size, checksum, tuple(digests), source, tuple(skipped))
     write_json(folder / f"{file}.json", dataclasses.asdict(shard))
     return shard
 
@@ -140,9 +141,7 @@ def check_shards(folder: str | os.PathLike[str]) -> int:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file complete or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _sha256(path: Path) -> str:

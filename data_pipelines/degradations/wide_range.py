@@ -1,4 +1,4 @@
-"""Draws of the nine degradations over the whole range that people meet: from imperceptible to strong.
+"""Draws of the nine degradations over the whole range of real images: from imperceptible to strong.
 
 The defaults of the degradations are those of test sets: clearly visible, with lengths in fractions of the
 shorter side. A model that restores other people's images at their native size meets streaks and kernels of any

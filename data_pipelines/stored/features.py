@@ -21,6 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.config import PipelineConfig
+from data_pipelines.files import replacement
 from data_pipelines.mixture import TaskMixture
 from data_pipelines.pipeline import TrainBatches
 from data_pipelines.stored.manifest import read_manifest
@@ -50,17 +51,13 @@ def write_part(
         ValueError: an example that does not fit the layout.
     """
     path = part_path(folder, part, host)
-    partial = path.with_suffix(".partial")
-    try:
+    with replacement(path) as partial:
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         try:
             for example in examples:
                 writer.write(_packed(example, layout))
         finally:
             writer.close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class FeatureStore:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.files import naming
+from data_pipelines.files import write_atomically
 
 FILE = "manifest.json"
 
@@ -14,11 +14,7 @@ FILE = "manifest.json"
 def write_manifest(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
     """Writes how the contents of a folder are made, before the first of them is written; atomically."""
     path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with naming(partial):
-        partial.write_text(json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, (json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

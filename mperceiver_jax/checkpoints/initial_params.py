@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from data_pipelines.messages import shorten_list
 from mperceiver_jax.checkpoints import directory
@@ -19,8 +18,8 @@ from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.distributed.runtime import on_every_process
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 
 Place = Callable[[str, np.ndarray], Any]
 Readers = dict[str, Callable[[], np.ndarray]]
@@ -48,7 +47,7 @@ def checkpoint_folder(workdir: str | Path, stage: str) -> Path:
     return Path(workdir) / "checkpoints" / stage
 
 
-def init_params(experiment: Experiment, model: nnx.Module, place: Place) -> Params:
+def init_params(experiment: Experiment, model: RestorationModel, place: Place) -> Params:
     """Initial values of all parameters, replaced by the pretrained weights where the experiment names some.
 
     In a distributed run every process must call this.
@@ -69,7 +68,7 @@ def init_params(experiment: Experiment, model: nnx.Module, place: Place) -> Para
     return parameters.initial_values(model, experiment.seed, place, given)
 
 
-def lazy_init_params(experiment: Experiment, model: nnx.Module) -> tuple[Readers, Readers]:
+def lazy_init_params(experiment: Experiment, model: RestorationModel) -> tuple[Readers, Readers]:
     """Functions that make the values of `init_params` one by one, for one process.
 
     Returns:
@@ -84,18 +83,16 @@ def lazy_init_params(experiment: Experiment, model: nnx.Module) -> tuple[Readers
     return initial, {} if directory is None else {path: partial(directory.read, path) for path in directory.shapes}
 
 
-def _pretrained(experiment: Experiment, model: nnx.Module) -> PretrainedDirectory | None:
+def _pretrained(experiment: Experiment, model: RestorationModel) -> PretrainedDirectory | None:
     if not experiment.pretrained:
         return None
-    if not isinstance(model, MPerceiver):
-        raise ConfigError(f"config.pretrained: {experiment.title} has no pretrained weights")
     try:
         return _fitting(on_every_process(lambda: PretrainedDirectory(experiment.pretrained)), model)
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.pretrained: {error}") from error
 
 
-def _fitting(directory: PretrainedDirectory, model: MPerceiver) -> PretrainedDirectory:
+def _fitting(directory: PretrainedDirectory, model: RestorationModel) -> PretrainedDirectory:
     """The directory, if it holds this model with everything that training needs."""
     declared = {path: tuple(v.get_value().shape) for path, v in parameters.declared(model).items()}
     wrong = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_pipelines.messages import shorten_list
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.model import MPerceiver
+from mperceiver_jax.models.restoration_model import RestorationModel
 
 _SD = "Stable Diffusion 2.1-base"
 _OPEN_CLIP = "OpenCLIP ViT-H/14 (laion2b_s32b_b79k)"
@@ -64,24 +64,14 @@ def part_of(path: str) -> Part:
     return next(part for part in PARTS if re.match(part.pattern, path))
 
 
-def optional_groups(model: MPerceiver) -> tuple[str, ...]:
+def optional_groups(model: RestorationModel) -> tuple[str, ...]:
     """What a file may lack, each pattern as a whole: a part; and what published towers have but no model runs."""
-    return (*unused_by_model(model), *(part.pattern for part in PARTS))
+    return (*model.config.unused_parameters, *(part.pattern for part in PARTS))
 
 
-def unused_by_model(model: MPerceiver) -> tuple[str, ...]:
-    """The text tower's blocks after the last that is run, its projection and its temperature.
-
-    OpenCLIP's file has them, Stable Diffusion's has not.
-    """
-    text = model.config.text
-    blocks = (rf"text_encoder\.transformer\.resblocks\.{i}\." for i in range(text.layers_run, text.layers))
-    return (*blocks, r"text_encoder\.text_projection$", r"text_encoder\.logit_scale$")
-
-
-def missing_parts(model: MPerceiver, paths: Collection[str]) -> list[str]:
+def missing_parts(model: RestorationModel, paths: Collection[str]) -> list[str]:
     """One sentence for each part that a training needs and `paths` lack, and each that is half there."""
-    ignored = re.compile("|".join(unused_by_model(model)))
+    ignored = re.compile("|".join(model.config.unused_parameters))
     of_part: dict[Part, list[str]] = {part: [] for part in PARTS}
     for path in parameters.declared(model):
         if not ignored.match(path):

@@ -69,7 +69,7 @@ def read_record(folder: str | Path) -> tuple[list[dict[str, Any]], tuple[str, ..
     Raises:
         ValueError: `config.json` lacks them or is damaged.
     """
-    read_config(folder)  # Says what is wrong with the file as a whole.
+    read_config(folder)  # Reports a damaged file.
     path = Path(folder) / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     stages, notes = content.get(STAGES), content.get(NOTES, [])

@@ -13,15 +13,13 @@ import numpy as np
 from mperceiver_jax.checkpoints import released
 from mperceiver_jax.checkpoints.initial_params import Which, lazy_init_params, read_experiment, trained_values
 from mperceiver_jax.checkpoints.lazy import LazyMapping
-from mperceiver_jax.checkpoints.model_parts import unused_by_model
 from mperceiver_jax.checkpoints.trained_run import TrainedStage, trained_stages, uses_ema
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.config.phases import base
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.models.restoration_model import RestorationModel
 
 Readers = dict[str, Callable[[], Any]]
 
@@ -42,7 +40,7 @@ class RunParams:
     """
 
     experiment: Experiment
-    model: MPerceiver | RegressionModel
+    model: RestorationModel
     values: LazyMapping
     stages: tuple[TrainedStage, ...]
     which: Which | None
@@ -152,13 +150,13 @@ def _released_params(
     return RunParams(experiment, model, values, stages, which, averaged, unused - found.keys(), notes)
 
 
-def _unused(model: MPerceiver | RegressionModel, paths: Iterable[str]) -> frozenset[str]:
+def _unused(model: RestorationModel, paths: Iterable[str]) -> frozenset[str]:
     """Those of the paths that the model does not use."""
-    unused = re.compile("|".join(unused_by_model(model)) if isinstance(model, MPerceiver) else "(?!)")
+    unused = re.compile("|".join(model.config.unused_parameters) or "(?!)")
     return frozenset(path for path in paths if unused.match(path))
 
 
-def _start(experiment: Experiment, model: MPerceiver | RegressionModel) -> tuple[Readers, Readers]:
+def _start(experiment: Experiment, model: RestorationModel) -> tuple[Readers, Readers]:
     """The values that the run started from, see `lazy_init_params`."""
     try:
         return lazy_init_params(experiment, model)

@@ -86,7 +86,7 @@ def trained_stages(workdir: str | Path, experiment: Experiment) -> list[TrainedS
             f"(there are: {', '.join(found) or 'none'}). Let the training finish: the same command continues "
             "it where it stopped"
         )
-    # The parameters of a stage are those of its last phase that was begun.
+    # The parameters of a stage are those of the last phase that was started.
     lasting = {base(name): name for name in found}
     return [_of_all(stage, phases[base(name)], planned) for name, stage in found.items() if lasting[base(name)] == name]
 
@@ -108,7 +108,7 @@ def uses_ema(workdir: str | Path, stages: Sequence[TrainedStage], which: Which |
 
 
 def _of_all(stage: TrainedStage, phases: Sequence[str], planned: Mapping[str, int]) -> TrainedStage:
-    """The last phase that was begun, unfinished where later phases are missing."""
+    """The last phase that was started, unfinished where later phases are missing."""
     left = sum(planned.get(name, 0) for name in phases[phases.index(stage.name) + 1 :])
     return stage._replace(planned=stage.planned + left)
 

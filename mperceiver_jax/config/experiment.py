@@ -18,8 +18,9 @@ from mperceiver_jax.config.schema import from_mapping as from_mapping
 from mperceiver_jax.config.schema import to_mapping as to_mapping
 from mperceiver_jax.distributed.sharding import MeshConfig
 from mperceiver_jax.errors import ConfigError
-from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
-from mperceiver_jax.models.restorers.registry import RegressionConfig, RegressionModel
+from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
+from mperceiver_jax.models.restoration_model import RestorationModel
+from mperceiver_jax.models.restorers.registry import RegressionConfig
 from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 
@@ -242,13 +243,14 @@ class Experiment:
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed", "max_skipped")
         _at_least(self, 1, "log_every", "cached_examples")
-        if isinstance(self.model, MPerceiverConfig):
-            native = self.model.predictor.view == "native"
-            if native != (self.data.clip_view == "native"):
-                raise ValueError(
-                    f"data.clip_view: {self.data.clip_view!r}, but model.predictor.view is "
-                    f"{self.model.predictor.view!r}; give 'native' to both or to neither"
-                )
+        view, data_view = self.model.predictor_view, self.data.clip_view
+        if view and (view == "native") != (data_view == "native"):
+            raise ValueError(
+                f"data.clip_view: {data_view!r}, but model.predictor.view is {view!r}; give 'native' to both or to "
+                "neither"
+            )
+        if self.pretrained and not self.model.has_published_weights:
+            raise ValueError(f"pretrained: {self.title} has no pretrained weights")
 
     def check_pretrained(self) -> None:
         """Raises ConfigError where the experiment starts from published weights and names none."""
@@ -283,22 +285,25 @@ class Experiment:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks that the model's labels stand for.
+        """The tasks that the model's labels stand for: those of a task set, then `data.new_tasks`.
 
         Raises:
             ConfigError: a regression model names tasks that no task set has in this order.
         """
-        if isinstance(self.model, MPerceiverConfig):
-            return with_new_tasks(TASKS, self.data.new_tasks, self.data.degradations)
-        for tasks in TASK_SETS.values():
+        if not self.model.tasks:
+            return self._with_new_tasks(TASKS)
+        for tasks in map(self._with_new_tasks, TASK_SETS.values()):
             if tuple(task.name for task in tasks) == self.model.tasks:
                 return tasks
         known = "; ".join(f"{name}: {', '.join(task.name for task in tasks)}" for name, tasks in TASK_SETS.items())
         raise ConfigError(f"config.model.tasks: {', '.join(self.model.tasks)}; whole task sets are {known}")
 
-    def build(self) -> MPerceiver | RegressionModel:
+    def _with_new_tasks(self, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        return with_new_tasks(tasks, self.data.new_tasks, self.data.degradations)
+
+    def build(self) -> RestorationModel:
         """The model, built abstractly."""
-        return MPerceiver(self.model) if isinstance(self.model, MPerceiverConfig) else RegressionModel(self.model)
+        return self.model.build()
 
 
 def to_config_dict(experiment: Experiment) -> ConfigDict:

@@ -17,7 +17,6 @@ from dataclasses import replace
 
 from data_pipelines.config import PipelineConfig
 from mperceiver_jax.config.experiment import Experiment, PhaseConfig, StageConfig
-from mperceiver_jax.models.mperceiver.model import MPerceiverConfig
 from mperceiver_jax.random_streams import Streams
 
 ORDER = ("vae", "prior", "predictor", "dual_branch", "drm")
@@ -65,9 +64,10 @@ def needed_stages(experiment: Experiment) -> list[str]:
     stages = expand_curricula(experiment).stages
     firsts = [name for name in stages if base(name) in STAGES and phase_number(name) <= 1]
     needed = [name for name in firsts if stages[name].steps and base(name) not in OPTIONAL]
-    if isinstance(experiment.model, MPerceiverConfig) and "dual_branch" not in map(base, needed):
+    main = experiment.model.main_stage
+    if main not in map(base, needed):
         # No published weights hold its parameters.
-        needed.append(next((name for name in firsts if base(name) == "dual_branch"), "dual_branch"))
+        needed.append(next((name for name in firsts if base(name) == main), main))
     return sorted(needed, key=lambda name: STAGES.index(base(name)))
 
 

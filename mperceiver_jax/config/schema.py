@@ -52,7 +52,7 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
 
 
 def in_group(where: str, cls: type, error: Exception) -> str:
-    """What is wrong with a dataclass of the path `where`; its messages begin with a field, or speak of the whole."""
+    """The error of a dataclass at the path `where`, from a message that starts with a field or concerns the whole."""
     named = re.match(r"\w+", str(error))
     is_field = named and named[0] in (f.name for f in dataclasses.fields(cls))
     return f"{where}{'.' if is_field else ': '}{error}"

@@ -111,7 +111,7 @@ def left_over(tensors: Mapping[str, StoredTensor], found: Mapping[str, Found]) -
 
 
 def named_parts(model: MPerceiver, tensors: Mapping[str, StoredTensor], where: str) -> dict[Part, list[StoredTensor]]:
-    """What a file holds of each part by its names alone, complete or not and of whatever shape, for telling people.
+    """The tensors of each part that a file holds, by name alone, whatever their shape; for messages.
 
     Raises:
         ValueError: an unknown layout.

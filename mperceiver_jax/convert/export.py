@@ -32,7 +32,7 @@ from mperceiver_jax.models.parameters import Kind
 Format = Literal["release", "diffusers", "safetensors"]
 DType = Literal["float32", "bfloat16", "float16"]
 Done = Callable[[], object]
-"""Told of every parameter that is written."""
+"""Called for every parameter that is written."""
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def _opened(directory: Path) -> PretrainedDirectory:
 
 
 def _identity(sources: Sequence[str], model: MPerceiver) -> str:
-    """What tells these sources from others, without reading them."""
+    """A digest of paths, sizes and times that identifies these sources without reading them."""
     identity: list[Any] = [FORMAT, to_mapping(model.config)]
     for source in sources:
         path = Path(source).expanduser()

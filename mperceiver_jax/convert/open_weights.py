@@ -15,7 +15,7 @@ from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.convert.model_config import model_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
-from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.models.restoration_model import RestorationModel
 
 
 class Weights(NamedTuple):
@@ -31,7 +31,7 @@ class Weights(NamedTuple):
         placeholders: paths of initial values that nothing replaced and that the model does not use.
     """
 
-    model: MPerceiver | RegressionModel
+    model: RestorationModel
     values: LazyMapping
     origin: str
     notes: tuple[str, ...]

@@ -240,7 +240,7 @@ def _checked(key: str, tensor: Any, dtype: np.dtype | None) -> np.ndarray:
 
 
 def _mistyped(dtype: Any) -> str | None:
-    """What is wrong with a dtype; None also for that of another library, which is judged when it is read."""
+    """The error of a dtype, or None; a dtype of another library is checked when the tensor is read."""
     if dtype in FLOATS or not isinstance(dtype, np.dtype | str):
         return None
     return f"holds {dtype}; weights are float16, bfloat16, float32 or float64"

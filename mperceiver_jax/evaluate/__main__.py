@@ -34,7 +34,7 @@ An evaluation that was interrupted goes on when the same command is given again.
 metrics: psnr, ssim (as the protocol says), psnr_y, ssim_y (luma), ms_ssim; lpips_alex, lpips_vgg (pip install
 mperceiver-jax[lpips]); dists ([dists]); niqe (--niqe-model); fid, kid (--features).
 
-exit status: 0 measured; 1 something could not be read, restored or measured; 2 nothing was begun, the message says why.
+exit status: 0 measured; 1 something could not be read, restored or measured; 2 nothing was started (see the message).
 """
 
 

@@ -23,9 +23,8 @@ from mperceiver_jax.errors import reraise
 from mperceiver_jax.evaluate.metrics.full_reference import psnr, ssim
 from mperceiver_jax.evaluate.report import sample_sheet
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.progress import progress_bar
 from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.training.run_context import Results
@@ -46,7 +45,7 @@ class HeldoutEvaluator:
     def __init__(
         self,
         experiment: Experiment,
-        model: MPerceiver | RegressionModel,
+        model: RestorationModel,
         mesh: jax.sharding.Mesh,
         workdir: Path | None,
         preemption: Preemption | None = None,

@@ -11,13 +11,12 @@ import jax
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.evaluate.report import adaptation_in_words, write_report
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.restorers.registry import RegressionConfig
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def write_run_report(experiment: Experiment, records: Sequence[dict[str, Any]], workdir: str | Path) -> str:
-    """Writes `report.json` and `report.md` into the workdir; returns what to tell the user."""
+    """Writes `report.json` and `report.md` into the workdir; returns a message for the user."""
     results = run_results(experiment, records)
     _, readable = write_report(results, workdir)
     text = f"Report: {readable}; images: {Path(workdir) / 'samples'}"
@@ -102,12 +101,8 @@ def _notes(experiment: Experiment, by_name: dict[str, Any]) -> list[str]:
         "PSNR and SSIM on RGB in [0, 1] without rounding to 8 bits or cropping (scikit-image's defaults); means "
         "are over images, then over tasks.",
     ]
-    if isinstance(experiment.model, RegressionConfig):
-        source = experiment.model.condition_source if experiment.model.is_conditional else ""
-        blind = "; its own classifier predicts the degradation" if source == "classifier" else ""
-        oracle = "; the true degradation was given" if source == "label" else ""
-        notes.append(f"One pass of the network for each image{blind}{oracle}.")
-        return [*notes, experiment.warning] if experiment.warning else notes
+    if not experiment.model.has_sampler:
+        return [*notes, *filter(None, (experiment.model.restoration_note, experiment.warning))]
     steps = "one step" if sampler.steps == 1 else f"{sampler.steps} steps"
     notes.append(f"Restored with {steps} of the sampler {sampler.name!r}, seed {experiment.seed}.")
     if "vae" in by_name:

@@ -7,6 +7,7 @@ with biased variance; GELU is the exact erf form; explicit paddings are PyTorch'
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,14 +19,15 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.parameters import ONES, ZEROS, fan_in_uniform, normal, parameter
 
-Padding = int | tuple[tuple[int, int], tuple[int, int]]
+Sides = tuple[tuple[int, int], tuple[int, int]]
+Padding = int | Sides
 
 
 def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def run(block: Callable[..., Any], *inputs: Any, remat: bool) -> Any:
+def apply_block(block: Callable[..., Any], *inputs: Any, remat: bool) -> Any:
     """`block(*inputs)`; with `remat` its inside is computed again in the backward pass instead of kept."""
     if not remat:
         return block(*inputs)
@@ -78,7 +80,10 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b hh ww o"]:
         weight = jnp.asarray(self.weight[...]).astype(x.dtype)
-        if 1 < self.groups == weight.shape[-1] and self.stride == 1:
+        if weight.shape[:2] == (1, 1) == (self.stride, self.groups) and self.padding == ((0, 0), (0, 0)):
+            # As a matrix product XLA:CPU computes the same in a third of the time, forward and backward together.
+            y = x @ weight[0, 0]
+        elif 1 < self.groups == weight.shape[-1] and self.stride == 1:
             y = _depthwise(x, weight, self.padding)
         else:
             y = jax.lax.conv_general_dilated(
@@ -92,21 +97,52 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + jnp.asarray(self.bias[...]).astype(x.dtype)
 
 
-def _depthwise(x: Array, weight: Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: Array, weight: Array, padding: Sides) -> Array:
     """One output per group of channels, as a sum of shifted products: elementwise work, which XLA fuses.
 
     As a grouped convolution the same takes XLA:CPU five times as long, forward and backward together.
     """
+    members = weight.shape[2]
+    taps = _taps(x, weight, padding)
+    terms = [tap[..., member::members] * weight[i, j, member] for i, j, tap in taps for member in range(members)]
+    return sum(terms[1:], terms[0])
+
+
+def _depthwise_forward(x: Array, weight: Array, padding: Sides) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, weight, padding), (x, weight)
+
+
+def _depthwise_backward(padding: Sides, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """The gradients by `x`, which is a depthwise convolution with the rotated kernel, and by the weight.
+
+    The barrier keeps XLA from computing what leads to these two inputs again for each tap of the kernel: a block of
+    NAFNet, forward and backward, takes half the time on a CPU.
+    """
+    x, gradient = jax.lax.optimization_barrier((kept[0], gradient))
+    weight = kept[1]
     rows, columns, members = weight.shape[:3]
+    turned = tuple(
+        (side - 1 - before, side - 1 - after) for side, (before, after) in zip((rows, columns), padding, strict=True)
+    )
+    rotated = weight[::-1, ::-1]
+    by_x = [_depthwise(gradient, rotated[:, :, k : k + 1], turned) for k in range(members)]
+    by_weight = [
+        (tap.reshape(*gradient.shape, members) * gradient[..., None]).sum((0, 1, 2)).T
+        for _, _, tap in _taps(x, weight, padding)
+    ]
+    return jnp.stack(by_x, -1).reshape(x.shape), jnp.stack(by_weight).reshape(weight.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _taps(x: Array, weight: Array, padding: Sides) -> list[tuple[int, int, Array]]:
+    """(row, column, the part of the padded `x` that this tap of the kernel is multiplied with)."""
+    rows, columns = weight.shape[:2]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
-    taps = [
-        padded[:, i : i + height, j : j + width, member::members] * weight[i, j, member]
-        for member in range(members)
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    return sum(taps[1:], taps[0])
+    return [(i, j, padded[:, i : i + height, j : j + width]) for i in range(rows) for j in range(columns)]
 
 
 class GroupNorm(nnx.Module):

@@ -33,21 +33,21 @@ class Init:
     `cosines` is `whitening_cosines` times `scale`.
     """
 
-    law: Literal["uniform", "positive", "normal", "constant", "second_half", "cosines"]
+    distribution: Literal["uniform", "positive", "normal", "constant", "second_half", "cosines"]
     scale: float
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        if self.law == "constant":
+        if self.distribution == "constant":
             return np.full(shape, self.scale, np.float32)
-        if self.law == "second_half":
+        if self.distribution == "second_half":
             value = np.zeros(shape, np.float32)
             value[..., shape[-1] // 2 :] = self.scale
             return value
-        if self.law == "cosines":
+        if self.distribution == "cosines":
             return np.float32(self.scale) * whitening_cosines(shape, rng)
-        if self.law == "positive":
+        if self.distribution == "positive":
             return rng.random(shape, np.float32) * np.float32(self.scale)
-        if self.law == "uniform":
+        if self.distribution == "uniform":
             return (rng.random(shape, np.float32) * 2 - 1) * np.float32(self.scale)
         return rng.standard_normal(shape, np.float32) * np.float32(self.scale)
 
@@ -57,12 +57,12 @@ ONES = Init("constant", 1.0)
 
 
 def whitening_cosines(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Kernels (side, side, 3, features) that see the patches of images nearly white.
+    """Kernels (side, side, 3, features) whose outputs on image patches are nearly uncorrelated and of one variance.
 
     Two-dimensional cosines on brightness and two colour differences, lowest frequencies first, each
-    stronger the higher its frequency, as the spectrum of images falls. A patch embedding that
-    starts at random sees little but a patch's mean, and learns for long before it tells noise from
-    blur. Features beyond the basis get PyTorch's default. Our own choice.
+    stronger the higher its frequency, as the spectrum of images falls. A patch embedding with
+    random initial values responds to little but a patch's mean, and needs many updates before it distinguishes
+    noise from blur. Features beyond the basis get PyTorch's default. Our own choice.
     """
     side, _, channels, features = shape
     if channels != 3:

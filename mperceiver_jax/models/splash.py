@@ -1,6 +1,6 @@
 """Flash attention on TPUs: JAX's splash kernel (Pallas), for batches that are spread over a mesh.
 
-A Pallas kernel is opaque to the partitioner of XLA. `custom_partitioning` tells it that examples and heads
+A Pallas kernel is opaque to the partitioner of XLA. `custom_partitioning` declares that examples and heads
 are independent, so that each device runs the kernel on its own. The backward pass runs the forward
 kernel again instead of keeping its statistics, as rematerialisation would.
 """

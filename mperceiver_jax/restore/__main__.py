@@ -44,14 +44,14 @@ profile. Images that cannot be read are named at the end and do not stop the oth
 The first image of every size is compiled, which takes longest; sizes are rounded up, so images of one
 camera share a program. JAX_COMPILATION_CACHE_DIR=DIR keeps the programs for the next call.
 
-exit status: 0 all restored; 1 some were not; 2 nothing was begun, the message says why.
+exit status: 0 all restored; 1 some were not; 2 nothing was started; the message says why.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m mperceiver_jax.restore",
-        description="Restore degraded images of any size with a trained model. What is wrong with each "
+        description="Restore degraded images of any size with a trained model. The degradation of each "
         "image (haze, rain, blur, noise, ...) is predicted, printed, and corrected.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

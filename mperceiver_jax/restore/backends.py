@@ -15,6 +15,7 @@ from mperceiver_jax.diffusion.restoration import Sampler, restore_batch, to_mode
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.models.restorers.registry import RegressionModel
 
 # Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
@@ -141,7 +142,7 @@ class Regression:
 
 
 def backend_of(
-    model: MPerceiver | RegressionModel,
+    model: RestorationModel,
     sampler: Sampler | None,
     *,
     dtype: str,

@@ -1,4 +1,4 @@
-"""A degraded photograph of this package, for those who want to see a restoration and have no image at hand."""
+"""A degraded photograph of this package, to try a restoration without an image of one's own."""
 
 from pathlib import Path
 

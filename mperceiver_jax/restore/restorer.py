@@ -23,9 +23,9 @@ from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import Sampler, sampler_of
 from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, quantise
-from mperceiver_jax.models.mperceiver.model import MPerceiver, MPerceiverConfig
+from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore.backends import backend_of
 from mperceiver_jax.restore.colour import adain, wavelet_fix
@@ -79,7 +79,7 @@ class Restorer:
 
     def __init__(
         self,
-        model: MPerceiver | RegressionModel,
+        model: RestorationModel,
         params: Params,
         settings: RestoreSettings | None = None,
         *,
@@ -104,7 +104,7 @@ class Restorer:
         self.predictor = _external(predictor, self.task_names, trained_tasks)
         self.notes = notes + (self.predictor.notes if self.predictor is not None else ())
         self.tile = self.backend.automatic_tile if settings.tile is None else settings.tile
-        if self.tile and isinstance(model, MPerceiver) and not model.config.is_local:
+        if self.tile and not model.config.is_local:
             raise ValueError("tile: this model attends to the whole image; leave tiles out, or reduce the image")
         if self.tile:
             check_sizes(self.tile, settings.overlap, self.backend.multiple)
@@ -307,7 +307,7 @@ def _external(
 
 def _sampler(experiment: Experiment, settings: RestoreSettings) -> Sampler | None:
     """The sampler of MPerceiver; None for networks that restore in one pass."""
-    if not isinstance(experiment.model, MPerceiverConfig):
+    if not experiment.model.has_sampler:
         if settings.sampler or settings.steps is not None:
             raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores an image")
         return None

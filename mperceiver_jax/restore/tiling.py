@@ -36,7 +36,7 @@ def tile_weights(length: int, tile: int, starts: list[int]) -> Float[np.ndarray,
         rising = 0.5 - 0.5 * np.cos(np.pi * where)
         weights[k, size - shared :] *= 1 - rising
         weights[k + 1, :shared] *= rising
-    # Where overlaps are so wide that a third tile has begun before the first has ended, that is not yet one.
+    # Where overlaps are so wide that three tiles share a pixel, the sum of the weights is not one yet.
     total = np.zeros(length)
     for start, weight in zip(starts, weights, strict=True):
         total[start : start + size] += weight

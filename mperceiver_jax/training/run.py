@@ -21,12 +21,13 @@ from mperceiver_jax.distributed.runtime import Preempted, Preemption, on_first_p
 from mperceiver_jax.errors import ConfigError, reraise
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import adaptation
 from mperceiver_jax.training.announcement import announce, write_overview
 from mperceiver_jax.training.checks import check_stages, without_missing_lpips
 from mperceiver_jax.training.loop import StageTrainer, reload_stage
 from mperceiver_jax.training.records import read_record, scalars_text, write_record
-from mperceiver_jax.training.run_context import Evaluator, Model, RunContext
+from mperceiver_jax.training.run_context import Evaluator, RunContext
 
 # Fields that a resumed run may change without becoming another run.
 MAY_CHANGE = (
@@ -44,7 +45,7 @@ MAY_CHANGE = (
     "data.cache_megabytes",
 )
 
-MakeEvaluator = Callable[[Experiment, Model, jax.sharding.Mesh, Path, Preemption], Evaluator]
+MakeEvaluator = Callable[[Experiment, RestorationModel, jax.sharding.Mesh, Path, Preemption], Evaluator]
 FindPretrained = Callable[[str, MPerceiver], PretrainedDirectory]
 
 
@@ -104,7 +105,7 @@ def _start(context: RunContext, given: Experiment, find_pretrained: FindPretrain
         bind_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
         on_first_process(lambda: adaptation.write_start(experiment))
     if experiment.pretrained:
-        directory = _pretrained_path(experiment, context.model, find_pretrained)
+        directory = _pretrained_path(experiment, find_pretrained)
         # What reads the run later needs no conversion.
         experiment, given = (replace(one, pretrained=directory) for one in (experiment, given))
     params = initial_params.init_params(experiment, context.model, context.place)
@@ -113,11 +114,9 @@ def _start(context: RunContext, given: Experiment, find_pretrained: FindPretrain
     return params
 
 
-def _pretrained_path(experiment: Experiment, model: Model, find_pretrained: FindPretrained) -> str:
-    if not isinstance(model, MPerceiver):
-        raise ConfigError(f"config.pretrained: {experiment.title} has no pretrained weights")
+def _pretrained_path(experiment: Experiment, find_pretrained: FindPretrained) -> str:
     try:
-        return str(find_pretrained(experiment.pretrained, model).path)
+        return str(find_pretrained(experiment.pretrained, experiment.mperceiver.build()).path)
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.pretrained: {error}") from error
 

@@ -12,12 +12,10 @@ import numpy as np
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.distributed.runtime import Preemption
 from mperceiver_jax.distributed.sharding import ParameterLayout
-from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.random_streams import Streams
 
-Model = MPerceiver | RegressionModel
 Results = dict[str, Any]
 """Of an evaluation, for the report: at least `scalars`, {name: number}."""
 
@@ -75,7 +73,7 @@ class RunContext:
     experiment: Experiment
     workdir: Path
     layout: ParameterLayout
-    model: Model
+    model: RestorationModel
     evaluator: Evaluator
     log: Callable[[str], None]
     preemption: Preemption

@@ -165,7 +165,32 @@ def test_groups_must_divide_channels():
 def test_run_with_remat_sees_new_parameters():
     linear = parameters.initialise(layers.Linear(3, 2))
     x = jnp.ones((1, 3))
-    before = layers.run(linear, x, remat=True)
+    before = layers.apply_block(linear, x, remat=True)
     parameters.assign(linear, {"weight": jnp.zeros((3, 2)), "bias": jnp.ones(2)})
-    np.testing.assert_array_equal(layers.run(linear, x, remat=True), np.ones((1, 2)))
+    np.testing.assert_array_equal(layers.apply_block(linear, x, remat=True), np.ones((1, 2)))
     assert np.abs(before - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups", "outputs"),
+    [(3, 6, 6), (3, 3, 3), ((1, 5), 6, 6), (1, 1, 5)],
+    ids=["depthwise", "depthwise of pairs", "depthwise row", "one by one"],
+)
+def test_fast_forms_of_convolutions_have_the_values_and_gradients_of_xlas(kernel, groups, outputs):
+    conv = parameters.initialise(layers.Conv(6, outputs, kernel, groups=groups))
+    structure, params = parameters.split(conv)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
+    slope = jax.random.normal(jax.random.key(1), (2, 5, 7, outputs))
+
+    def reference(params, x):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, params["weight"], (1, 1), conv.padding, dimension_numbers=dimensions, feature_group_count=groups
+        )
+        return y + params["bias"]
+
+    ours, pull = jax.vjp(lambda params, x: parameters.merge(structure, params)(x), params, x)
+    theirs, reference_pull = jax.vjp(reference, params, x)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for found, expected in zip(jax.tree.leaves(pull(slope)), jax.tree.leaves(reference_pull(slope)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)

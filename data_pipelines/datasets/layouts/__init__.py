@@ -23,4 +23,4 @@ def layout_named(name: str) -> Layout:
         if plain(name) in map(plain, (layout.name, *layout.aliases)):
             return layout
     names = ", ".join(layout.name for layout in LAYOUTS)
-    raise ValueError(f"no data set is known as {name!r}; there are {names} ('prepare list' tells more)")
+    raise ValueError(f"no data set is known as {name!r}; there are {names} ('prepare list' describes them)")

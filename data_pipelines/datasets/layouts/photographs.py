@@ -58,7 +58,7 @@ PHOTOGRAPHS = (
         "{name}",
         size="~0.15 GB",
         home="https://github.com/jbhuang0604/SelfExSR",
-        # Beside every image lie its small version and what several methods made of that.
+        # Next to every image are its small version and the outputs of several methods for it.
         rules={"skip": r"_SRF_\d_(?!HR)"},
     ),
     _one_folder(

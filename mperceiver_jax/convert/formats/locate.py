@@ -113,7 +113,7 @@ def _from_hub(source: str, repository: str, file: str, revision: str | None) -> 
             f"{source}: no such file or directory; to download a hub repository of that name install "
             "huggingface-hub (pip install 'mperceiver-jax[hub]')"
         ) from error
-    # Its client tells of every retry; what matters is said below.
+    # The client logs every retry; the final error is reported below.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         names, fetch = _listing(hub, repository, revision)

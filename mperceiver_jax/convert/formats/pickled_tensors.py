@@ -139,7 +139,7 @@ def _content(path: Path) -> Any:
 def _globals(path: Path) -> set[str]:
     """The names in a file of the format before 2020: three short pickles before that of the content."""
     found: set[str] = set()
-    with open(path, "rb") as file, contextlib.suppress(ValueError):  # What is wrong with it, torch will say.
+    with open(path, "rb") as file, contextlib.suppress(ValueError):  # torch reports a damaged file.
         for _ in range(4):
             operations = pickletools.genops(file)
             found |= {str(value).replace(" ", ".") for code, value, _ in operations if code.name == "GLOBAL"}

@@ -1,4 +1,4 @@
-"""Key maps of the other restorers, and how a state dict tells which of them it belongs to.
+"""Key maps of the other restorers, and how a state dict is recognised as one of theirs.
 
 Their modules carry the releases' names; what differs is what is dead. The released
 PromptIR and AM-PromptIR declare layers that their forward pass never uses. The layout

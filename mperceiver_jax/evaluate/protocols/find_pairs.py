@@ -51,7 +51,7 @@ def find_pairs(
     images: list[Pair] = []
     warnings: list[str] = []
     problems: list[str] = []
-    tell = (warnings if partial else problems).append
+    report = (warnings if partial else problems).append
     drawn = 0  # Values of the protocol's noise that the images so far have taken.
     for one in protocol.sets:
         wanted = one.name in chosen
@@ -75,11 +75,11 @@ def find_pairs(
         if source is not None:
             numbered, missing = _with_outputs(numbered, source, named)
             if missing := [*missing, *(f"for {path}" for path in alone)]:
-                tell(f"{one.name}: {len(missing)} outputs are missing in {source}: {_some(missing)}")
+                report(f"{one.name}: {len(missing)} outputs are missing in {source}: {_some(missing)}")
             numbered, unfit = _fitting(numbered, protocol.preprocessing, decode=partial)
             faults += unfit
         if faults:
-            tell(f"{one.name}: {len(faults)} faults: {_some(faults)}")
+            report(f"{one.name}: {len(faults)} faults: {_some(faults)}")
         if one.count and len(numbered) != one.count:
             warnings.append(f"{one.name} has {len(numbered)} images here; the published set has {one.count}")
         images += numbered
@@ -149,7 +149,7 @@ def _found(
     if gt is None or (lq is None and one.lq and outputs is None):
         looked = " or ".join(one.gt if gt is None else one.lq)
         raise FileNotFoundError(f"{one.name}: no folder {looked} in {data}; --set names others")
-    # Without degraded images the outputs themselves tell which truths they belong to.
+    # Without degraded images the names of the outputs decide which ground truth images they belong to.
     alone = lq is None and one.noise is None and outputs is not None
     pairs, lonely = _pairs(one, outputs if alone else lq, gt, named if alone else None)
     if lonely and tree is not None:

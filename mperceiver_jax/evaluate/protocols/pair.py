@@ -1,4 +1,4 @@
-"""One image of a protocol, and what tells lists of them apart."""
+"""One image of a protocol, and the digest that identifies a list of them."""
 
 import hashlib
 from collections.abc import Iterable

@@ -23,7 +23,7 @@ def tree_below(data: Path, layout: str) -> Path | None:
 def pairs_in_tree(root: Path, layout: str, partial: bool = False) -> list[NamedPair]:
     """(name, degraded, clean) of a split, by name.
 
-    Images are called like their files where that tells all of them apart, else by their paths with '_' for '/'.
+    Images are named after their files where these names differ, else after their paths with '_' in place of '/'.
 
     Args:
         root: the unpacked set.

@@ -74,7 +74,7 @@ def class_axis(path: str) -> int | None:
     return next((axis for pattern, axis in CLASS_AXES.items() if re.match(pattern, path)), None)
 
 
-def never(params: Params) -> Params:
+def without_last_class(params: Params) -> Params:
     """The parameters with the last class given the probability zero."""
     path = "predictor.fc2.bias"
     return {**params, path: jnp.asarray(params[path]).at[-1].set(MASKED_LOGIT)}

@@ -1,7 +1,7 @@
 """The two towers of OpenCLIP's ViT models: images to one vector, tokens to contextual vectors.
 
 Attribute names follow OpenCLIP. The text tower works on token *embeddings*, because
-MPerceiver puts learned vectors in their place, and can run a beginning that many
+MPerceiver puts learned vectors in their place, and can run a prefix that many
 sequences share only once (its attention is causal). Source: spec of the published towers.
 """
 
@@ -160,7 +160,7 @@ def patch_embedding(config: VisionConfig) -> Conv:
 
 
 class Prefix(NamedTuple):
-    """A beginning of sequences, run: its outputs, and what later tokens need of every layer."""
+    """A prefix of sequences, run: its outputs, and what later tokens need of every layer."""
 
     outputs: Array
     layers: tuple[KeysValues, ...]
@@ -189,18 +189,18 @@ class TextTower(nnx.Module):
 
     def __call__(self, embeddings: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         """Contextual vectors of token embeddings (without positions, which are added here)."""
-        return self.begin(embeddings).outputs
+        return self.encode_prefix(embeddings).outputs
 
-    def begin(self, embeddings: Float[Array, "s m w"]) -> Prefix:
+    def encode_prefix(self, embeddings: Float[Array, "s m w"]) -> Prefix:
         """Runs the first m tokens of sequences."""
         return self._run(embeddings, None)
 
-    def resume(self, beginning: Prefix, embeddings: Float[Array, "s n w"]) -> Float[Array, "s n w"]:
-        """Outputs of the n tokens that follow a beginning, one sequence of it per sequence here."""
-        return self._run(embeddings, beginning).outputs
+    def encode_after(self, prefix: Prefix, embeddings: Float[Array, "s n w"]) -> Float[Array, "s n w"]:
+        """Outputs of the n tokens that follow a prefix, one sequence of it per sequence here."""
+        return self._run(embeddings, prefix).outputs
 
-    def _run(self, embeddings: Float[Array, "s n w"], beginning: Prefix | None) -> Prefix:
-        start = 0 if beginning is None else beginning.outputs.shape[1]
+    def _run(self, embeddings: Float[Array, "s n w"], prefix: Prefix | None) -> Prefix:
+        start = 0 if prefix is None else prefix.outputs.shape[1]
         stop = start + embeddings.shape[1]
         if stop > self.config.context_length:
             raise ValueError(f"TextTower: {stop} tokens, at most {self.config.context_length} fit")
@@ -208,7 +208,7 @@ class TextTower(nnx.Module):
         mask = jnp.asarray(np.tri(stop - start, stop, start, np.bool_))[None, None]
         layers = []
         for index, block in enumerate(self.transformer.resblocks[: self.config.layers_run]):
-            x, own = block(x, mask, None if beginning is None else beginning.layers[index])
+            x, own = block(x, mask, None if prefix is None else prefix.layers[index])
             layers.append(own)
         return Prefix(self.ln_final(x), tuple(layers))
 

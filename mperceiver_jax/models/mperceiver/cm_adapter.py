@@ -3,7 +3,7 @@
 Cross-modal inversion turns the image embedding into a few pseudo-words for each
 degradation. Together with learned prompt words they fill an empty caption, the text
 tower reads one caption per degradation, and the results are mixed by probability.
-Source: the release; sharing the captions' beginning between images is our own.
+Source: the release; sharing the captions' prefix between images is our own.
 """
 
 from dataclasses import dataclass
@@ -118,11 +118,11 @@ def text_context(
     def spread(x: Array) -> Array:
         return jnp.broadcast_to(x, (b, classes, *x.shape[1:])).reshape(b * classes, *x.shape[1:])
 
-    beginning = text_tower.begin(shared)
-    layers = tuple(KeysValues(spread(keys), spread(values)) for keys, values in beginning.layers)
+    prefix = text_tower.encode_prefix(shared)
+    layers = tuple(KeysValues(spread(keys), spread(values)) for keys, values in prefix.layers)
     rest = jnp.concatenate(own, 2).reshape(b * classes, -1, width)
-    outputs = text_tower.resume(beginning._replace(layers=layers), rest).reshape(b, classes, -1, width)
+    outputs = text_tower.encode_after(prefix._replace(layers=layers), rest).reshape(b, classes, -1, width)
 
     p = jax.nn.softmax(logits.astype(jnp.float32), -1)
-    first = jnp.einsum("bc,cnw->bnw", p, jnp.broadcast_to(beginning.outputs, (classes, *shared.shape[1:])))
+    first = jnp.einsum("bc,cnw->bnw", p, jnp.broadcast_to(prefix.outputs, (classes, *shared.shape[1:])))
     return jnp.concatenate([first, jnp.einsum("bc,bcnw->bnw", p, outputs)], 1).astype(dtype)

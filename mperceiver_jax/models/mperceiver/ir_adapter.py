@@ -24,7 +24,7 @@ from mperceiver_jax.models.layers import (
     Linear,
     ResnetBlock,
     TimeEmbedding,
-    run,
+    apply_block,
 )
 from mperceiver_jax.models.parameters import normal, parameter
 
@@ -221,7 +221,8 @@ class IRAdapter(nnx.Module):
         maps = self.trunk(z_lq, temb)
         attended = [self.attend(scale, x, prompts[scale], p) for scale, x in enumerate(maps)]
         return tuple(
-            run(resnet, x, temb, remat=self.config.remat) for resnet, x in zip(self.fea_tran, attended, strict=True)
+            apply_block(resnet, x, temb, remat=self.config.remat)
+            for resnet, x in zip(self.fea_tran, attended, strict=True)
         )
 
     def trunk(self, z_lq: Float[Array, "b h w c"], temb: Float[Array, "b t"]) -> tuple[Float[Array, "b _ _ _"], ...]:
@@ -232,7 +233,7 @@ class IRAdapter(nnx.Module):
                 if isinstance(layer, Downsample):
                     maps.append(x)
                 inputs = (x, temb) if isinstance(layer, ResnetBlock) else (x,)
-                x = run(layer, *inputs, remat=self.config.remat)
+                x = apply_block(layer, *inputs, remat=self.config.remat)
         return (*maps, x)
 
     def prompts(self, dtype: jax.typing.DTypeLike = jnp.float32) -> Prompts:

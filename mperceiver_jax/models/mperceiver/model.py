@@ -11,7 +11,7 @@ Source: MPerceiver (CVPR 2024, arXiv 2312.02918); the detail refinement module i
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,15 @@ class MPerceiverConfig:
     drm: DRMConfig
     token_order: TokenOrder = "t_cm"
     prediction: Prediction = "epsilon"
+
+    title: ClassVar[str] = "MPerceiver"
+    warning: ClassVar[str] = ""
+    stages: ClassVar[tuple[str, ...]] = ("vae", "prior", "predictor", "dual_branch", "drm")
+    main_stage: ClassVar[str] = "dual_branch"
+    has_published_weights: ClassVar[bool] = True
+    has_sampler: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ()
+    restoration_note: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         agreements = {
@@ -120,15 +129,32 @@ class MPerceiverConfig:
             prediction="v_prediction",
         )
 
-    @property
-    def title(self) -> str:
-        """The model's name, for display."""
-        return "MPerceiver"
+    def build(self) -> "MPerceiver":
+        """The model, built abstractly."""
+        return MPerceiver(self)
 
     @property
-    def warning(self) -> str:
-        """What a user of the model should know; empty, as there is nothing."""
-        return ""
+    def classes(self) -> int:
+        """Number of degradations that the predictor distinguishes."""
+        return self.predictor.classes
+
+    @property
+    def predictor_view(self) -> str:
+        """The view of the image that the predictor receives, as `data.clip_view` names it."""
+        return self.predictor.view
+
+    @property
+    def unused_parameters(self) -> tuple[str, ...]:
+        """The text tower's blocks after the last that is run, its projection and its temperature.
+
+        OpenCLIP's file has them, Stable Diffusion's has not.
+        """
+        blocks = range(self.text.layers_run, self.text.layers)
+        return (
+            *(rf"text_encoder\.transformer\.resblocks\.{i}\." for i in blocks),
+            r"text_encoder\.text_projection$",
+            r"text_encoder\.logit_scale$",
+        )
 
     @property
     def checkpoint_metadata(self) -> dict[str, str]:

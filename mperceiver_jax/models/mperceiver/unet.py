@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues
-from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimeEmbedding, Upsample, run
+from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimeEmbedding, Upsample, apply_block
 from mperceiver_jax.models.mperceiver.modulator import Form, Modulator, Start
 from mperceiver_jax.models.mperceiver.spatial_transformer import SpatialTransformer
 from mperceiver_jax.models.parameters import variance_preserving_init
@@ -152,9 +152,9 @@ class Stage(nnx.Module):
 
     def layer(self, index: int, h: Array, temb: Array, context: Read, features: Array | None) -> Array:
         """One residual block and its transformer, if it has one."""
-        h = run(self.resnets[index], h, temb, features, remat=self.remat)
+        h = apply_block(self.resnets[index], h, temb, features, remat=self.remat)
         if index < len(self.attentions):
-            h = run(self.attentions[index], h, context[index], remat=self.remat)
+            h = apply_block(self.attentions[index], h, context[index], remat=self.remat)
         return h
 
     def read(self, context: Float[Array, "b n d"]) -> Read:

@@ -88,7 +88,7 @@ def lpips(params: Mapping[str, Any], x: Float[Array, "b h w 3"], y: Float[Array,
     Differentiable and jittable; float32. Distances of different nets are not comparable.
 
     Args:
-        params: from `load_lpips`; the keys tell the net.
+        params: from `load_lpips`; the keys determine the network.
         x: images in [-1, 1].
         y: images in [-1, 1].
 

@@ -36,7 +36,7 @@ class AxialGate(nnx.Module):
 
 
 class SpatialMixing(nnx.Module):
-    """Two convolutions beside the axial gate, joined ("SMAM")."""
+    """Two convolutions in parallel with the axial gate, concatenated ("SMAM")."""
 
     def __init__(self, channels: int):
         self.conv2 = Conv(channels, 2 * channels, 1)

@@ -139,7 +139,7 @@ class AMPromptIR(UShape):
         """Restored images, as of `UShape`.
 
         Args:
-            text: what is wrong with each image. For `clip` a text embedding (`degradation_names.caption_vectors`),
+            text: the degradation of each image. For `clip` a text embedding (`text_prompts.caption_vectors`),
                 for `release` token ids (`degradation_names.release_ids`).
 
         Raises:

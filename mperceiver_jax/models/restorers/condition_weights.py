@@ -1,4 +1,4 @@
-"""Which degradation a network is told of: weights of its classes, from labels or from a predictor."""
+"""The condition of a network as weights of its classes, from labels or from a predictor."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from mperceiver_jax.models.arrays import Array
 
 CLASS_OF_TASK = {"deblur_defocus": "deblur_motion", "denoise_real": "denoise"}
-"""Degradation -> the one that stands for it where a network tells fewer apart, as PIP does. Our own choice."""
+"""Degradation -> the class that represents it in a network with fewer classes, such as PIP. Our own choice."""
 
 
 def class_map_of(predicted: Sequence[str], known: Sequence[str | None]) -> tuple[int | None, ...]:

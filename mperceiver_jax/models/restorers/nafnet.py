@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from mperceiver_jax.models.arrays import Array
-from mperceiver_jax.models.layers import Conv, LayerNorm, run
+from mperceiver_jax.models.layers import Conv, LayerNorm, apply_block
 from mperceiver_jax.models.parameters import ZEROS, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle
 from mperceiver_jax.models.restorers.restormer import Skip
@@ -118,7 +118,7 @@ class NAFNet(nnx.Module):
 
     def _run(self, blocks: nnx.List, x: Array) -> Array:
         for block in blocks:
-            x = run(block, x, remat=self.config.remat)
+            x = apply_block(block, x, remat=self.config.remat)
         return x
 
 

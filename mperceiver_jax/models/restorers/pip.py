@@ -53,7 +53,7 @@ class PIPConfig:
 
     Attributes:
         backbone: sizes of a Restormer, whose latent is narrowed as the release does, or of a NAFNet.
-        classes: number of degradations told apart.
+        classes: number of degradations that it distinguishes.
         widths, sides: channels and size of the prompts per skip connection, finest first.
         interaction: how features take from the prompt: `top_m` (attention that keeps the largest entries),
             `cross` (plain attention), `convgate` (scale and shift) or `gate` (a joint transformer block).

@@ -1,8 +1,8 @@
 """Networks that map a degraded image straight to the restored one, under one way of calling them.
 
-Each family wants something else besides the image: nothing, the weights of its classes, or words.
-`FAMILIES` is the only place that knows. Training, evaluation and restoring call a `RegressionModel`,
-whose condition is the task of each image, given or from its own small classifier.
+Besides the image a network takes nothing, weights of its classes, or words, depending on its family; `FAMILIES`
+is the only place that says so. Training, evaluation and restoring call a `RegressionModel`, whose condition is the
+task of each image, given or predicted by its own small classifier.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,13 +53,15 @@ class Family:
     """How the networks of a family are built and called.
 
     Attributes:
-        title: for people.
+        title: the name, for display.
         config, network: the classes of its sizes and of itself.
         call: (model, images, weights of the tasks or None, key of stochastic depth or None) -> images.
         conditional: whether a network of these sizes takes the degradation of an image as input.
-        classes: how many classes such a network tells apart; None for any number.
+        classes: how many classes such a network distinguishes; None for any number.
         multiple: sides are padded to multiples of this; by reflection is better than what the network does.
-        last: regular expression of the parameters of the layer that is added to the image.
+        output_layer: regular expression of the parameters of the layer that is added to the image.
+        reads_words: whether the degradation is given to the network as text embeddings.
+        penalty: regularizer of the network's own parameters.
     """
 
     title: str
@@ -69,7 +71,9 @@ class Family:
     conditional: Callable[[Any], bool] = lambda sizes: False
     classes: Callable[[Any], int | None] = lambda sizes: None
     multiple: Callable[[Any], int] = lambda network: 1
-    last: str = r"(.*\.)?output\.weight"
+    output_layer: str = r"(.*\.)?output\.weight"
+    reads_words: bool = False
+    penalty: Callable[[Any], Float[Array, ""] | float] = lambda network: 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class RegressionConfig:
         network: sizes of the network, the family's own dataclass.
         tasks: names of the tasks in the order of their labels.
         condition_source: for conditional networks: `label`, given by the caller (an oracle), or
-            `classifier`, a small network that is trained beside (blind).
+            `classifier`, a small network that is trained at the same time and predicts it (blind).
         words: AM-PromptIR with `text_path` clip only: `.npy` file (tasks, text_width) of the tasks'
             text embeddings, as `python -m mperceiver_jax.convert words` writes it; empty for fixed random ones.
         identity_start: the layer that is added to the image starts at zero, so that an untrained network gives
@@ -95,6 +99,14 @@ class RegressionConfig:
     words: str = ""
     identity_start: bool = False
 
+    stages: ClassVar[tuple[str, ...]] = ("regression",)
+    main_stage: ClassVar[str] = "regression"
+    has_published_weights: ClassVar[bool] = False
+    has_sampler: ClassVar[bool] = False
+    is_local: ClassVar[bool] = True
+    predictor_view: ClassVar[str] = ""
+    unused_parameters: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         family = _family(self.family)
         if not isinstance(self.network, family.config):
@@ -103,14 +115,26 @@ class RegressionConfig:
             raise ValueError("tasks: name at least one")
         classes = family.classes(self.network)
         if family.conditional(self.network) and classes not in (None, len(self.tasks)):
-            raise ValueError(f"tasks: the network tells {classes} classes apart, but {len(self.tasks)} tasks are named")
-        speechless = [task for task in self.tasks if task not in CAPTIONS]
-        if isinstance(self.network, AMPromptIRConfig) and speechless:
             raise ValueError(
-                f"tasks: AM-PromptIR has no words for {', '.join(speechless)} (degradation_names.CAPTIONS)"
+                f"tasks: the network distinguishes {classes} classes, but {len(self.tasks)} tasks are named"
             )
-        if self.words and not isinstance(self.network, AMPromptIRConfig):
-            raise ValueError(f"words: only AM-PromptIR reads words, {self.family} does not")
+        without_words = [task for task in self.tasks if task not in CAPTIONS]
+        if family.reads_words and without_words:
+            raise ValueError(
+                f"tasks: {family.title} has no words for {', '.join(without_words)} (text_prompts.CAPTIONS)"
+            )
+        if self.words and not family.reads_words:
+            readers = ", ".join(name for name, one in FAMILIES.items() if one.reads_words)
+            raise ValueError(f"words: only {readers} reads words, {self.family} does not")
+
+    def build(self) -> "RegressionModel":
+        """The model, built abstractly."""
+        return RegressionModel(self)
+
+    @property
+    def classes(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
 
     @property
     def is_conditional(self) -> bool:
@@ -120,13 +144,20 @@ class RegressionConfig:
     @property
     def warning(self) -> str:
         """What a user of the model should know; empty where there is nothing."""
-        sizes = self.network
-        if self.words or not isinstance(sizes, AMPromptIRConfig) or sizes.text_path == "release":
+        if self.words or not _family(self.family).reads_words or self.network.text_path == "release":
             return ""
         return (
-            "The words are fixed random vectors that only tell tasks apart, no CLIP embeddings; `python -m "
+            "The words are fixed random vectors that only distinguish tasks, no CLIP embeddings; `python -m "
             "mperceiver_jax.convert words` makes these, --config.model.words=FILE.npy takes them."
         )
+
+    @property
+    def restoration_note(self) -> str:
+        """A sentence for reports: how an image was restored, and where its condition came from."""
+        source = self.condition_source if self.is_conditional else ""
+        blind = "; its own classifier predicts the degradation" if source == "classifier" else ""
+        oracle = "; the true degradation was given" if source == "label" else ""
+        return f"One pass of the network for each image{blind}{oracle}."
 
     @property
     def title(self) -> str:
@@ -155,10 +186,11 @@ class RegressionModel(nnx.Module):
         family = _family(config.family)
         self.network = family.network(config.network)
         if config.identity_start:
-            last = [path for path in parameters.declared(self.network) if re.fullmatch(family.last, path)]
-            if not last:
+            declared = parameters.declared(self.network)
+            output = [path for path in declared if re.fullmatch(family.output_layer, path)]
+            if not output:
                 raise ValueError(f"identity_start: {config.title} adds no layer to the image")
-            parameters.start_at_zero(self.network, last)
+            parameters.start_at_zero(self.network, output)
         if config.is_conditional and config.condition_source == "classifier":
             self.classifier = Classifier(len(config.tasks))
         self.config = config
@@ -182,7 +214,7 @@ class RegressionModel(nnx.Module):
         return _family(self.config.family).call(self, lq, weights, key)
 
     def logits(self, lq: Float[Array, "b h w 3"]) -> Float[Array, "b tasks"] | None:
-        """What the classifier takes to be wrong with the images; None where there is no classifier."""
+        """Logits of the degradations from the classifier; None where there is no classifier."""
         return self.classifier(lq) if hasattr(self, "classifier") else None
 
     def weights(
@@ -201,13 +233,13 @@ class RegressionModel(nnx.Module):
         return self(lq, self.weights(logits, labels)), logits
 
     def penalty(self) -> Float[Array, ""] | float:
-        """The family's regulariser of its own parameters; 0 where it has none."""
-        return self.network.angle_penalty() if isinstance(self.network, PIP) else 0.0
+        """The family's regularizer of its own parameters; 0 where it has none."""
+        return _family(self.config.family).penalty(self.network)
 
 
 @lru_cache
 def word_vectors(path: str, tasks: tuple[str, ...], width: int) -> Float[np.ndarray, "tasks width"]:
-    """Text embeddings of tasks: from a `.npy` file, or fixed random ones that only tell tasks apart.
+    """Text embeddings of tasks: from a `.npy` file, or fixed random ones that only distinguish tasks.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or it holds something else.
@@ -232,7 +264,7 @@ def _text_conditioned(model: RegressionModel, lq: Array, weights: Weights | None
     if config.network.text_path == "clip":
         vectors = word_vectors(config.words, config.tasks, config.network.text_width)
         return model.network(lq, weights @ jnp.asarray(vectors))
-    # Token ids are taken for numbers there: a mean of two would be a third word.
+    # The network computes with token ids as numbers: a mean of two would be a third word.
     return model.network(lq, jnp.asarray(_release_words(config.tasks))[weights.argmax(-1)])
 
 
@@ -263,11 +295,11 @@ def _with_key(model: RegressionModel, lq: Array, weights: Weights | None, key: A
     return model.network(lq, weights, key=key)
 
 
-_LAST = r"output\.weight|prompt_shiftout\..*"
+_OUTPUT = r"output\.weight|prompt_shiftout\..*"
 _padded = lambda network: network.config.pad_to
 
 
-def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module], last: str) -> Family:
+def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module], output_layer: str) -> Family:
     return Family(
         f"MiOIR ({backbone})",
         config,
@@ -276,7 +308,7 @@ def _mioir(backbone: str, config: type, network: Callable[[Any], nnx.Module], la
         conditional=lambda sizes: sizes.prompts == "explicit",
         classes=lambda sizes: len(prompting.TASKS),
         multiple=lambda network: network.multiple,
-        last=last,
+        output_layer=output_layer,
     )
 
 
@@ -288,11 +320,17 @@ FAMILIES: dict[str, Family] = {
         NAFNet,
         _blind,
         multiple=lambda network: 2 ** len(network.config.encoder),
-        last=r"ending\..*",
+        output_layer=r"ending\..*",
     ),
     "promptir": Family("PromptIR", PromptIRConfig, PromptIR, _blind, multiple=_padded),
     "am_promptir": Family(
-        "AM-PromptIR", AMPromptIRConfig, AMPromptIR, _text_conditioned, conditional=lambda sizes: True, multiple=_padded
+        "AM-PromptIR",
+        AMPromptIRConfig,
+        AMPromptIR,
+        _text_conditioned,
+        conditional=lambda sizes: True,
+        multiple=_padded,
+        reads_words=True,
     ),
     "pip": Family(
         "PIP",
@@ -302,12 +340,13 @@ FAMILIES: dict[str, Family] = {
         conditional=lambda sizes: True,
         classes=lambda sizes: sizes.classes,
         multiple=lambda network: getattr(network.config.backbone, "pad_to", 2 ** len(network.config.widths)),
-        last=r"backbone\.(output\.weight|ending\..*)",
+        output_layer=r"backbone\.(output\.weight|ending\..*)",
+        penalty=lambda network: network.angle_penalty(),
     ),
     "mioir_srresnet": _mioir("SRResNet", SRResNetConfig, SRResNet, r"(conv_last|prompt_shiftout)\..*"),
     "mioir_swinir": _mioir("SwinIR", SwinIRConfig, SwinIR, "(?!)"),
-    "mioir_restormer": _mioir("Restormer", PromptedRestormerConfig, PromptedRestormer, _LAST),
+    "mioir_restormer": _mioir("Restormer", PromptedRestormerConfig, PromptedRestormer, _OUTPUT),
     "mioir_uformer": _mioir("Uformer", UformerConfig, Uformer, r"output_proj\..*"),
-    "mioir_promptir": _mioir("PromptIR", PromptedPromptIRConfig, PromptedPromptIR, _LAST),
+    "mioir_promptir": _mioir("PromptIR", PromptedPromptIRConfig, PromptedPromptIR, _OUTPUT),
 }
 """Name in configurations -> how to build and call it."""

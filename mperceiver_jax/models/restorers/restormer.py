@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from mperceiver_jax.models import layers
 from mperceiver_jax.models.arrays import Array
-from mperceiver_jax.models.layers import Conv, gelu, run
+from mperceiver_jax.models.layers import Conv, apply_block, gelu
 from mperceiver_jax.models.parameters import ONES, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle, pixel_unshuffle
 
@@ -264,7 +264,7 @@ class UShape(nnx.Module):
 
     def _run(self, blocks: nnx.List, x: Array) -> Array:
         for block in blocks:
-            x = run(block, x, remat=self.config.remat)
+            x = apply_block(block, x, remat=self.config.remat)
         return x
 
 

@@ -1,4 +1,4 @@
-"""Degradations in words, as a network that is told what is wrong with its image reads them.
+"""Degradations in words, for networks that take a description of the degradation as input.
 
 Words come as tokens of CLIP's vocabulary. The few that are needed are written down, so
 that no tokenizer is. `caption_vectors` turns them into vectors by a CLIP text tower.
@@ -29,7 +29,7 @@ CAPTIONS: dict[str, tuple[str, tuple[int, ...]]] = {
     "dejpeg": ("jpeg artifacts", (73, 11207, 30249)),
     "superresolution": ("low resolution", (1042, 9977)),
 }
-"""Task -> what is wrong with its images, and that in CLIP's tokens."""
+"""Task -> a caption that names its degradation, and the caption's CLIP tokens."""
 
 RELEASE_CLASSES: dict[str, tuple[int, ...]] = {
     "denoise_15": (1177, 78, 1479, 318, 272, 276),
@@ -94,7 +94,7 @@ def caption_vectors(tower: TextTower, names: Sequence[str]) -> Float[Array, "nam
 def random_text_embeddings(names: Sequence[str], width: int) -> Float[np.ndarray, "names width"]:
     """One fixed random unit vector per task, for training where no CLIP weights are at hand.
 
-    They tell tasks apart and say nothing of how alike these are. A vector depends only on its task's name.
+    They distinguish tasks and carry no information on their similarity. A vector depends only on its task's name.
     """
     _known(names, {name: ids for name, (_, ids) in CAPTIONS.items()}, "caption")
     drawn = [np.random.default_rng(list(name.encode())).standard_normal(width) for name in names]

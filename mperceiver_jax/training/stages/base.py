@@ -14,7 +14,8 @@ from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.parameters import Params
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results, RunContext
+from mperceiver_jax.models.restoration_model import RestorationModel
+from mperceiver_jax.training.run_context import HeldoutTools, Results, RunContext
 from mperceiver_jax.training.step import Metrics, SplitLoss
 
 Batch = dict[str, jax.Array]
@@ -81,7 +82,7 @@ class StageBase:
         trainable: regular expression of the paths that the stage can train; `config.stages.*.trainable` narrows it.
     """
 
-    def __init__(self, name: str, experiment: Experiment, model: Model, *, title: str, trainable: str):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel, *, title: str, trainable: str):
         self.name, self.title, self.trainable = name, title, trainable
         self.size_multiple = 1
         self._experiment = experiment

@@ -19,8 +19,9 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.perceptual.lpips import load_lpips, lpips
 from mperceiver_jax.models.perceptual.patchgan import PatchGAN, PatchGANConfig
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results
+from mperceiver_jax.training.run_context import HeldoutTools, Results
 from mperceiver_jax.training.stages.base import DISCRIMINATOR, PERCEPTUAL, Batch, StageBase
 from mperceiver_jax.training.stages.restoration import evaluate_restoration
 from mperceiver_jax.training.step import Metrics
@@ -45,7 +46,7 @@ class Inputs(NamedTuple):
 class DrmStage(StageBase):
     """The detail refinement module against clean images."""
 
-    def __init__(self, name: str, experiment: Experiment, model: Model):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel):
         title, trainable = "detail refinement module", r"drm\.|discriminator\."
         super().__init__(name, experiment, model, title=title, trainable=trainable)
         self.size_multiple = experiment.mperceiver.multiple

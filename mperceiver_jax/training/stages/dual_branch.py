@@ -13,8 +13,9 @@ from mperceiver_jax.diffusion.restoration import to_model_range
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.models.mperceiver.model import Condition, MPerceiver, Observation
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results, RunContext
+from mperceiver_jax.training.run_context import HeldoutTools, Results, RunContext
 from mperceiver_jax.training.stages.base import (
     SCHEDULE,
     Batch,
@@ -32,7 +33,7 @@ class DualBranchStage(StageBase):
     """Prediction of the noise (or velocity) under both branches: the text context, and the adapter's features of
     the degraded image. With `config.cache` it trains on stored outputs of the frozen towers, see `feature_cache`."""
 
-    def __init__(self, name: str, experiment: Experiment, model: Model):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel):
         trainable = r"unet\..*\.spade\.|ir_adapter\.|tp$" + (r"|cm_inv\." if experiment.losses.train_cm_inv else "")
         title = "modulators, IR-Adapter, textual prompts, CM inversion"
         super().__init__(name, experiment, model, title=title, trainable=trainable)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results
+from mperceiver_jax.training.run_context import HeldoutTools, Results
 from mperceiver_jax.training.stages.base import Batch, StageBase
 from mperceiver_jax.training.step import Metrics
 
@@ -15,7 +16,7 @@ from mperceiver_jax.training.step import Metrics
 class PredictorStage(StageBase):
     """Focal loss or cross-entropy of the predicted task. The predictor sees the CLIP view only."""
 
-    def __init__(self, name: str, experiment: Experiment, model: Model):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel):
         tower = experiment.losses.train_tower
         super().__init__(
             name,

@@ -8,8 +8,9 @@ from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import to_model_range
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results
+from mperceiver_jax.training.run_context import HeldoutTools, Results
 from mperceiver_jax.training.stages.base import SCHEDULE, Batch, StageBase, diffusion_target, timesteps_and_noise
 from mperceiver_jax.training.step import Metrics
 
@@ -20,7 +21,7 @@ EVALUATION_MARGIN = 50
 class PriorStage(StageBase):
     """Prediction of the noise (or velocity) of clean latents under the empty caption, without modulators."""
 
-    def __init__(self, name: str, experiment: Experiment, model: Model):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel):
         trainable = r"unet\.(?!.*\.spade\.)|text_encoder\."
         super().__init__(name, experiment, model, title="latent diffusion prior, from scratch", trainable=trainable)
         self.size_multiple = experiment.mperceiver.multiple

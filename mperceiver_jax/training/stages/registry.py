@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.config.phases import STAGES, base
-from mperceiver_jax.models.restorers.registry import RegressionModel
-from mperceiver_jax.training.run_context import Model
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training.stages.base import Stage
 from mperceiver_jax.training.stages.drm import DrmStage
 from mperceiver_jax.training.stages.dual_branch import DualBranchStage
@@ -14,7 +13,7 @@ from mperceiver_jax.training.stages.prior import PriorStage
 from mperceiver_jax.training.stages.regression import RegressionStage
 from mperceiver_jax.training.stages.vae import VaeStage
 
-_CLASSES: dict[str, Callable[[str, Experiment, Model], Stage]] = {
+_CLASSES: dict[str, Callable[[str, Experiment, RestorationModel], Stage]] = {
     "vae": VaeStage,
     "prior": PriorStage,
     "predictor": PredictorStage,
@@ -24,12 +23,12 @@ _CLASSES: dict[str, Callable[[str, Experiment, Model], Stage]] = {
 }
 
 
-def is_for_model(name: str, model: Model) -> bool:
+def is_for_model(name: str, model: RestorationModel) -> bool:
     """Whether the stage trains models of this kind."""
-    return (_CLASSES.get(base(name)) is RegressionStage) == isinstance(model, RegressionModel)
+    return base(name) in model.config.stages
 
 
-def build_stage(name: str, experiment: Experiment, model: Model) -> Stage:
+def build_stage(name: str, experiment: Experiment, model: RestorationModel) -> Stage:
     """The stage, or phase of one, for a model (built abstractly).
 
     Raises:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.models.restorers.registry import RegressionModel
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results
+from mperceiver_jax.training.run_context import HeldoutTools, Results
 from mperceiver_jax.training.stages.base import Batch, StageBase
 from mperceiver_jax.training.step import Metrics, SplitLoss
 
@@ -22,7 +23,7 @@ class RegressionStage(StageBase):
     loss is split: the limit applies to the distance alone.
     """
 
-    def __init__(self, name: str, experiment: Experiment, model: Model):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel):
         title = f"{experiment.title}, from degraded to restored"
         super().__init__(name, experiment, model, title=title, trainable=r"network\.|classifier\.")
         config = experiment.stages.get(name)

@@ -10,8 +10,9 @@ from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import to_model_range
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
+from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import losses
-from mperceiver_jax.training.run_context import HeldoutTools, Model, Results
+from mperceiver_jax.training.run_context import HeldoutTools, Results
 from mperceiver_jax.training.stages.base import Batch, StageBase, to_unit_range
 from mperceiver_jax.training.step import Metrics
 
@@ -25,7 +26,7 @@ class VaeStage(StageBase):
     measured after its training.
     """
 
-    def __init__(self, name: str, experiment: Experiment, model: Model):
+    def __init__(self, name: str, experiment: Experiment, model: RestorationModel):
         super().__init__(name, experiment, model, title="autoencoder, from scratch", trainable=r"vae\.")
         self.size_multiple = experiment.mperceiver.downscale
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.models import parameters
-from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, never, one_more_class
+from mperceiver_jax.models.mperceiver.class_expansion import expand_classes, one_more_class, without_last_class
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from tests.support.tiny_model import CLASSES, single_scale_config, tiny_batch, tiny_values
 
@@ -50,7 +50,7 @@ def test_it_is_the_larger_model(models):
 def test_a_class_of_probability_zero_changes_nothing(models):
     old, before, new, after = models
     batch = tiny_batch(2)
-    silent = outputs(new, never(after), batch)
+    silent = outputs(new, without_last_class(after), batch)
     for expected, found in zip(outputs(old, before, batch), silent, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     # That it would change something shows what `never` does.

@@ -103,14 +103,14 @@ def test_text_projection_and_scale_of_a_whole_clip_model():
     _same(both, state)
 
 
-def test_a_beginning_run_once_continues_exactly():
+def test_what_follows_an_encoded_prefix_equals_the_whole_sequence():
     tower = parameters.initialise(TextTower(TEXT))
     x = np.random.default_rng(0).standard_normal((2, 12, 24), np.float32)
     whole = jax.jit(tower)(x)
-    beginning = jax.jit(tower.begin)(x[:, :5])
-    assert [layer.keys.shape for layer in beginning.layers] == [(2, 5, 24)] * 2
-    np.testing.assert_allclose(beginning.outputs, whole[:, :5], atol=1e-5)
-    np.testing.assert_allclose(jax.jit(tower.resume)(beginning, x[:, 5:]), whole[:, 5:], atol=1e-5)
+    prefix = jax.jit(tower.encode_prefix)(x[:, :5])
+    assert [layer.keys.shape for layer in prefix.layers] == [(2, 5, 24)] * 2
+    np.testing.assert_allclose(prefix.outputs, whole[:, :5], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(tower.encode_after)(prefix, x[:, 5:]), whole[:, 5:], atol=1e-5)
 
 
 def test_last_block_and_projection_are_not_run():

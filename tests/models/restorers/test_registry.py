@@ -29,7 +29,7 @@ def test_words_come_from_a_file_of_embeddings(tmp_path):
 
 @pytest.mark.parametrize("prompts", ["plain", "adaptive"])
 def test_an_identity_to_begin_with(prompts):
-    sizes = SRResNetConfig(4, 1, prompts)
+    sizes = SRResNetConfig(4, 1, prompts=prompts)
     model = parameters.initialise(
         RegressionModel(RegressionConfig("mioir_srresnet", sizes, SEVEN, identity_start=True))
     )

@@ -9,11 +9,17 @@ from jaxtyping import Float
 
 from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.restorers.mioir import prompting
-from mperceiver_jax.models.restorers.mioir.prompting import GUIDE_CHANNELS, Prompted, PromptExtractor, Prompts
+from mperceiver_jax.models.restorers.mioir.prompting import (
+    GUIDE_CHANNELS,
+    Prompted,
+    PromptedConfig,
+    PromptExtractor,
+    Prompts,
+)
 from mperceiver_jax.models.restorers.promptir import PromptIR, PromptIRConfig
 from mperceiver_jax.models.restorers.restormer import After, Restormer, RestormerConfig, Stage, UShape
 
-# Stage -> (name of its point, number of the extractor it listens to, channels in multiples of `dim`).
+# Stage -> (name of its point, number of its extractor, channels in multiples of `dim`).
 _POINTS: dict[Stage, tuple[str, int, int]] = {
     "latent": ("1", 1, 8),
     "decoder_level3": ("2", 2, 4),
@@ -25,12 +31,10 @@ _OUTPUT = ("out", 4)
 
 
 @dataclass(frozen=True)
-class PromptedRestormerConfig:
-    """The network, and `prompts` and `task_maps` as in `SRResNetConfig`. The release pads to multiples of 64."""
+class PromptedRestormerConfig(PromptedConfig):
+    """Restormer with prompts. The release pads to multiples of 64."""
 
     network: RestormerConfig = field(default_factory=lambda: RestormerConfig(pad_to=64))
-    prompts: Prompts = "plain"
-    task_maps: str = ""
 
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "PromptedRestormerConfig":
@@ -44,12 +48,10 @@ class PromptedRestormerConfig:
 
 
 @dataclass(frozen=True)
-class PromptedPromptIRConfig:
-    """The same around PromptIR."""
+class PromptedPromptIRConfig(PromptedConfig):
+    """PromptIR with prompts."""
 
     network: PromptIRConfig = field(default_factory=lambda: PromptIRConfig(pad_to=64))
-    prompts: Prompts = "plain"
-    task_maps: str = ""
 
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "PromptedPromptIRConfig":

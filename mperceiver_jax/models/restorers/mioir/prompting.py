@@ -1,12 +1,13 @@
-"""MiOIR's prompts: a network is told what is wrong with its image, and scales its features by that.
+"""MiOIR's prompts: the features of a network are scaled and shifted depending on the degradation of its image.
 
-A small extractor turns a guide into 64 numbers; two linears per point of the network turn these into a
+A small extractor turns a guide into 64 numbers; two linear layers for each point of the network turn these into a
 scale and a shift per channel. The guide of *explicit* prompts is a fixed random map of the task, chosen
 by a label or by the classifier; the guide of *adaptive* prompts is the degraded image itself.
 Source: MiOIR's release. PromptIR with prompts and soft weights of tasks are our own.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,20 @@ TASKS = ("blur", "noise", "jpeg", "rain", "haze", "low_light", "super_resolution
 MAP_SIDE = 128
 EMBEDDING = 64
 GUIDE_CHANNELS: dict[str, int] = {"plain": 0, "explicit": 1, "adaptive": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedConfig:
+    """The fields that the configurations of MiOIR's networks share.
+
+    Attributes:
+        prompts: `plain` for none, `explicit` from a map of the task, `adaptive` from the image.
+        task_maps: file of the task maps for explicit prompts, read whenever the model is used (a run made by
+            `convert import` has its own copy); empty for our own.
+    """
+
+    prompts: Prompts = "plain"
+    task_maps: str = ""
 
 
 @lru_cache

@@ -10,24 +10,25 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv
 from mperceiver_jax.models.parameters import normal, start_weights
 from mperceiver_jax.models.restorers.mioir import prompting
-from mperceiver_jax.models.restorers.mioir.prompting import GUIDE_CHANNELS, Prompted, PromptExtractor, Prompts
+from mperceiver_jax.models.restorers.mioir.prompting import (
+    GUIDE_CHANNELS,
+    Prompted,
+    PromptedConfig,
+    PromptExtractor,
+    Prompts,
+)
 
 
 @dataclass(frozen=True)
-class SRResNetConfig:
+class SRResNetConfig(PromptedConfig):
     """Sizes of the network.
 
     Attributes:
         width: channels inside; blocks: number of residual blocks.
-        prompts: none, from a task map, or from the image.
-        task_maps: file of the task maps for explicit prompts, read whenever the model is used (a run made by
-            `convert import` has its own copy); empty for our own.
     """
 
     width: int = 64
     blocks: int = 16
-    prompts: Prompts = "plain"
-    task_maps: str = ""
 
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "SRResNetConfig":
@@ -41,7 +42,7 @@ class SRResNetConfig:
 
 
 def _kaiming(shape: tuple[int, ...]):
-    """Kaiming's normal law for ReLU, a tenth as wide."""
+    """Kaiming's normal distribution for ReLU with a tenth of its standard deviation."""
     fan_in = shape[0] * shape[1] * shape[2]
     return normal(0.1 * (2 / fan_in) ** 0.5)
 

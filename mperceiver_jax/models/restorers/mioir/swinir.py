@@ -12,14 +12,20 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, LayerNorm, Linear, gelu
 from mperceiver_jax.models.parameters import normal, parameter, start_weights
 from mperceiver_jax.models.restorers.mioir import prompting, windows
-from mperceiver_jax.models.restorers.mioir.prompting import GUIDE_CHANNELS, Prompted, PromptExtractor, Prompts
+from mperceiver_jax.models.restorers.mioir.prompting import (
+    GUIDE_CHANNELS,
+    Prompted,
+    PromptedConfig,
+    PromptExtractor,
+    Prompts,
+)
 
 MEAN = (0.4488, 0.4371, 0.4040)
 """Mean of the images, taken off and put back."""
 
 
 @dataclass(frozen=True)
-class SwinIRConfig:
+class SwinIRConfig(PromptedConfig):
     """Sizes of the network.
 
     Attributes:
@@ -29,7 +35,6 @@ class SwinIRConfig:
         mlp_ratio: hidden width of the MLP / width; tail: channels before the last convolution.
         image_size: images in training. Only the masks that checkpoints carry are of that size.
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
-        prompts, task_maps: as in `SRResNetConfig`.
     """
 
     width: int = 180
@@ -40,8 +45,6 @@ class SwinIRConfig:
     tail: int = 64
     image_size: int = 128
     drop_path: float = 0.1
-    prompts: Prompts = "plain"
-    task_maps: str = ""
 
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "SwinIRConfig":

@@ -12,11 +12,17 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
 from mperceiver_jax.models.parameters import fan_in_uniform, normal, parameter, start_weights
 from mperceiver_jax.models.restorers.mioir import prompting, windows
-from mperceiver_jax.models.restorers.mioir.prompting import GUIDE_CHANNELS, Prompted, PromptExtractor, Prompts
+from mperceiver_jax.models.restorers.mioir.prompting import (
+    GUIDE_CHANNELS,
+    Prompted,
+    PromptedConfig,
+    PromptExtractor,
+    Prompts,
+)
 
 
 @dataclass(frozen=True)
-class UformerConfig:
+class UformerConfig(PromptedConfig):
     """Sizes of the network.
 
     Attributes:
@@ -28,7 +34,6 @@ class UformerConfig:
         square: images are padded further, to squares, as the release does when it tests. One of 3:2 then costs
             1.5 times as much; the crops of a training are squares as they are.
         drop_path: stochastic depth of the bottleneck; it rises towards it and falls after it.
-        prompts, task_maps: as in `SRResNetConfig`.
     """
 
     width: int = 32
@@ -38,8 +43,6 @@ class UformerConfig:
     mlp_ratio: int = 4
     square: bool = False
     drop_path: float = 0.1
-    prompts: Prompts = "plain"
-    task_maps: str = ""
 
     @property
     def scales(self) -> int:
