@@ -83,7 +83,7 @@ def test_the_whole_recipe_is_estimated(monkeypatch):
     assert budget.seconds_of(recipe) == 3 * (2 + 3 + 4 + 5)
 
 
-def test_pytorch_beside_ours_computes_the_same(tmp_path, capsys):
+def test_pytorch_and_ours_compute_the_same(tmp_path, capsys):
     pytest.importorskip("torch")
     file = tmp_path / "table.json"
     peer = f"--torch={CONFIG}:plain={PEER}(4, blocks=1, pair=True)"
@@ -110,35 +110,35 @@ def test_pytorch_beside_ours_computes_the_same(tmp_path, capsys):
 def test_networks_that_are_not_the_same_are_refused(peer, message, capsys, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(System, "training_step", lambda system, name: None)
-    from benchmarks.torch_peer import Origin, beside
+    from benchmarks.torch_peer import Origin, compare_with_torch
 
     with pytest.raises(ValueError) as error:
-        beside(Origin.parse(peer), tiny_regression(), 16, 2, 1)
+        compare_with_torch(Origin.parse(peer), tiny_regression(), 16, 2, 1)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_networks_are_told_what_is_wrong_as_in_their_releases():
+def test_networks_take_the_degradation_as_their_releases_do():
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_peer import _told
+    from benchmarks.torch_peer import _conditions
     from mperceiver_jax.models.restorers.am_promptir import AMPromptIRConfig
     from mperceiver_jax.models.restorers.mioir.prompting import task_maps
     from mperceiver_jax.models.restorers.mioir.srresnet import SRResNetConfig
     from mperceiver_jax.models.restorers.pip import PIPConfig
 
-    def told(family, network, tasks="pip"):
+    def conditions(family, network, tasks="pip"):
         model = RegressionModel(experiment_of(family, network, tasks, condition_source="label").model)
-        return _told(model, np.random.default_rng(0).random((2, 128, 128, 3), np.float32), np.array([2, 0]))
+        return _conditions(model, np.random.default_rng(0).random((2, 128, 128, 3), np.float32), np.array([2, 0]))
 
-    (weights,) = told("pip", PIPConfig.small())
+    (weights,) = conditions("pip", PIPConfig.small())
     assert torch.equal(weights, torch.eye(5)[[2, 0]])
-    assert told("am_promptir", AMPromptIRConfig.release()) == [["dehazy", "denoise_25"]]
-    (words,) = told("am_promptir", AMPromptIRConfig.full())
+    assert conditions("am_promptir", AMPromptIRConfig.release()) == [["dehazy", "denoise_25"]]
+    (words,) = conditions("am_promptir", AMPromptIRConfig.full())
     assert words.shape == (2, 1024)
-    (guide,) = told("mioir_srresnet", SRResNetConfig.small("explicit"), "mioir")
+    (guide,) = conditions("mioir_srresnet", SRResNetConfig.small("explicit"), "mioir")
     assert torch.equal(guide, torch.tensor(task_maps()[[2, 0]])[:, None])
-    (guide,) = told("mioir_srresnet", SRResNetConfig.small("adaptive"), "mioir")
+    (guide,) = conditions("mioir_srresnet", SRResNetConfig.small("adaptive"), "mioir")
     assert guide.shape == (2, 3, 128, 128)
-    assert told("mioir_srresnet", SRResNetConfig.small(), "mioir") == []
+    assert conditions("mioir_srresnet", SRResNetConfig.small(), "mioir") == []
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_mistakes_cost_one_line(arguments, message, capsys):
 
 def test_mperceiver_has_no_pytorch_side_here():
     pytest.importorskip("torch")
-    from benchmarks.torch_peer import Origin, beside
+    from benchmarks.torch_peer import Origin, compare_with_torch
 
     with pytest.raises(ValueError, match=r"no restorer by regression; see benchmarks\.unet"):
-        beside(Origin("net", "MPerceiver"), tiny_run(), 16, 2, 1)
+        compare_with_torch(Origin("net", "MPerceiver"), tiny_run(), 16, 2, 1)
 
 
 def test_torch_is_needed_for_its_option_only(capsys, monkeypatch):

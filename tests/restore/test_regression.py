@@ -25,7 +25,7 @@ from tests.support.tiny_restorer_run import STEPS, experiment_of, finished
 def workdir(tmp_path_factory):
     """A network that must be told what is wrong, and its classifier."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    finished(folder, experiment_of("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), "mioir"))
+    finished(folder, experiment_of("mioir_srresnet", SRResNetConfig(4, 1, prompts="explicit"), "mioir"))
     return folder
 
 

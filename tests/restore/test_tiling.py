@@ -96,7 +96,7 @@ def test_tiles_give_what_the_whole_image_gives(network):
 
 
 def test_every_tile_is_restored_under_the_condition_of_the_whole_image():
-    model = RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN))
+    model = RegressionModel(RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, prompts="explicit"), SEVEN))
     params = {path: 4 * value for path, value in parameters.initial_values(model, 0).items()}
     image = np.random.default_rng(0).random((61, 90, 3), np.float32)
     image[6:54, 21:69] = 0.9  # the tile in the middle, which is of another kind

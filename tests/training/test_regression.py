@@ -90,7 +90,7 @@ def test_every_family_is_called_alike_and_survives_a_configuration(family, sizes
 def test_the_condition_matters_and_comes_from_the_classifier_or_the_label():
     blind, oracle = (
         RegressionModel(
-            RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, "explicit"), SEVEN, condition_source=source)
+            RegressionConfig("mioir_srresnet", SRResNetConfig(4, 1, prompts="explicit"), SEVEN, condition_source=source)
         )
         for source in ("classifier", "label")
     )
@@ -111,7 +111,7 @@ def test_the_condition_matters_and_comes_from_the_classifier_or_the_label():
     ("change", "message"),
     [
         ({"family": "unet"}, r"model\.family: 'unet' given, one of restormer"),
-        ({"tasks": ("denoise",)}, r"model\.tasks: the network tells 7 classes apart, but 1"),
+        ({"tasks": ("denoise",)}, r"model\.tasks: the network has 7 classes, but 1"),
         ({"network": {"dims": 3}}, r"model\.network\.dims: no such field"),
         ({"words": "x.npy"}, r"model\.words: only AM-PromptIR"),
     ],

@@ -21,7 +21,7 @@ STEPS = 3
 
 def train(config: MeshConfig, devices: int):
     mesh = sharding.make_mesh(config, jax.devices()[:devices])
-    experiment = experiment_of("mioir_srresnet", SRResNetConfig(8, 1, "explicit"), "mioir")
+    experiment = experiment_of("mioir_srresnet", SRResNetConfig(8, 1, prompts="explicit"), "mioir")
     model = experiment.build()
     # Plain descent: Adam would make rounding as large as any step.
     descent = OptimizerConfig(learning_rate=1e-3, eps=1.0, spike_limit=5.0)

@@ -142,7 +142,7 @@ def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path,
     monkeypatch.setattr(lpips, "available", lambda: False)
     (note,) = workdir.glob("checkpoints/drm/2/record/metadata")
     note.write_text(note.read_text().replace('"lpips_weight": 0.0', '"lpips_weight": 0.1'))
-    with pytest.raises(ConfigError, match=r"config\.losses\.lpips_weight: .* was begun with LPIPS"):
+    with pytest.raises(ConfigError, match=r"config\.losses\.lpips_weight: .* was started with LPIPS"):
         start(experiment, workdir)
     note.write_text(note.read_text().replace('"lpips_weight": 0.1', '"lpips_weight": 0.0'))
     (record,) = start(experiment, workdir)

@@ -115,16 +115,14 @@ class RegressionConfig:
             raise ValueError("tasks: name at least one")
         classes = family.classes(self.network)
         if family.conditional(self.network) and classes not in (None, len(self.tasks)):
-            raise ValueError(
-                f"tasks: the network distinguishes {classes} classes, but {len(self.tasks)} tasks are named"
-            )
+            raise ValueError(f"tasks: the network has {classes} classes, but {len(self.tasks)} tasks are named")
         without_words = [task for task in self.tasks if task not in CAPTIONS]
         if family.reads_words and without_words:
             raise ValueError(
                 f"tasks: {family.title} has no words for {', '.join(without_words)} (text_prompts.CAPTIONS)"
             )
         if self.words and not family.reads_words:
-            readers = ", ".join(name for name, one in FAMILIES.items() if one.reads_words)
+            readers = ", ".join(one.title for one in FAMILIES.values() if one.reads_words)
             raise ValueError(f"words: only {readers} reads words, {self.family} does not")
 
     def build(self) -> "RegressionModel":
