@@ -23,8 +23,10 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+# The compiler for TPUs stands apart: where it can be imported, JAX looks for a TPU at every start.
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lpips,docs]
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/libtpu libtpu
 	touch $@
 
 restore: $(VENV)/.run

@@ -26,10 +26,10 @@ from typing import Any
 import jax
 
 from benchmarks.budget import trained
-from benchmarks.systems import System, main_stage, sized
+from benchmarks.systems import System, load_experiment, main_stage, sized
 from benchmarks.timing import measure
 from data_pipelines.files import write_atomically
-from mperceiver_jax.config.experiment import Experiment, from_mapping
+from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.evaluate.report import table
 from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 
@@ -154,17 +154,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _experiment(name: str, options: argparse.Namespace) -> Experiment:
     """A configuration, with the data and the evaluation that the options name."""
-    file, _, variant = name.partition(":")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such configuration")
-    spec = importlib.util.spec_from_file_location("compared", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    mapping = (module.get_config(variant) if variant else module.get_config()).to_dict()
-    if not mapping.get("from_scratch") and options.seconds:
+    experiment = load_experiment(name)
+    if not experiment.from_scratch and options.seconds:
         raise ValueError(f"{name} starts from published weights: it is measured without --seconds only")
-    experiment = from_mapping(Experiment, mapping | {"from_scratch": True})
+    experiment = replace(experiment, from_scratch=True)
     data = replace(experiment.data, images=options.images, heldout_images=options.heldout_images)
     return replace(experiment, data=data, evaluation=replace(experiment.evaluation, per_task=options.per_task))
 

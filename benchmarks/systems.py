@@ -4,7 +4,9 @@ MPerceiver and the restorers by regression are measured by the same few lines: `
 they restore, `training.stages` what a stage trains.
 """
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 from benchmarks.flop import flop
 from benchmarks.subject import random_values
 from benchmarks.timing import Candidate, compiled, program_memory
-from mperceiver_jax.config.experiment import Experiment
+from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.diffusion.restoration import sampler_of
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
@@ -22,6 +24,19 @@ from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.restore.backends import Backend, Diffusion, Regression
 from mperceiver_jax.training.stages.registry import build_stage
 from mperceiver_jax.training.step import initial_state, make_step
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment of a config file and one of its variants: `FILE` or `FILE:VARIANT`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no such variant, or fields that are wrong.
+    """
+    file, _, variant = name.partition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such configuration")
+    config = runpy.run_path(file)["get_config"]
+    return from_mapping(Experiment, (config(variant) if variant else config()).to_dict())
 
 
 def main_stage(experiment: Experiment) -> str:

@@ -3,11 +3,13 @@
 The mesh has three axes: `data` (copies of the model, each with its part of the batch), `fsdp` (the batch is
 divided here too, and so are large parameters) and `model` (tensor parallelism of attention and feed-forward
 layers, by rules). Models do not depend on this file: XLA's partitioner inserts the communication from the
-shardings of the step's arguments.
+shardings of the step's arguments, and kernels that it cannot divide find the mesh as the ambient one
+(`traced_over`).
 """
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +106,17 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
     """
     grid = device_grid(config or MeshConfig(), jax.devices() if devices is None else devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def traced_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, traced with `mesh` as the ambient mesh. Kernels that XLA cannot divide are divided by it."""
+
+    @functools.wraps(function)
+    def traced(*inputs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*inputs)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -79,7 +79,8 @@ class HeldoutEvaluator:
             def compute(values: Params, *inputs: Any) -> Any:
                 return function(parameters.merge(self._structure, values), *inputs)
 
-            self._compiled[name] = jax.jit(compute, out_shardings=sharding.replicated(self._mesh))
+            traced = sharding.traced_over(self._mesh, compute)
+            self._compiled[name] = jax.jit(traced, out_shardings=sharding.replicated(self._mesh))
         return self._compiled[name]
 
     def run(self, stage: str, compute: Callable[..., Any], params: Params, examples: Sequence[Any]) -> list[Any]:

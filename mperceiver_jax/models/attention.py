@@ -48,7 +48,7 @@ def attention(
         return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
 
     queries, keys, values = split(q), split(k), split(v)
-    chosen = kernel_for(jax.default_backend(), q.dtype, q.shape[1], k.shape[1], q.shape[-1] // heads, mask is not None)
+    chosen = kernel_for(platform(), q.dtype, q.shape[1], k.shape[1], q.shape[-1] // heads, mask is not None)
     rows = max(LOGITS_AT_ONCE // (k.shape[1] * heads), 1)
     if chosen == "splash":
         out = splash.attend(queries, keys, values)
@@ -61,6 +61,14 @@ def attention(
             rows,
         )
     return out.reshape(q.shape)
+
+
+def platform() -> str:
+    """The kind of device that a program is traced for: that of the ambient mesh, which may belong to devices that are
+    not in this machine, else the default one. Named as `jax.default_backend()` names it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def kernel_for(

@@ -1,21 +1,23 @@
-"""Flash attention on TPUs: JAX's splash kernel (Pallas), for batches that are spread over a mesh.
+"""Flash attention on TPUs: JAX's splash kernel (Pallas), for batches that are divided over a mesh.
 
-A Pallas kernel is opaque to the partitioner of XLA. `custom_partitioning` declares that examples and heads
-are independent, so that each device runs the kernel on its own. The backward pass runs the forward
-kernel again instead of keeping its statistics, as rematerialisation would.
+A Pallas kernel is opaque to the partitioner of XLA, so the division is written out: `shard_map` over the ambient mesh
+(`jax.sharding.use_abstract_mesh`) runs the kernel on each device's own examples and heads. Without an ambient mesh
+the kernel runs on one device.
 """
 
-import functools
+import math
 
 import jax
 import numpy as np
-from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from mperceiver_jax.models.arrays import Array
 
 LANES = 128
 BLOCKS = (512, 256, LANES)
+HEADS_AXIS = "model"
+"""The axis of a mesh that divides heads; all other axes divide examples."""
 
 
 def takes(queries: int, keys: int, head_width: int) -> bool:
@@ -31,55 +33,38 @@ def attend(
     Args:
         interpret: emulate the kernel on any device (for tests; slow).
     """
-    return _differentiable(q.shape[1], k.shape[1], interpret)(q, k, v)
+    leaves, structure = _kernel(q.shape[1], k.shape[1], interpret)
 
-
-@functools.cache
-def _differentiable(queries: int, keys: int, interpret: bool):
-    leaves, structure = _kernel(queries, keys, interpret)
-
-    def forward(q, k, v, *leaves):
+    def on_each_device(q: Array, k: Array, v: Array, *leaves: Array) -> Array:
         kernel = jax.vmap(jax.tree.unflatten(structure, leaves))
         by_head = lambda x: x.swapaxes(1, 2)
         return by_head(kernel(by_head(q * q.shape[-1] ** -0.5), by_head(k), by_head(v)))
 
-    def backward(q, k, v, slope, *leaves):
-        return jax.vjp(lambda q, k, v: forward(q, k, v, *leaves), q, k, v)[1](slope)
-
-    one, other = "b n h w", "b m h w"
-    spread_forward = _spread(forward, [one, other, other], [one], len(leaves))
-    spread_backward = _spread(backward, [one, other, other, one], [one, other, other], len(leaves))
-
-    @jax.custom_vjp
-    def run(q, k, v):
-        return spread_forward(q, k, v, *leaves)
-
-    run.defvjp(lambda *given: (run(*given), given), lambda given, slope: spread_backward(*given, slope, *leaves))
-    return run
-
-
-def _spread(function, arguments: list[str], results: list[str], tables: int):
-    """The function on every device's own examples and heads; all else stays whole.
-
-    Args:
-        arguments, results: the names of their dimensions.
-        tables: further arguments of three dimensions, the same on every device.
-    """
-    whole = [f"{axis}{i}" for i in range(tables) for axis in "xyz"]
-    rule = ", ".join([*arguments, *(" ".join(whole[i : i + 3]) for i in range(0, len(whole), 3))])
-    spread = custom_partitioning(function)
-
-    def partition(mesh, given, made):
-        sharding = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
-        return mesh, function, sharding(made), sharding(given)
-
-    spread.def_partition(
-        partition,
-        sharding_rule=f"{rule} -> {', '.join(results)}",
-        # In the order in which they appear in the rule.
-        need_replication_factors=("n", "w", "m", *whole),
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return on_each_device(q, k, v, *leaves)
+    spec = _division(mesh, q.shape[0], q.shape[2])
+    divided = jax.shard_map(
+        on_each_device,
+        in_specs=(spec, spec, spec, *[PartitionSpec()] * len(leaves)),
+        out_specs=spec,
+        check_vma=False,  # Pallas kernels do not say how their outputs vary over the mesh.
     )
-    return spread
+    return divided(q, k, v, *leaves)
+
+
+def _division(mesh: jax.sharding.AbstractMesh, examples: int, heads: int) -> PartitionSpec:
+    """How arrays (examples, tokens, heads, width) are divided over a mesh.
+
+    An axis whose size does not divide the number of examples, or heads, is left out: its devices compute the same.
+    """
+    chosen: list[str] = []
+    for axis in mesh.axis_names:
+        size = math.prod(mesh.shape[one] for one in (*chosen, axis))
+        if axis != HEADS_AXIS and mesh.shape[axis] > 1 and examples % size == 0:
+            chosen.append(axis)
+    divides_heads = HEADS_AXIS in mesh.axis_names and heads % mesh.shape[HEADS_AXIS] == 0
+    return PartitionSpec(tuple(chosen), None, HEADS_AXIS if divides_heads else None)
 
 
 def _kernel(queries: int, keys: int, interpret: bool):

@@ -33,7 +33,8 @@ class BatchedRestorer:
         self._rows = -(-batch_size // ways) * ways
         self._params = sharding.ParameterLayout(mesh).place_all(restorer.params)
         # The backend's function takes one image and a key; the key is shared.
-        self._restore = jax.jit(jax.vmap(restorer.backend.restore, in_axes=(None, 0, 0, None)))
+        spread = jax.vmap(restorer.backend.restore, in_axes=(None, 0, 0, None), spmd_axis_name=("data", "fsdp"))
+        self._restore = jax.jit(sharding.traced_over(mesh, spread))
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 (h, w, 3) in [0, 1], of one padded size -> the same, restored."""

@@ -10,10 +10,9 @@ import numpy as np
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.models import parameters
 from mperceiver_jax.models.restoration_model import RestorationModel
-from mperceiver_jax.optim.optimizer import make_optimizer
 from mperceiver_jax.progress import duration
+from mperceiver_jax.training.lowering import lower_step
 from mperceiver_jax.training.stages.registry import build_stage
-from mperceiver_jax.training.step import initial_state, make_step
 
 # Training steps reach this share of the rate of one large convolution, give or take a factor of two.
 TYPICAL_SHARE = 0.4
@@ -35,22 +34,10 @@ class StagePlan:
 def plan_stage(experiment: Experiment, model: RestorationModel, name: str) -> StagePlan:
     """Counts a stage by lowering its step abstractly; nothing is allocated or compiled."""
     config, stage = experiment.stages[name], build_stage(name, experiment, model)
-    _, declared = parameters.split(model)
-    extras = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in stage.extras().items()}
-    storage = jnp.dtype(experiment.compute_dtype)
-    everything = {**declared, **extras}
-    trained = {path: leaf for path, leaf in everything.items() if stage.is_trained(path)}
-    frozen = {
-        path: jax.ShapeDtypeStruct(leaf.shape, storage) for path, leaf in everything.items() if path not in trained
-    }
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    state = jax.eval_shape(lambda values: initial_state(values, optimizer, config.ema_decay > 0), trained)
+    declared = parameters.split(model)[1].items()
+    size = sum(int(np.prod(leaf.shape)) for path, leaf in declared if stage.is_trained(path))
     # One micro-batch stands for all: XLA counts the body of a scan once.
-    step = make_step(stage.loss, optimizer, ema_decay=config.ema_decay)
-    batch = stage.batch_spec(config.batch_size // config.accumulation)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    cost = jax.jit(step).lower(state, frozen, batch, key).cost_analysis() or {}
-    size = sum(int(np.prod(leaf.shape)) for path, leaf in trained.items() if path in declared)
+    cost = lower_step(experiment, model, name).cost_analysis() or {}
     flop = float(cost.get("flops", 0.0)) * config.accumulation
     return StagePlan(name, stage.title, config.steps, config.batch_size, size, flop or None)
 

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mperceiver_jax.distributed.sharding import traced_over
 from mperceiver_jax.models.parameters import Params
 
 Batch = dict[str, jax.Array]
@@ -101,7 +102,7 @@ def make_step(
         metrics = {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
         return kept._replace(step=state.step + 1), metrics
 
-    return step
+    return step if mesh is None else traced_over(mesh, step)
 
 
 def _gradients(

@@ -66,7 +66,7 @@ def test_splash_equals_float64_and_each_device_does_its_own_part():
     def gradients(attend):
         return jax.grad(lambda *given: jnp.sin(attend(*given)).sum(), argnums=(0, 1, 2))
 
-    flash = lambda q, k, v: splash.attend(q, k, v, interpret=True)
+    flash = sharding.traced_over(mesh, lambda q, k, v: splash.attend(q, k, v, interpret=True))
     both = jax.jit(lambda *given: (flash(*given), *gradients(flash)(*given))).lower(*spread).compile()
     assert not any(word in both.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "permute"))
     out, *slopes = both(*spread)

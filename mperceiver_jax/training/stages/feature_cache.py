@@ -142,6 +142,7 @@ def _observer(context: RunContext, observe: Observe) -> Callable[..., Observatio
     dtype = jnp.dtype(context.experiment.compute_dtype)
 
     @partial(jax.jit, out_shardings=sharding.batch_sharding(context.mesh))
+    @partial(sharding.traced_over, context.mesh)
     def observed(values: Params, batch: dict[str, jax.Array]) -> Observation:
         return observe(parameters.merge(structure, values), batch, dtype)
 
