@@ -58,6 +58,13 @@ def replacement(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises OSError where no file can be written in the folder, or it cannot be created. Creates nothing."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    with naming(folder), tempfile.TemporaryFile(dir=existing):
+        pass
+
+
 @contextmanager
 def scratch_dir(path: Path) -> Iterator[Path]:
     """A new directory next to `path` that no other process uses; it is removed when the block ends."""

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from data_pipelines.image_headers import (
+    ORIENTATION,
+    check_samples,
+    colour_netpbm,
+    extra_images,
+    grey_levels,
+    reason_unknown,
+    upright_size,
+)
+from data_pipelines.image_limits import check_size, without_pillows_limit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -19,15 +29,16 @@ def decode_image(source: str | Path | bytes) -> np.ndarray:
     """The colours of an image file, given by its path or by its bytes.
 
     Greyscale becomes three equal channels, palettes become their colours, alpha is dropped (not blended),
-    16-bit PNG and TIFF keep their 16 bits, and the EXIF orientation is applied.
+    16-bit PNG, TIFF and PPM keep their 16 bits, and the EXIF orientation is applied. Of a TIFF with reduced versions
+    of its image the first page is taken.
 
     Returns:
       uint8 or uint16 (height, width, 3), RGB, contiguous.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is empty, truncated, no image, animated, or of a kind without a fixed range
-        (floating point).
+      ValueError: the file is empty, damaged, no image, animated, too large for this machine, or its samples have no
+        fixed range (floating-point, signed or 32-bit ones).
     """
     return decode_with_alpha(source)[0]
 
@@ -39,8 +50,8 @@ def decode_with_alpha(source: str | Path | bytes) -> tuple[np.ndarray, np.ndarra
       (colours, alpha): alpha has the dtype of the colours and shape (height, width); None where the file has
       no transparency of any kind.
     """
-    with _reading(source) as image:
-        channels = _channels(image, source)
+    with _reading(source) as (image, data):
+        channels = _channels(image, data)
     alpha = np.ascontiguousarray(channels[..., 3]) if channels.shape[-1] == 4 else None
     return np.ascontiguousarray(channels[..., :3]), alpha
 
@@ -50,14 +61,32 @@ def checked_size(source: str | Path | bytes) -> tuple[int, int]:
 
     Common images are not made an array of, which leaves other threads their time.
     """
-    with _reading(source) as image:
+    with _reading(source) as (image, data):
         one_frame = getattr(image, "n_frames", 1) == 1
         if image.format not in ("JPEG", "PNG", "BMP") or image.mode not in ("RGB", "L", "P") or not one_frame:
-            height, width = _channels(image, source).shape[:2]
+            height, width = _channels(image, data).shape[:2]
             return height, width
         image.load()
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return upright_size(image)
+
+
+def stated_size(source: str | Path | bytes) -> tuple[int, int]:
+    """(height, width) of what `decode_image` returns, by the header alone: a damaged image may pass.
+
+    Raises:
+      FileNotFoundError, ValueError: as `decode_image`, for what the header shows.
+    """
+    with _reading(source) as (image, _):
+        return upright_size(image)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the content of a file, whatever its name is, starts like an image that Pillow knows."""
+    try:
+        with without_pillows_limit(), Image.open(path):
+            return True
+    except Exception:  # Pillow raises anything for files that are none.
+        return False
 
 
 def as_float(pixels: np.ndarray) -> np.ndarray:
@@ -75,47 +104,54 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _reading(source: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
-    """The opened image; whatever goes wrong becomes one of two errors that name it."""
+def _reading(source: str | Path | bytes) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+    """The opened image and its file's bytes; whatever goes wrong becomes one of two errors that name it."""
     try:
-        with _opened(source) as image:
-            yield image
+        # From memory, not by name: named files may be mapped, and a mapped TIFF forgets to turn itself upright.
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with _opened(data) as image:
+            check_size(image, len(data))
+            yield image, data
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {source!s}") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        if isinstance(error, UnidentifiedImageError):
-            error = ValueError("it is in no format that Pillow knows")
+    except Exception as error:  # Of a damaged file, the decoders of Pillow raise anything.
         name = "" if isinstance(source, bytes) else f" {source}"
-        raise ValueError(f"cannot read the image{name}: {error}; replace it or take it out") from error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"cannot read the image{name}: {reason}; replace it or take it out") from error
 
 
-def _opened(source: str | Path | bytes) -> ImageFile.ImageFile:
-    # From memory, not by name: named files may be mapped, and a mapped TIFF forgets to turn itself upright.
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+def _opened(data: bytes) -> ImageFile.ImageFile:
     if not data:
         raise ValueError("the file is empty")
-    return Image.open(io.BytesIO(data))
+    try:
+        with without_pillows_limit():
+            return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ValueError(reason_unknown(data)) from None
 
 
-def _channels(image: Image.Image, source: str | Path | bytes) -> np.ndarray:
+def _channels(image: Image.Image, data: bytes) -> np.ndarray:
     """uint8 or uint16 (height, width, 3 or 4): RGB and, where the file has one, alpha."""
     if image.mode == "F":
-        raise ValueError("floating-point images have no fixed range; convert it to 8 or 16 bits")
-    # MPO is what phones and stereo cameras write: a JPEG followed by a preview or a second view.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ValueError(f"it has {image.n_frames} frames")  # type: ignore[attr-defined]
+        raise ValueError("floating-point samples have no fixed range; convert it to 8 or 16 bits")
+    if image.format == "TIFF":
+        check_samples(image.tag_v2)  # type: ignore[attr-defined]
+    if more := extra_images(image):
+        raise ValueError(f"it has {more + 1} frames")
+    if image.format == "PPM" and (deep := colour_netpbm(data)) is not None:
+        return deep
     layout = _layout(image)
     # TIFF turns itself upright while loading and PNG may state its orientation behind the pixels.
     image.load()
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = image.getexif().get(ORIENTATION, 1)
     if ";16" in layout and not image.mode.startswith("I"):
-        channels = _colour_of_16_bits(image, source, layout)
+        channels = _colour_of_16_bits(image, data, layout)
     elif image.mode.startswith("I"):
         # Greyscale of 16 bits; Pillow has held it as I;16 or, in some formats, as 32-bit integers.
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("32-bit images have no fixed range; convert it to 8 or 16 bits")
-        channels = np.repeat(grey.astype(np.uint16)[..., None], 3, axis=2)
+        channels = np.repeat(grey_levels(grey, image)[..., None], 3, axis=2)
     else:
         if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
             raise ValueError("a TIFF of more than 8 bits in separate planes; store it interleaved or as PNG")
@@ -138,13 +174,15 @@ def _layout(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _colour_of_16_bits(image: Image.Image, source: str | Path | bytes, layout: str) -> np.ndarray:
+def _colour_of_16_bits(image: Image.Image, data: bytes, layout: str) -> np.ndarray:
     """All 16 bits of the colours (and alpha) of a PNG or TIFF.
 
     Pillow has no 16-bit colour mode: it decodes big-endian samples and keeps the high byte. Reading the same
     stream in the other byte order keeps the low one, so two decodes give the whole number.
     """
-    with _opened(source) as low:
+    if image.mode not in ("RGB", "RGBA") and layout != "LA;16B":
+        raise ValueError(f"16-bit samples of the kind {image.mode}; convert it to RGB")
+    with _opened(data) as low:
         if layout == "LA;16B":
             # Grey and alpha of 16 bits are four bytes a pixel, the same filter distance as 8-bit RGBA.
             low._mode = "RGBA"

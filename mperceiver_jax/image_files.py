@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_pipelines.files import write_atomically
+from data_pipelines.image_headers import colour_description, depth_in_file
+from data_pipelines.image_limits import without_pillows_limit
 from data_pipelines.images import as_float, decode_with_alpha
 
 Rounding = Literal["round", "truncate"]
@@ -30,6 +32,8 @@ class LoadedImage:
         bits: per channel in the file, 8 or 16.
         grey: the file has a single colour channel; `pixels` holds it three times.
         icc: the colour profile that the numbers refer to, or None.
+        notes: what of the file is lost, one sentence each: bits that are not read, colours described in a way that is
+            not kept.
     """
 
     pixels: np.ndarray
@@ -37,6 +41,7 @@ class LoadedImage:
     bits: int = 8
     grey: bool = False
     icc: bytes | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_image(path: str | os.PathLike[str]) -> LoadedImage:
@@ -44,25 +49,52 @@ def read_image(path: str | os.PathLike[str]) -> LoadedImage:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, no image, animated, or of a kind without a fixed range
-            (floating point); names it.
+        ValueError: see `data_pipelines.images.decode_image`; names the file.
     """
     path = Path(path)
     colours, alpha = decode_with_alpha(path)
-    with Image.open(path) as file:
+    data = path.read_bytes()
+    with without_pillows_limit(), Image.open(io.BytesIO(data)) as file:
         # Pillow opens grey with alpha of 16 bits as RGBA; only the layout of the samples shows the depth.
         layouts = [str(tile.args) for tile in file.tile]  # type: ignore[attr-defined]
         grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith("I") or layouts == ["LA;16B"]
         # A profile for inks or Lab says nothing about the RGB values made from them.
         keeps_profile = grey or file.mode in ("RGB", "RGBA", "RGBX", "P", "PA")
         icc = file.info.get("icc_profile") if keeps_profile else None
+        notes = _notes(file, data)
     return LoadedImage(
         pixels=as_float(colours),
         alpha=None if alpha is None else as_float(alpha),
         bits=8 * colours.dtype.itemsize,
         grey=grey,
         icc=icc or None,
+        notes=notes,
     )
+
+
+def _notes(file: Image.Image, data: bytes) -> tuple[str, ...]:
+    notes = []
+    if (bits := depth_in_file(data, file.format)) > 8:
+        notes.append(f"its {bits} bits are read as 8; convert it to a PNG of 16 bits to keep them")
+    if colours := colour_description(file, data):
+        notes.append(f"its colours are {colours}; the result does not say so, and viewers will take it for sRGB")
+    return tuple(notes)
+
+
+def pixels_of_pillow(image: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image, upright: uint8 or uint16, (height, width), (height, width, 3) or 4 with alpha.
+
+    Raises:
+        ValueError: its samples have no fixed range (modes I and F).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a Pillow image of mode {image.mode} has no fixed range; convert it to L, RGB or I;16")
+    if (image.mode in ("L", "RGB", "RGBA") and not image.has_transparency_data) or image.mode == "RGBA":
+        return np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB"))
 
 
 def write_image(path: str | os.PathLike[str], image: LoadedImage, rounding: Rounding = "round") -> None:

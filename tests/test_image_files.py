@@ -1,3 +1,4 @@
+import re
 import struct
 import zlib
 
@@ -5,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.image_headers import depth_in_file
 from mperceiver_jax.image_files import (
     LoadedImage,
     crop_to,
     encode_png,
     pad_to,
+    pixels_of_pillow,
     quantise,
     read_image,
     write_image,
@@ -219,3 +222,53 @@ def test_padding_leaves_fitting_images_and_batches_alone():
     batch = np.random.default_rng(0).random((2, 64, 128, 3))
     np.testing.assert_array_equal(pad_to(batch, 64, 64), batch)
     assert pad_to(batch[:, 1:], 64, 64).shape == batch.shape
+
+
+def png_with(chunk: bytes, data: bytes) -> bytes:
+    """A PNG with a chunk before its pixels."""
+    plain = encode_png(levels(3))
+    return (
+        plain[:33]
+        + struct.pack(">I", len(data))
+        + chunk
+        + data
+        + struct.pack(">I", zlib.crc32(chunk + data))
+        + plain[33:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunk", "data", "note"),
+    [
+        (b"gAMA", struct.pack(">I", 100000), r"its colours are gamma 1 \(by its gAMA"),
+        (b"gAMA", struct.pack(">I", 45455), None),
+        (b"cICP", bytes([9, 16, 0, 1]), "colour primaries 9 with PQ"),
+        (b"cICP", bytes([1, 13, 0, 1]), None),
+    ],
+)
+def test_colours_that_are_not_kept_are_said(tmp_path, chunk, data, note):
+    (tmp_path / "a.png").write_bytes(png_with(chunk, data))
+    notes = read_image(tmp_path / "a.png").notes
+    assert (notes == ()) if note is None else re.search(note, notes[0])
+
+
+def test_adobe_rgb_by_exif_and_lost_bits_are_said(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    Image.fromarray(levels(3)).save(tmp_path / "a.jpg", exif=exif)
+    assert "Adobe RGB" in read_image(tmp_path / "a.jpg").notes[0]
+    assert depth_in_file(b"\xff\x4f\xff\x51" + bytes(38) + b"\x0b", "JPEG2000") == 12
+    assert depth_in_file(b"....pixi\0\0\0\0\x03\x0a\x0a\x0a", "AVIF") == 10
+    assert depth_in_file(b"\xff\xd8", "JPEG") == 8
+
+
+def test_pillow_images_become_pixels_upright():
+    grey = Image.fromarray(levels(1)[..., 0])
+    np.testing.assert_array_equal(pixels_of_pillow(grey), np.asarray(grey))
+    assert pixels_of_pillow(grey.convert("P")).shape == (6, 5, 3)
+    assert pixels_of_pillow(grey.convert("LA")).shape == (6, 5, 4)
+    turned = Image.fromarray(levels(3))
+    turned.getexif()[0x0112] = 6
+    assert pixels_of_pillow(turned).shape == (5, 6, 3)
+    with pytest.raises(ValueError, match="mode F has no fixed range"):
+        pixels_of_pillow(grey.convert("F"))

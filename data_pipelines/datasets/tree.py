@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from data_pipelines.datasets.file_lists import read_list
+from data_pipelines.image_listing import files_below
 from data_pipelines.images import SUFFIXES
 
 
@@ -21,19 +22,9 @@ class Tree:
             raise FileNotFoundError(f"no folder at {source}; give the unpacked data set with --source=DIR")
         self.images: list[str] = []
         self.others: list[str] = []
-        seen: set[str] = set()
-        for folder, folders, files in os.walk(self.source, followlinks=True):
-            # Data sets are often put together of links; one that leads back up would never end.
-            if (real := os.path.realpath(folder)) in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-            below = Path(folder).relative_to(self.source)
-            for name in sorted(files):
-                if not name.startswith("."):
-                    kept = self.images if name.lower().endswith(SUFFIXES) else self.others
-                    kept.append((below / name).as_posix())
+        for path in files_below(self.source):
+            kept = self.images if path.name.lower().endswith(SUFFIXES) else self.others
+            kept.append(path.relative_to(self.source).as_posix())
 
     def names_in(self, list_file: str) -> list[str] | None:
         """The paths that a list file of the tree names; None where there is no such file."""

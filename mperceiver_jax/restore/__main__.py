@@ -1,6 +1,7 @@
 """The restore command: files and folders in, PNG files out. `python -m mperceiver_jax.restore --help`."""
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipelines.files import check_writable
+from data_pipelines.messages import printable, shorten_list
 from data_pipelines.tasks import TASK_SETS, TASKS
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.image_files import LoadedImage, read_image, write_image
@@ -39,7 +42,8 @@ examples:
     python -m mperceiver_jax.restore photos/ --checkpoint=DIR --output=quick --sampler=dpmpp_2m --steps=15
 
 Results are PNG files named like the originals, with the same size, alpha channel, bit depth and colour
-profile. Images that cannot be read are named at the end and do not stop the others.
+profile. Images that cannot be read are named at the end and do not stop the others. Results that exist are
+kept, so that the same command continues a call that was interrupted.
 
 The first image of every size is compiled, which takes longest; sizes are rounded up, so images of one
 camera share a program. JAX_COMPILATION_CACHE_DIR=DIR keeps the programs for the next call.
@@ -75,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "--output", required=True, type=Path, metavar="DIR", help="folder for the results, made if need be"
     )
     result.add_argument("--recursive", action="store_true", help="search folders to any depth")
-    result.add_argument("--overwrite", action="store_true", help="replace results that exist already")
+    result.add_argument("--overwrite", action="store_true", help="restore again what was restored already")
     result.add_argument(
         "--side-by-side",
         action="store_true",
@@ -157,28 +161,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.inputs.append(write_example(options.example, options.output))
         if not options.inputs:
             raise ValueError("name an image or a folder of images, or give --example")
-        jobs = plan(
+        jobs, done, left_out = plan(
             options.inputs,
             options.output,
             recursive=options.recursive,
             side_by_side=options.side_by_side,
             overwrite=options.overwrite,
         )
+        _announce(done, left_out)
+        if not jobs:
+            return 0
+        check_writable(options.output)
         restorer = _load(options)
         options.output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"restore: {error}", file=sys.stderr)
+        print(f"restore: {printable(str(error))}", file=sys.stderr)
         return 2
     try:
         failures = _restore_all(restorer, jobs)
     except KeyboardInterrupt:
-        print("restore: interrupted; the files written so far are complete", file=sys.stderr)
+        print(
+            "restore: interrupted; the results written so far are complete, and the same command restores the rest",
+            file=sys.stderr,
+        )
         return 130
     if failures:
         print(f"restore: {len(failures)} of {len(jobs)} images could not be restored:", file=sys.stderr)
         for job, reason in failures:
-            print(f"  {job.source}: {reason}", file=sys.stderr)
+            print(printable(f"  {job.source}: {reason}"), file=sys.stderr)
     return 1 if failures else 0
+
+
+def _announce(done: Sequence[Job], left_out: Sequence[Path]) -> None:
+    if done:
+        print(f"{len(done)} results exist already and are kept; --overwrite restores these images again", flush=True)
+    if left_out:
+        print(printable(f"{len(left_out)} files are no images and are left out: {shorten_list(left_out)}"), flush=True)
 
 
 def _load(options: argparse.Namespace) -> "Restorer":
@@ -209,6 +227,8 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
             started = time.perf_counter()
             try:
                 image = read_image(job.source)
+                for note in image.notes:
+                    bar.write(printable(f"warning: {job.source}: {note}"), file=sys.stderr)
                 height, width = image.pixels.shape[:2]
                 restored, probabilities = restorer.restore(image)
                 assert isinstance(restored, LoadedImage)
@@ -226,7 +246,7 @@ def _restore_all(restorer: "Restorer", jobs: Sequence[Job]) -> list[tuple[Job, s
                     seconds += " with compiling"
                 seen = [f"{width}x{height}", _likely(probabilities), seconds]
                 line = "  ".join([str(job.target), *(part for part in seen if part)])
-                bar.write(line, file=sys.stdout)
+                bar.write(printable(line), file=sys.stdout)
                 sys.stdout.flush()
             bar.update(1)
     return failures
@@ -247,8 +267,9 @@ def _side_by_side(degraded: LoadedImage, restored: LoadedImage) -> LoadedImage:
 
 
 def _memory(error: Exception) -> str:
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return "needs more memory than the device has; reduce the image, or cut it into parts"
+    # Each kind of device says it in words of its own.
+    if isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+        return "needs more memory than the device has; restore it in tiles (--tile=512 or less), or reduce it"
     return f"the device failed: {error}"
 
 

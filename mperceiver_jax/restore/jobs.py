@@ -1,10 +1,14 @@
-"""Which images a call of the restore command means, and where each result goes."""
+"""The images of a call of the restore command, and where each result goes."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.images import SUFFIXES
+from data_pipelines.image_listing import list_images
+
+LONGEST_NAME = 255
+"""Bytes of a file name, on all common file systems."""
 
 
 class Job(NamedTuple):
@@ -25,6 +29,20 @@ class Job(NamedTuple):
         return [path for path in (self.target, self.sheet) if path is not None]
 
 
+class Plan(NamedTuple):
+    """What a call does.
+
+    Attributes:
+        jobs: the images that are restored.
+        done: images whose results exist already and are kept.
+        left_out: files of folders that are no images.
+    """
+
+    jobs: list[Job]
+    done: list[Job]
+    left_out: list[Path]
+
+
 def plan(
     inputs: Sequence[str | Path],
     output: str | Path,
@@ -32,25 +50,28 @@ def plan(
     recursive: bool = False,
     side_by_side: bool = False,
     overwrite: bool = False,
-) -> list[Job]:
+) -> Plan:
     """Pairs every image with its output, `<stem>.png` in the output folder.
 
-    Of a folder, files with the suffix of an image are taken, hidden ones left out; `recursive` also takes
-    those of its subfolders and keeps these in the output. A file that is named twice is restored once.
-    Nothing is written here.
+    Of a folder, all images are taken but hidden ones (`image_listing.list_images`); `recursive` also takes those of
+    its subfolders and keeps these in the output. A file that is named twice is restored once. Results that exist
+    are kept, so that a call continues one that was interrupted, unless `overwrite` is given. Nothing is written here.
 
     Raises:
         FileNotFoundError: an input does not exist.
         ValueError: a folder without images; the output is a file, an input folder or (`recursive`) inside
-            one; two images would get the same name; an output is an input, or exists and `overwrite`
-            was not given. Names what is in the way.
+            one; two images would get the same name; an output is an input, or its name is too long. Names what is
+            in the way.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"the output {output} is a file; name a folder")
     found: dict[Path, tuple[Path, Path]] = {}
+    left_out: list[Path] = []
     for given in map(Path, inputs):
-        for source, place in _images(given, output, recursive):
+        images, others = _images(given, output, recursive)
+        left_out += others
+        for source, place in images:
             found.setdefault(source.resolve(), (source, output / place))
     jobs = [
         Job(
@@ -63,29 +84,26 @@ def plan(
     _refuse_collisions(jobs)
     if own := [path for job in jobs for path in job.outputs if path.resolve() in found]:
         raise ValueError(f"{_some(own)} would be overwritten, but is an input; name another --output")
-    if not overwrite and (there := [path for job in jobs for path in job.outputs if path.exists()]):
-        raise ValueError(f"{_some(there)} exists already; name another --output, or give --overwrite")
-    return jobs
+    if long := [path for job in jobs for path in job.outputs if len(os.fsencode(path.name)) > LONGEST_NAME]:
+        raise ValueError(f"{_some(long)}: a name of more than {LONGEST_NAME} bytes; rename the image")
+    done = [] if overwrite else [job for job in jobs if all(path.exists() for path in job.outputs)]
+    return Plan([job for job in jobs if job not in done], done, left_out)
 
 
-def _images(given: Path, output: Path, recursive: bool) -> list[tuple[Path, Path]]:
-    """(image, its path below the output folder) for an input."""
+def _images(given: Path, output: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """((image, its path below the output folder) for each image of an input, other files there)."""
     if not given.exists():
         raise FileNotFoundError(f"there is no {given}")
     if not given.is_dir():
-        return [(given, Path(given.name))]
+        return [(given, Path(given.name))], []
     folder, target = given.resolve(), output.resolve()
     if target == folder or (recursive and folder in target.parents):
         raise ValueError(f"the output {output} is (in) the input folder {given}; name one outside")
-    files = [
-        path
-        for path in sorted(given.rglob("*") if recursive else given.iterdir())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
-    if not files:
+    listing = list_images(given, recursive)
+    if not listing.images:
         deeper = "" if recursive else "; subfolders are searched with --recursive"
-        raise ValueError(f"no images in {given} (files ending in {', '.join(SUFFIXES)}){deeper}")
-    return [(path, path.relative_to(given)) for path in files]
+        raise ValueError(f"no images in {given}{deeper}")
+    return [(path, path.relative_to(given)) for path in listing.images], listing.others
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

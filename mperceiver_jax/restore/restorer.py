@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from data_pipelines.images import as_float
 from data_pipelines.tasks import TASKS, Task
@@ -22,7 +23,7 @@ from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.config.experiment import Experiment
 from mperceiver_jax.diffusion.restoration import Sampler, sampler_of
-from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, quantise
+from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, pixels_of_pillow, quantise
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restoration_model import RestorationModel
@@ -33,7 +34,7 @@ from mperceiver_jax.restore.external_predictor import ExternalPredictor
 from mperceiver_jax.restore.settings import RestoreSettings
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
 
-AnyImage = TypeVar("AnyImage", np.ndarray, LoadedImage)
+AnyImage = TypeVar("AnyImage", np.ndarray, LoadedImage, Image.Image)
 
 
 class Restoration(NamedTuple):
@@ -45,7 +46,7 @@ class Restoration(NamedTuple):
             not predict any.
     """
 
-    image: np.ndarray | LoadedImage
+    image: np.ndarray | LoadedImage | Image.Image
     probabilities: dict[str, float]
 
 
@@ -200,12 +201,13 @@ class Restorer:
         """The restored image; see `restore`."""
         return self.restore(image).image  # type: ignore[return-value]
 
-    def restore(self, image: np.ndarray | LoadedImage) -> Restoration:
+    def restore(self, image: np.ndarray | LoadedImage | Image.Image) -> Restoration:
         """Restores one image.
 
         Args:
             image: uint8, uint16 or floating-point array in [0, 1], (height, width, 3) RGB, (height, width,
-                4) with alpha, or (height, width) grey; or what `read_image` gives. Alpha is kept as it is.
+                4) with alpha, or (height, width) grey; what `read_image` gives; or a Pillow image, whose orientation
+                is applied. Alpha is kept as it is.
 
         Returns:
             The image with the same shape and type, and the predicted degradations. A grey image is
@@ -214,17 +216,23 @@ class Restorer:
         Raises:
             ValueError: another type or shape, or values that are not finite or outside [0, 1].
         """
+        if isinstance(image, Image.Image):
+            array = pixels_of_pillow(image)
+            pixels, probabilities = self._restore(_check_rgb(array))
+            return Restoration(Image.fromarray(self._match_input(pixels, array)), probabilities)
         if isinstance(image, LoadedImage):
             pixels, probabilities = self._restore(image.pixels)
             return Restoration(replace(image, pixels=pixels), probabilities)
         pixels, probabilities = self._restore(_check_rgb(image))
         return Restoration(self._match_input(pixels, image), probabilities)
 
-    def predict(self, image: np.ndarray | LoadedImage) -> dict[str, float]:
+    def predict(self, image: np.ndarray | LoadedImage | Image.Image) -> dict[str, float]:
         """Task name -> probability of that degradation, without restoring; arguments as in `restore`.
 
         Empty for models that do not predict any.
         """
+        if isinstance(image, Image.Image):
+            image = pixels_of_pillow(image)
         colours = image.pixels if isinstance(image, LoadedImage) else _check_rgb(image)
         return self._named(self._probabilities(self.params, self.condition(colours)))
 

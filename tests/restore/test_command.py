@@ -10,7 +10,7 @@ from PIL import Image
 from mperceiver_jax.evaluate.metrics.full_reference import psnr
 from mperceiver_jax.image_files import encode_png, read_image
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.restore.__main__ import main
+from mperceiver_jax.restore.__main__ import _memory, main
 from mperceiver_jax.restore.example import PHOTOGRAPH, SIDE
 from mperceiver_jax.restore.jobs import plan
 from tests.support.finished_run import finished_run
@@ -117,10 +117,63 @@ def test_side_by_side_shows_both(restored, outcome):
     np.testing.assert_array_equal(sheet[:, -30:], np.asarray(Image.open(out / "colour.png")))
 
 
-def test_results_are_replaced_only_on_demand(restored, outcome, capsys):
-    assert main(restored[3]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert plan(restored[3][:1], restored[2], overwrite=True)
+def test_results_are_kept_and_a_call_continues_where_it_stopped(restored, outcome):
+    source, _, out, _ = restored
+    (out / "dot.png").rename(out / "kept.png")
+    try:
+        again = plan([source], out, recursive=True, side_by_side=True)
+        assert {job.source.name for job in again.jobs} == {"dot.png", "empty.png", "truncated.jpg", "words.png"}
+        assert len(again.done) == 6
+        assert len(plan([source], out, recursive=True, overwrite=True).jobs) == 10
+    finally:
+        (out / "kept.png").rename(out / "dot.png")
+
+
+def test_nothing_is_loaded_where_all_is_done(tmp_path, capsys):
+    write(tmp_path / "in" / "a.png", pixels(4, 4))
+    write(tmp_path / "out" / "a.png", pixels(4, 4))
+    assert main([str(tmp_path / "in"), "--checkpoint=nowhere", f"--output={tmp_path / 'out'}"]) == 0
+    assert "1 results exist already and are kept; --overwrite" in capsys.readouterr().out
+
+
+def test_images_are_known_by_content_and_other_files_are_named(tmp_path, capsys):
+    write(tmp_path / "in" / "a.png", pixels(4, 4))
+    Image.fromarray(pixels(4, 4)).save(tmp_path / "in" / "b.gif")
+    shutil.copy(tmp_path / "in" / "a.png", tmp_path / "in" / "c.without_meaning")
+    (tmp_path / "in" / "notes\x1b[2J.txt").write_text("no image")
+    write(tmp_path / "elsewhere" / "d.png", pixels(4, 4))
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "in")
+    found = plan([tmp_path / "in"], tmp_path / "out", recursive=True)
+    assert [job.source.name for job in found.jobs] == ["a.png", "b.gif", "c.without_meaning", "d.png"]
+    assert main([str(tmp_path / "in"), "--checkpoint=nowhere", f"--output={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().out
+    assert "1 files are no images and are left out" in said and "\x1b" not in said and "notes\\x1b[2J.txt" in said
+
+
+def test_names_and_folders_that_cannot_be_written_are_found_first(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "in" / f"{'x' * 245}.png", pixels(4, 4))
+    with pytest.raises(ValueError, match="more than 255 bytes; rename the image"):
+        plan([tmp_path / "in"], tmp_path / "out", side_by_side=True)
+    image = write(tmp_path / "a.png", pixels(4, 4))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("data_pipelines.files.tempfile.TemporaryFile", refuse)
+    assert main([str(image), "--checkpoint=nowhere", f"--output={tmp_path / 'out'}"]) == 2
+    assert f"Permission denied: '{tmp_path / 'out'}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate",
+        "INTERNAL: Error dispatching computation: Out of memory allocating 3456001612 bytes.",
+    ],
+)
+def test_a_device_without_memory_names_the_remedy(text):
+    assert "--tile=512" in _memory(RuntimeError(text)) and "--tile" not in _memory(RuntimeError("INTERNAL: other"))
 
 
 # What is refused before any model is loaded.
@@ -159,7 +212,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         plan([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     write(tmp_path / "one" / "b.png", pixels(4, 4))
     write(tmp_path / "one" / "b_side_by_side.png", pixels(4, 4))
-    assert len(plan([tmp_path / "one"], tmp_path / "out")) == 3
+    assert len(plan([tmp_path / "one"], tmp_path / "out").jobs) == 3
     with pytest.raises(ValueError, match="one name"):
         plan([tmp_path / "one"], tmp_path / "out", side_by_side=True)
 
@@ -167,9 +220,9 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 def test_folders_keep_their_subfolders_and_files_named_twice_are_taken_once(tmp_path):
     for name in ("a.png", "x/a.png", "x/y/a.PNG"):
         write(tmp_path / "in" / name, pixels(4, 4))
-    jobs = plan([tmp_path / "in", tmp_path / "in" / "a.png"], tmp_path / "out", recursive=True)
+    jobs = plan([tmp_path / "in", tmp_path / "in" / "a.png"], tmp_path / "out", recursive=True).jobs
     assert [job.target for job in jobs] == [tmp_path / "out" / name for name in ("a.png", "x/a.png", "x/y/a.png")]
-    assert [job.source.name for job in plan([tmp_path / "in"], tmp_path / "out")] == ["a.png"]
+    assert [job.source.name for job in plan([tmp_path / "in"], tmp_path / "out").jobs] == ["a.png"]
 
 
 def test_inputs_are_never_written_to(tmp_path):

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.datasets.records import ImageRef
-from data_pipelines.images import as_float, decode_image
+from data_pipelines.images import as_float, decode_image, stated_size
 from mperceiver_jax.evaluate.protocols.pair import Pair
 from mperceiver_jax.evaluate.protocols.preprocessing import Preprocessing, centre_crop, prepared
 
@@ -63,12 +62,7 @@ def size_of(image: ImageRef, decode: bool = False) -> tuple[int, int]:
     if image.block is not None or decode:
         height, width, _ = _pixels(image).shape
         return height, width
-    try:
-        with Image.open(image.path) as file:
-            turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (file.width, file.height) if turned else (file.height, file.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {image.path}: {error}; replace it or take it out") from error
+    return stated_size(image.path)
 
 
 def read_truth(pair: Pair) -> np.ndarray:
