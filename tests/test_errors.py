@@ -10,7 +10,7 @@ from mperceiver_jax.training.records import write_record
 from tests.support.full_disk import disk_of
 
 WRITERS = {
-    "manifest.partial": lambda folder: write_manifest(folder, {"seed": 1}),
+    "manifest.json": lambda folder: write_manifest(folder, {"seed": 1}),
     "config.json": lambda folder: bind_workdir(folder, {"seed": 1}),
     "stages/vae.json": lambda folder: write_record(folder, "vae", {}),
     "report.json": lambda folder: write_report({}, folder),
