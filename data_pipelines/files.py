@@ -20,6 +20,16 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def known_stranger(start: bytes) -> str:
+    """What a file that should hold data is, by its first bytes: something that downloads leave behind; else empty."""
+    text = start[:512].lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page (HTML), not the file itself; download it again"
+    return ""
+
+
 def cache_root() -> Path:
     """The folder of everything that this project caches: `$XDG_CACHE_HOME/mperceiver_jax`, by default in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from data_pipelines.files import known_stranger
+
 ORIENTATION = 0x0112
 BITS, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT = 258, 262, 254, 339
 WHITE_IS_ZERO = 0
@@ -104,11 +106,8 @@ def colour_description(image: Image.Image, data: bytes) -> str:
 
 def reason_unknown(data: bytes) -> str:
     """Why Pillow identifies no image in these bytes."""
-    start = data[:512].lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer and not the image: run `git lfs pull`"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "it is a web page (HTML) and not an image; download it again"
+    if stranger := known_stranger(data):
+        return stranger
     if data[:4] in (b"II*\0", b"MM\0*"):
         try:
             check_samples(_tiff_tags(data))

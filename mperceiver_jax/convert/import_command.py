@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="stored",
         help="convert the values; stored keeps each tensor's own (default: %(default)s)",
     )
+    parser.add_argument(
+        "--key",
+        default="",
+        metavar="NAME",
+        help="where the tensors are in pickled checkpoints that hold several sets of them, as in ema or state.model",
+    )
     add_config_argument(parser)
 
 
@@ -62,12 +68,13 @@ def run(arguments: argparse.Namespace) -> None:
     if experiment is not None:
         if arguments.dtype not in ("stored", "float32"):
             raise ValueError(f"--dtype={arguments.dtype}: the parameters of a run are float32")
-        for note in import_regression([Path(source) for source in arguments.sources], arguments.output, experiment):
+        files = [Path(source) for source in arguments.sources]
+        for note in import_regression(files, arguments.output, experiment, arguments.key):
             print(f"note: {note}")
         print(f"{arguments.output}: {experiment.title}; restore with --checkpoint={arguments.output}")
         return
     model = model_of(arguments.config, arguments.overrides)
-    import_pretrained(arguments.sources, arguments.output, model, arguments.dtype)
+    import_pretrained(arguments.sources, arguments.output, model, arguments.dtype, key=arguments.key)
     record = PretrainedDirectory(arguments.output).record
     for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):
         print(f"licence of the weights: {licence}")

@@ -65,7 +65,7 @@ class SourceContents:
         return [part.title for part in PARTS if part in given]
 
 
-def contributions(model: MPerceiver, sources: Sequence[str]) -> list[SourceContents]:
+def contributions(model: MPerceiver, sources: Sequence[str], key: str = "") -> list[SourceContents]:
     """Looks into sources: what each file holds, all names and shapes checked, no value read.
 
     A parameter that several files have is taken from the first.
@@ -77,7 +77,7 @@ def contributions(model: MPerceiver, sources: Sequence[str]) -> list[SourceConte
     taken: set[str] = set()
     for source in sources:
         for file in weight_files(source):
-            tensors = open_tensors(file.path)
+            tensors = open_tensors(file.path, key=key)
             found = find_parts(model, tensors, file.name)
             own = {path: tensor for path, tensor in found.items() if path not in taken}
             taken |= own.keys()
@@ -92,6 +92,7 @@ def import_pretrained(
     model: MPerceiver,
     dtype: str = "stored",
     say: Callable[[str], None] = print,
+    key: str = "",
 ) -> Path:
     """Converts published weights into a directory of pretrained weights that holds all that training needs.
 
@@ -101,13 +102,14 @@ def import_pretrained(
         model: built abstractly; says which parameters there are, and their shapes.
         dtype: one of `DTYPES`.
         say: called with a line of text about each file.
+        key: where the tensors are in pickled checkpoints, see `open_tensors`.
 
     Raises:
         FileExistsError: `output` is there already.
         FileNotFoundError, ValueError: the sources cannot be used; names files and keys. Nothing is written.
     """
     require_empty(output)
-    given = contributions(model, sources)
+    given = contributions(model, sources, key)
     for contribution in given:
         say(f"{contribution.file.name}: {contribution.layout}, {', '.join(contribution.parts) or 'nothing new'}")
         if contribution.unused:

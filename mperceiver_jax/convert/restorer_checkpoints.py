@@ -149,7 +149,9 @@ def _modules(model: RegressionModel) -> dict[str, nnx.Module]:
     return {NETWORK: model.network} | ({CLASSIFIER: model.classifier} if hasattr(model, "classifier") else {})
 
 
-def _read_modules(modules: Mapping[str, nnx.Module], sources: Sequence[Path]) -> tuple[State, State, State]:
+def _read_modules(
+    modules: Mapping[str, nnx.Module], sources: Sequence[Path], key: str = ""
+) -> tuple[State, State, State]:
     """(last parameters, averages, tensors that the network declares and never uses) of the files.
 
     Of a file with one set of parameters, last ones and averages are both that one. Raises as `import_regression`.
@@ -159,7 +161,7 @@ def _read_modules(modules: Mapping[str, nnx.Module], sources: Sequence[Path]) ->
     aside: State = {}
     for (part, module), source in zip(modules.items(), sources, strict=True):
         for values, averaged in ((averages, True), (last, False)):
-            tensors: Mapping[str, Any] = open_tensors(source, averages=averaged)
+            tensors: Mapping[str, Any] = open_tensors(source, averaged, key)
             try:
                 found = match(module, tensors)
             except ValueError as error:
@@ -171,7 +173,7 @@ def _read_modules(modules: Mapping[str, nnx.Module], sources: Sequence[Path]) ->
     return last, averages, aside
 
 
-def import_regression(sources: list[Path], output: Path, experiment: Experiment) -> list[str]:
+def import_regression(sources: list[Path], output: Path, experiment: Experiment, key: str = "") -> list[str]:
     """Released weights become the workdir of a run that is finished: `restore`, `evaluate` and `export` take it.
 
     Of MiOIR's two sets of parameters, the last ones and their averages, both are kept, so that `export` gives both
@@ -181,6 +183,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
         sources: the network's file, and for a conditional network that predicts its own condition the classifier's.
         experiment: says which network it is. A map of the tasks that it names is copied into the run, which then
             does not depend on that file.
+        key: where the tensors are in pickled checkpoints, see `open_tensors`.
 
     Returns:
         What the user should know, one sentence each.
@@ -210,7 +213,7 @@ def import_regression(sources: list[Path], output: Path, experiment: Experiment)
     if len(sources) != len(modules):
         raise ValueError(f"{len(sources)} files given, but {experiment.title} is made of {len(modules)}")
     stage = experiment.stages["regression"]
-    last, averages, aside = _read_modules(modules, sources)
+    last, averages, aside = _read_modules(modules, sources, key)
     assert last.keys() == averages.keys() == parameters.declared(model).keys()
     both = any(not np.array_equal(value, averages[path]) for path, value in last.items())
     kept = both and stage.ema_decay > 0

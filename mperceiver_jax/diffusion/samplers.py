@@ -30,11 +30,13 @@ class DDIM:
 
     Args:
         schedule: the schedule the denoiser was trained with.
-        steps: number of calls of the denoiser.
+        steps: number of calls of the denoiser; in mode `reference` it sets the stride and the calls can be more.
         eta: 0 is deterministic, 1 has the variance of ancestral sampling.
         mode: `ddim` visits 1, 1 + c, 1 + 2c, ... and ends on the clean estimate.
-            `reference` reproduces the public release of MPerceiver: 0, c, 2c, ...; its last
-            step has a = a_prev, so with eta 0 it returns the latent unchanged and one call is wasted.
+            `reference` reproduces the public release of MPerceiver, which visits its whole table: 0, c, 2c, ... below
+            `schedule.steps`. That is one timestep or more beyond `steps` where `steps` does not divide the
+            schedule's: 31 (0 to 990) for 30 steps of 1000. Its last step has a = a_prev, so with eta 0 it returns the
+            latent unchanged and one call is wasted.
         final_alpha: what follows the last timestep in mode `ddim`: `one` (the latent becomes the
             clean estimate) or `abar0` (the stock Stable Diffusion setting). Mode `reference` always
             ends on abar0.
@@ -63,8 +65,8 @@ class DDIM:
             raise ValueError(f"DDIM: steps must be 1..{most} in mode {self.mode!r}, got {self.steps}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"DDIM: eta must be in [0, 1], got {self.eta}")
-        if self.start is not None and not 1 <= self.start <= self.steps:
-            raise ValueError(f"DDIM: start must be 1..{self.steps} (steps), got {self.start}")
+        if self.start is not None and not 1 <= self.start <= len(self._table):
+            raise ValueError(f"DDIM: start must be 1..{len(self._table)} (timesteps), got {self.start}")
 
     @property
     def name(self) -> str:
@@ -79,10 +81,14 @@ class DDIM:
     @cached_property
     def timesteps(self) -> np.ndarray:
         """Timesteps visited, ascending (sampling goes through them backwards); int32."""
+        return self._table[: self.start]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
         stride = self.schedule.steps // self.steps
-        first = 1 if self.mode == "ddim" else 0
-        every = first + stride * np.arange(self.steps, dtype=np.int32)
-        return every[: self.start]
+        if self.mode == "reference":
+            return np.arange(0, self.schedule.steps, stride, dtype=np.int32)
+        return 1 + stride * np.arange(self.steps, dtype=np.int32)
 
     @cached_property
     def alphas(self) -> np.ndarray:

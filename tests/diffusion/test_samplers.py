@@ -27,6 +27,15 @@ def test_default_timesteps_are_shifted_by_one_and_end_on_the_clean_estimate():
     np.testing.assert_allclose(trajectory["x"][-1], trajectory["x0"][-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "last", "length"), [(30, 990, 31), (50, 980, 50), (7, 994, 8), (999, 999, 1000)])
+def test_the_reference_visits_the_whole_table_of_the_release(steps, last, length):
+    sampler = DDIM(SCHEDULE, steps=steps, mode="reference")
+    np.testing.assert_array_equal(sampler.timesteps, list(range(0, 1000, 1000 // steps)))
+    assert (sampler.timesteps[-1], len(sampler.timesteps)) == (last, length)
+    _, trajectory = sample(sampler, artificial_noise, jnp.ones((1, 2)), return_trajectory=True)
+    assert len(trajectory["x"]) == length
+
+
 @pytest.mark.parametrize("steps", [5, 50])
 def test_reference_tables_equal_the_release(steps):
     release = fixture("08_sampler")

@@ -96,7 +96,13 @@ def unet_config(config: UNetConfig, side: int) -> dict[str, Any]:
 
 
 def vae_config(config: VAEConfig) -> dict[str, Any]:
-    """For diffusers' AutoencoderKL."""
+    """For diffusers' AutoencoderKL.
+
+    Raises:
+        ValueError: sizes that it cannot represent.
+    """
+    if config.stem_channels not in (0, config.channels[0]):
+        raise ValueError(f"vae.stem_channels: diffusers has no autoencoder with {config.stem_channels} channels there")
     levels = len(config.channel_mult)
     return {
         "_class_name": "AutoencoderKL",

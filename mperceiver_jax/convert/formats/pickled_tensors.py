@@ -35,11 +35,12 @@ _REOPEN_AFTER = 256 * 2**20
 Entry = tuple[tuple[int, ...], np.dtype | str, Callable[[], np.ndarray]]
 
 
-def open_pickled(path: Path, averages: bool = True) -> dict[str, Entry]:
+def open_pickled(path: Path, averages: bool = True, key: str = "") -> dict[str, Entry]:
     """{key: (shape, dtype, function that reads the values)}; a dtype unknown to numpy is given by its name.
 
     Args:
         averages: of a checkpoint that has parameters and their averages, take the averages.
+        key: where the tensors are, as in `model` or `state.ema`; found by itself where empty.
 
     Raises:
         ValueError: torch is not installed; the file is damaged, or holds more than tensors; names the file.
@@ -51,23 +52,33 @@ def open_pickled(path: Path, averages: bool = True) -> dict[str, Entry]:
             f"{path}: reading pickled checkpoints takes torch (pip install 'mperceiver-jax[torch]'); "
             ".safetensors files are read without"
         ) from error
-    file = _MappedFile(path, averages)
+    _check_sums(path)
+    file = _MappedFile(path, averages, key)
     found: dict[str, Entry] = {}
-    for key, tensor in file.tensors().items():
+    for name, tensor in file.tensors().items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
-            raise ValueError(f"{path}: {key} is no plain tensor (sparse, quantised, nested or without values)")
-        found[key] = (tuple(tensor.shape), _dtype(tensor), lambda key=key: file.read(key))  # type: ignore[misc]
-    if not found:
-        raise ValueError(f"{path}: holds no tensors")
+            raise ValueError(f"{path}: {name} is no plain tensor (sparse, quantised, nested or without values)")
+        found[name] = (tuple(tensor.shape), _dtype(tensor), lambda name=name: file.read(name))  # type: ignore[misc]
     return found
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where the contents of a zipped checkpoint do not have their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError):
+        return  # No zip archive at all, or one that the reader refuses with its own words.
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged: {damaged} in it does not have its checksum; fetch the file again")
 
 
 class _MappedFile:
     """A checkpoint whose tensors are views of the file."""
 
-    def __init__(self, path: Path, averages: bool):
-        self._path, self._averages, self._read = path, averages, 0
-        self._state = _load(path, averages)
+    def __init__(self, path: Path, averages: bool, key: str):
+        self._path, self._averages, self._key, self._read = path, averages, key, 0
+        self._state = _load(path, averages, key)
 
     def tensors(self) -> dict[str, Any]:
         return self._state
@@ -75,7 +86,7 @@ class _MappedFile:
     def read(self, key: str) -> np.ndarray:
         if self._read > _REOPEN_AFTER:
             self._state = {}
-            self._state, self._read = _load(self._path, self._averages), 0
+            self._state, self._read = _load(self._path, self._averages, self._key), 0
         tensor = self._state[key]
         size = math.prod(tensor.shape) * tensor.element_size()
         if size > self._path.stat().st_size:
@@ -97,7 +108,7 @@ class _Shell:
         pass
 
 
-def _load(path: Path, averages: bool) -> dict[str, Any]:
+def _load(path: Path, averages: bool, key: str) -> dict[str, Any]:
     """The tensors of a checkpoint by their keys, as views of the mapped file."""
     content = None
     try:
@@ -113,7 +124,7 @@ def _load(path: Path, averages: bool) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged, or no PyTorch checkpoint ({_gist(error)})") from error
     if compressed:
         raise ValueError(f"{path}: compressed, as PyTorch never writes; not read")
-    return _tensors(content, path, averages)
+    return _tensors(content, path, averages, key)
 
 
 def _is_compressed(path: Path) -> bool:
@@ -146,15 +157,41 @@ def _globals(path: Path) -> set[str]:
     return found
 
 
-def _tensors(content: Any, path: Path, averages: bool) -> dict[str, Any]:
-    import torch
-
-    for name in _CONTAINERS if averages else ("params", *_CONTAINERS):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+def _tensors(content: Any, path: Path, averages: bool, key: str) -> dict[str, Any]:
+    """The state dict of a checkpoint: at `key`, under a name that frameworks use, or the only one there is."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds no state dict but a {type(content).__name__}")
-    return {str(key): value.detach() for key, value in content.items() if isinstance(value, torch.Tensor)}
+    places = _state_dicts(content)
+    if key:
+        if key not in places:
+            raise ValueError(f"{path}: --key={key}: there are tensors at {', '.join(places) or 'no place'}")
+        return places[key]
+    inside, known = "", places.get("")
+    for name in _CONTAINERS if averages else ("params", *_CONTAINERS):
+        if (below := f"{inside}.{name}".lstrip(".")) in places or any(one.startswith(below + ".") for one in places):
+            inside, known = below, places.get(below)
+    if known is None and len(places) == 1:
+        (known,) = places.values()
+    if known is None and places:
+        shown = ", ".join(f"{name} ({len(tensors)} tensors)" for name, tensors in places.items())
+        raise ValueError(f"{path}: holds several sets of tensors: {shown}; choose one with --key=NAME")
+    if known is None:
+        names = ", ".join(map(str, list(content)[:10])) or "nothing"
+        raise ValueError(f"{path}: holds no tensors, but {names}")
+    return known
+
+
+def _state_dicts(content: Mapping[Any, Any], where: str = "", depth: int = 3) -> dict[str, dict[str, Any]]:
+    """{dotted place: tensors by name} of the mappings that hold tensors themselves; "" is the outermost."""
+    import torch
+
+    own = {str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    found = {where: own} if own else {}
+    for name, value in content.items():
+        # The optimizer's moments are by number.
+        if isinstance(value, Mapping) and depth and isinstance(name, str) and "optim" not in name:
+            found |= _state_dicts(value, f"{where}.{name}".lstrip("."), depth - 1)
+    return found
 
 
 def _dtype(tensor: Any) -> np.dtype | str:

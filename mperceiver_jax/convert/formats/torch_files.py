@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data_pipelines.files import scratch_dir
+from data_pipelines.files import known_stranger, scratch_dir
 from mperceiver_jax.convert.formats.pickled_tensors import PICKLED, open_pickled
 
 SUFFIXES = (".safetensors", *PICKLED)
@@ -39,6 +39,10 @@ _DTYPES: dict[str, Any] = {
 }
 # What training frameworks put before every key.
 _WRAPPERS = ("net.", "module.", "_orig_mod.")
+# Names of the restored network within a larger one, taken off where every key has them.
+_NAMES = ("netG.", "generator.", "ema_model.", "model.")
+# These begin like one of the names and are part of a published layout.
+_KNOWN = ("model.diffusion_model.",)
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,14 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {key: tensor.read() for key, tensor in open_tensors(path).items()}
 
 
-def open_tensors(path: str | os.PathLike, averages: bool = True) -> dict[str, StoredTensor]:
+def open_tensors(path: str | os.PathLike, averages: bool = True, key: str = "") -> dict[str, StoredTensor]:
     """What `read_torch` would read, without the values. Raises as `read_torch`.
 
     Args:
         averages: of a checkpoint that has parameters and their averages, take the averages.
+        key: where the tensors are in a pickled checkpoint, as in `model` or `state.ema`; found by itself where empty.
     """
-    return _unwrapped(_opened(Path(path), averages))
+    return _unwrapped(_opened(Path(path), averages, key))
 
 
 def is_index(name: str) -> bool:
@@ -126,15 +131,22 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
         (room / path.name).replace(path)
 
 
-def _opened(path: Path, averages: bool = True) -> dict[str, StoredTensor]:
+def _opened(path: Path, averages: bool = True, key: str = "") -> dict[str, StoredTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if is_index(path.name):
         return _sharded(path)
-    if path.suffix == ".safetensors":
+    with open(path, "rb") as file:
+        if stranger := known_stranger(file.read(512)):
+            raise ValueError(f"{path}: {stranger}")
+    # `weights.PTH` and `weights.pth.tar` are what `weights.pth` is.
+    name = path.name.lower().removesuffix(".tar")
+    if name.endswith(".safetensors"):
+        if key:
+            raise ValueError(f"{path}: --key={key} is for pickled checkpoints; a safetensors file has no levels")
         return _safetensors(path)
-    if path.suffix in PICKLED:
-        return {key: StoredTensor(path, key, *entry) for key, entry in open_pickled(path, averages).items()}
+    if name.endswith(PICKLED):
+        return {name: StoredTensor(path, name, *entry) for name, entry in open_pickled(path, averages, key).items()}
     raise ValueError(f"{path}: a file of another kind; tensors are read from {', '.join(SUFFIXES)} and *.index.json")
 
 
@@ -178,7 +190,10 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
 
 
 def _unwrapped(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Without a prefix that a training framework put before every key, or every key but a few strangers."""
+    """Without a prefix that a training framework put before every key, or (`_WRAPPERS`) every key but a few others."""
+    for prefix in _NAMES:
+        if all(key.startswith(prefix) and not key.startswith(_KNOWN) for key in tensors):
+            return _unwrapped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
     for prefix in _WRAPPERS:
         bare = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
         wrapped = sum(key.startswith(prefix) for key in tensors)

@@ -29,6 +29,9 @@ class VAEConfig:
     Attributes:
         image_channels, latent_channels: channels outside and in the latent.
         base_channels, channel_mult: level l has base * mult[l] channels; all but the last halve the size.
+        stem_channels: channels after the encoder's first convolution; 0 for those of the finest level, as diffusers has
+            it. The original code has `base_channels` there, which differs where channel_mult starts with another
+            number than 1.
         num_res_blocks: residual blocks per encoder level (the decoder has one more).
         groups: groups of every norm.
         mid_attention: self-attention between all positions in the middle, as Stable Diffusion has it. Its cost grows
@@ -40,6 +43,7 @@ class VAEConfig:
     latent_channels: int = 4
     base_channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    stem_channels: int = 0
     num_res_blocks: int = 2
     groups: int = 32
     mid_attention: bool = True
@@ -153,12 +157,13 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: VAEConfig):
         channels, groups = config.channels, config.groups
+        incoming = (config.stem_channels or channels[0], *channels)
         levels = []
         for level, out in enumerate(channels):
-            widths = [channels[max(level - 1, 0)]] + [out] * config.num_res_blocks
+            widths = [incoming[level]] + [out] * config.num_res_blocks
             down = Downsample(out, padding=((0, 1), (0, 1))) if level < len(channels) - 1 else None
             levels.append(DownBlock(widths, groups, down))
-        self.conv_in = Conv(config.image_channels, channels[0])
+        self.conv_in = Conv(config.image_channels, incoming[0])
         self.down_blocks = nnx.List(levels)
         self.mid_block = MidBlock(channels[-1], groups, config.mid_attention)
         self.conv_norm_out = GroupNorm(channels[-1], groups=groups, eps=EPS)

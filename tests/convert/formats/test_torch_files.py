@@ -269,3 +269,62 @@ def test_a_stranger_does_not_hide_that_all_others_are_wrapped(tmp_path):
     tensors = {f"module.{index}": np.ones(1, np.float32) for index in range(20)}
     convert.write_safetensors(tmp_path / "x.safetensors", tensors | {"loss.scale": np.ones(1, np.float32)})
     assert convert.read_torch(tmp_path / "x.safetensors").keys() == {*map(str, range(20)), "loss.scale"}
+
+
+@pytest.mark.parametrize(
+    "place", ["model", "ema", "net_g", "model_state_dict", "state", "params_ema", "state.network", "state_dict"]
+)
+def test_the_only_set_of_tensors_is_found_wherever_it_is(tmp_path, place):
+    torch = pytest.importorskip("torch")
+    content = {"weight": torch.ones(2)}
+    for name in reversed(place.split(".")):
+        content = {name: content}
+    torch.save({"epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2)}}}, **content}, tmp_path / "a.PTH")
+    assert convert.read_torch(tmp_path / "a.PTH").keys() == {"weight"}
+    (tmp_path / "a.PTH").rename(tmp_path / "a.pth.tar")
+    assert convert.read_torch(tmp_path / "a.pth.tar").keys() == {"weight"}
+
+
+def test_of_several_sets_of_tensors_one_is_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    torch.save({"net_g": {"weight": torch.ones(2)}, "net_d": {"judge": torch.ones(3), "bias": torch.ones(1)}}, path)
+    with pytest.raises(ValueError, match=r"net_g \(1 tensors\), net_d \(2 tensors\); choose one with --key=NAME"):
+        torch_files.open_tensors(path)
+    assert torch_files.open_tensors(path, key="net_d").keys() == {"judge", "bias"}
+    with pytest.raises(ValueError, match=r"--key=ema: there are tensors at net_g, net_d"):
+        torch_files.open_tensors(path, key="ema")
+    torch.save({"epoch": 3, "args": {"lr": 0.1}}, path)
+    with pytest.raises(ValueError, match=r"holds no tensors, but epoch, args"):
+        torch_files.open_tensors(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.", "netG.", "generator.", "model.", "ema_model."])
+def test_prefixes_are_taken_off_where_every_key_has_them(tmp_path, prefix):
+    path = tmp_path / "a.safetensors"
+    convert.write_safetensors(path, {f"{prefix}{key}": value for key, value in TENSORS.items()})
+    assert convert.read_torch(path).keys() == TENSORS.keys()
+    named = {f"model.diffusion_model.{key}": value for key, value in TENSORS.items()}
+    convert.write_safetensors(path, named)
+    assert convert.read_torch(path).keys() == named.keys()
+
+
+def test_what_downloads_leave_behind_is_recognised(tmp_path):
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
+        with pytest.raises(ValueError, match=r"a Git LFS pointer, not the file itself: run `git lfs pull`"):
+            torch_files.open_tensors(tmp_path / name)
+        (tmp_path / name).write_text("<!DOCTYPE html><title>404</title>")
+        with pytest.raises(ValueError, match="web page"):
+            torch_files.open_tensors(tmp_path / name)
+
+
+def test_one_flipped_bit_is_found_by_the_checksum(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.ckpt"
+    torch.save({"weight": torch.zeros(4096)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(4096)) + 2000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged: .*data/0 in it does not have its checksum"):
+        torch_files.open_tensors(path)

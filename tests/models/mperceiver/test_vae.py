@@ -1,10 +1,13 @@
 """The autoencoder against the release's fixtures and diffusers."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from mperceiver_jax import convert
+from mperceiver_jax.convert.diffusers.components import vae_config
 from mperceiver_jax.convert.keymaps.keymap import KeyMap
 from mperceiver_jax.convert.keymaps.registry import LAYOUTS
 from mperceiver_jax.models import parameters
@@ -131,3 +134,16 @@ def test_sides_must_fit_the_factor():
 
 def _relative(found, expected) -> float:
     return float(np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected))
+
+
+def test_both_forms_of_the_first_convolution():
+    config = VAEConfig(base_channels=8, channel_mult=(2, 1, 1), num_res_blocks=1, groups=4)
+    shape = lambda config, path: parameters.declared(AutoencoderKL(config))[path].get_value().shape
+    shortcut = "encoder.down_blocks.0.resnets.0.conv_shortcut.weight"
+    assert shape(config, "encoder.conv_in.weight") == (3, 3, 3, 16)
+    assert shortcut not in parameters.declared(AutoencoderKL(config))
+    original = replace(config, stem_channels=8)
+    assert shape(original, "encoder.conv_in.weight") == (3, 3, 3, 8)
+    assert shape(original, shortcut)[-2:] == (8, 16)
+    with pytest.raises(ValueError, match=r"vae\.stem_channels: diffusers has no"):
+        vae_config(original)
