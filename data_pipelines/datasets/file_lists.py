@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.datasets.patterns import plain, without_suffix
+from data_pipelines.images import SUFFIXES
 
 
 def read_list(path: str | os.PathLike[str]) -> list[str]:
-    """Every path in a list file: whitespace separates, suffixes are dropped, '#' begins a comment.
+    """Every path in a list file: suffixes are dropped, '#' begins a comment.
+
+    Whitespace separates paths. Where a line has suffixes of images, a path ends with its suffix, and may hold spaces.
 
     Raises ValueError for what is no readable text.
     """
@@ -19,8 +23,13 @@ def read_list(path: str | os.PathLike[str]) -> list[str]:
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable list of file names ({error})") from None
-    words = (word for line in lines for word in line.partition("#")[0].replace("\\", "/").split())
-    return [without_suffix(word.lstrip("./")) for word in words]
+    names = (name for line in lines for name in _names(line.partition("#")[0].replace("\\", "/")))
+    return [without_suffix(name.lstrip("./")) for name in names]
+
+
+def _names(line: str) -> list[str]:
+    ended = re.findall(rf"\S.*?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", line, re.IGNORECASE)
+    return ended or line.split()
 
 
 def members_of(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.datasets.patterns import plain
 from data_pipelines.images import SUFFIXES, decode_image
 
 Folder = str | Path
@@ -102,7 +103,7 @@ class PairedFolders:
       lq: folder of degraded images.
       gt: folder of clean images. Several degraded images may share one.
       pairing: how the stem of a degraded image leads to the stem of its clean one:
-        'stem' the same stem (suffixes may differ);
+        'stem' the same stem (suffixes, case and the form of accents may differ);
         'prefix' the part before the first '_' (the RESIDE layout, `0001_0.8_0.2` -> `0001`);
         'PATTERN=>REPLACEMENT' a regular expression replaced in the stem (`^rain=>norain`).
       cache_megabytes: see `ImageFiles`; for each of the two folders.
@@ -116,7 +117,7 @@ class PairedFolders:
 
     def __init__(self, lq: Folder, gt: Folder, pairing: str = "stem", cache_megabytes: float = 0):
         degraded, clean = _by_stem(lq), _by_stem(gt)
-        partner = {stem: clean_stem(stem, pairing) for stem in degraded}
+        partner = {name: plain(clean_stem(path.stem, pairing)) for name, path in degraded.items()}
         unpaired = [str(degraded[stem]) for stem, wanted in partner.items() if wanted not in clean]
         used = set(partner.values())
         unpaired += [str(path) for stem, path in clean.items() if stem not in used]
@@ -182,9 +183,10 @@ def clean_stem(stem: str, pairing: str) -> str:
 
 
 def _by_stem(folder: Folder) -> Mapping[str, Path]:
+    """The images of a folder by what is compared of their stems."""
     paths: dict[str, Path] = {}
     for path in image_paths(folder):
-        if path.stem in paths:
-            raise ValueError(f"{paths[path.stem]} and {path} have the same stem; keep one of them")
-        paths[path.stem] = path
+        if (name := plain(path.stem)) in paths:
+            raise ValueError(f"{paths[name]} and {path} have the same stem; keep one of them")
+        paths[name] = path
     return paths

@@ -91,6 +91,11 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: `config.json` was not written by this program.
     """
     path = Path(workdir) / "config.json"
+    if Path(workdir).is_file():
+        raise FileNotFoundError(
+            f"{workdir} is a file and no run; `python -m mperceiver_jax.convert import {workdir} --output=DIR "
+            "--config=FILE` makes a run of weights"
+        )
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no run: there is no config.json in it")
     return _read(path)

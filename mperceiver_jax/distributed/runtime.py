@@ -5,6 +5,9 @@ import importlib.util
 import itertools
 import os
 import signal
+import socket
+import sys
+import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, TypeVar
@@ -16,6 +19,7 @@ from jax.experimental import multihost_utils
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE_BYTES = 4096
 _PATIENCE = 6 * 3600  # seconds
+_START_SECONDS = 300.0
 _MEETINGS = itertools.count()
 
 Result = TypeVar("Result")
@@ -70,7 +74,7 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
         Whether this process is part of a distributed run.
 
     Raises:
-        ValueError: some of the JAX_* variables are missing, or are not numbers.
+        ValueError: some of the JAX_* variables are missing or have no meaning, or nobody answers at the address.
     """
     if compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(compilation_cache)))
@@ -89,10 +93,38 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
         except ValueError:
             given = ", ".join(f"{name}={os.environ[name]!r}" for name in _OWN[1:])
             raise ValueError(f"{given}: both must be whole numbers") from None
+        _check_address(os.environ[_OWN[0]], wait=process > 0)
         jax.distributed.initialize(os.environ[_OWN[0]], processes, process)
     else:
         jax.distributed.initialize()
     return True
+
+
+def _check_address(address: str, wait: bool, seconds: float = _START_SECONDS) -> None:
+    """Checks the address of the coordinator; with `wait`, until process 0 answers there.
+
+    Raises:
+        ValueError: it is not HOST:PORT, or nobody has answered for so many seconds.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{_OWN[0]}={address!r}: give HOST:PORT, as in 10.0.0.1:8476")
+    began, shown = time.monotonic(), 0.0
+    while wait:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return
+        except OSError as error:
+            passed = time.monotonic() - began
+            if passed > seconds:
+                raise ValueError(
+                    f"{_OWN[0]}: nobody has answered at {address} for {seconds:.0f} s ({error}); start process 0, or "
+                    "correct the address"
+                ) from None
+            if not shown or passed - shown >= 10:
+                shown = max(passed, 0.001)
+                print(f"waiting for {address} ({passed:.0f} s of {seconds:.0f})", file=sys.stderr, flush=True)
+            time.sleep(0.5)
 
 
 def on_first_process(action: Callable[[], None]) -> None:

@@ -90,8 +90,8 @@ class DeferredMetrics:
         if experiment.on_nonfinite == "stop":
             last_good = self._last_good()
             raise NonFiniteLoss(
-                f"{problem}; {last_good}. Lower config.stages.{base(self._name)}.optimizer.learning_rate, or skip such "
-                "updates with --config.on_nonfinite=skip"
+                f"{problem}; {last_good}. Continue here with --config.on_nonfinite=skip, which leaves such updates out, "
+                f"or start in another --workdir with a lower config.stages.{base(self._name)}.optimizer.learning_rate"
             )
         self._history.skipped += 1
         if self._history.skipped > experiment.max_skipped:

@@ -1,6 +1,7 @@
 """Start-up of one and several processes, and stopping on a signal."""
 
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -103,3 +104,23 @@ def test_all_processes_stop_after_the_same_step():
     assert (first[0], second[0]) == ("OSError no such thing", "ValueError no such thing")
     assert first[1] == second[1] and first[1] != "None"
     assert int(first[1]) >= 5
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:", ":80", "host:port", "host:70000"])
+def test_an_address_without_a_port_is_refused_before_it_is_used(monkeypatch, address):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(ValueError, match=r"JAX_COORDINATOR_ADDRESS=.*: give HOST:PORT"):
+        start_runtime()
+
+
+def test_waiting_for_a_coordinator_is_said_and_ends(capsys):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"nobody has answered at {address} for 0 s .*; start process 0"):
+            runtime._check_address(address, wait=True, seconds=0.2)
+        assert f"waiting for {address} (0 s of 0)" in capsys.readouterr().err
+        server.listen()
+        runtime._check_address(address, wait=True)

@@ -189,6 +189,13 @@ def test_missing_checkpoint_is_one_message(tmp_path, capsys, name):
     assert not out.exists()
 
 
+def test_a_file_of_weights_is_no_run_and_the_way_is_named(tmp_path, capsys):
+    image = write(tmp_path / "a.png", pixels(4, 4))
+    (tmp_path / "net.pth").write_bytes(b"weights")
+    assert main([str(image), f"--checkpoint={tmp_path / 'net.pth'}", f"--output={tmp_path / 'out'}"]) == 2
+    assert f"mperceiver_jax.convert import {tmp_path / 'net.pth'}" in capsys.readouterr().err
+
+
 def test_stages_not_trained_yet_are_named(workdir, tmp_path, capsys):
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "dual_branch")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.datasets.file_lists import read_list
+from data_pipelines.datasets.patterns import plain
 from data_pipelines.datasets.records import ImageRef
 from data_pipelines.images import SUFFIXES
 from data_pipelines.sources.folders import clean_stem, image_paths
@@ -171,11 +172,12 @@ def _pairs(one: SetOfPairs, lq: Path | None, gt: Path, named: str | None) -> tup
 
     `named`: `lq` holds outputs of such names, there are no degraded images.
     """
-    clean = _by_stem(gt)
+    truths = _by_stem(gt)
     if lq is None:
-        return [(stem, None, ImageRef(path)) for stem, path in sorted(clean.items())], []
+        return [(stem, None, ImageRef(path)) for stem, path in sorted(truths.items())], []
+    clean = {plain(stem): path for stem, path in truths.items()}
     degraded = _by_stem(lq, named or "stem")
-    partners = {rule: [clean_stem(name, rule) for name in degraded] for rule in one.pairing}
+    partners = {rule: [plain(clean_stem(name, rule)) for name in degraded] for rule in one.pairing}
     missing = {rule: [n for n in names if n not in clean] for rule, names in partners.items()}
     rule = min(missing, key=lambda rule: len(missing[rule]))
     lonely = [
@@ -192,11 +194,11 @@ def _pairs(one: SetOfPairs, lq: Path | None, gt: Path, named: str | None) -> tup
 
 def _listed(pairs: Sequence[NamedPair], file: Path, faults: list[str]) -> list[NamedPair]:
     """Those of the pairs that a list names, by their degraded or by their clean image."""
-    stems = dict.fromkeys(name.rpartition("/")[2] for name in read_list(file))
-    there = {stem for name, _, clean in pairs for stem in (name, clean.path.stem)}
+    stems = dict.fromkeys(plain(name.rpartition("/")[2]) for name in read_list(file))
+    there = {plain(stem) for name, _, clean in pairs for stem in (name, clean.path.stem)}
     if absent := [stem for stem in stems if stem not in there]:
         faults.append(f"{len(absent)} images of the list {file} are not there: {_some(absent)}")
-    return [pair for pair in pairs if pair[0] in stems or pair[2].path.stem in stems]
+    return [pair for pair in pairs if plain(pair[0]) in stems or plain(pair[2].path.stem) in stems]
 
 
 def _output_folder(outputs: Path, name: str, single: bool) -> Path:
@@ -214,18 +216,18 @@ def _with_outputs(images: Sequence[Pair], folder: Path, named: str) -> tuple[lis
     Outputs in folders of their own, as `scene/frame`, belong to the image whose path has these parts in this order.
     """
     if _holds_images(folder):
-        there = _by_stem(folder, named)
-        output_of = lambda image: there.get(image.name)
+        there = {plain(stem): path for stem, path in _by_stem(folder, named).items()}
+        output_of = lambda image: there.get(plain(image.name))
     else:
         nested: dict[str, list[Path]] = {}
         for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-            nested.setdefault(clean_stem(path.stem, named), []).append(path)
+            nested.setdefault(plain(clean_stem(path.stem, named)), []).append(path)
 
         def output_of(image: Pair) -> Path | None:
             own = (image.lq or image.gt).path
             fits = [
                 path
-                for path in nested.get(own.stem, ())
+                for path in nested.get(plain(own.stem), ())
                 if _in_this_order(path.relative_to(folder).parent.parts, own.parent.parts)
             ]
             if len(fits) > 1:
@@ -246,9 +248,11 @@ def _in_this_order(parts: Sequence[str], whole: Sequence[str]) -> bool:
 def _by_stem(folder: Path, rule: str = "stem") -> dict[str, Path]:
     """The images of a folder by what the rule makes of their stems."""
     paths: dict[str, Path] = {}
+    known: dict[str, Path] = {}
     for path in image_paths(folder):
-        if (name := clean_stem(path.stem, rule)) in paths:
-            raise ValueError(f"{paths[name]} and {path} are both called {name}; keep one of them")
+        name = clean_stem(path.stem, rule)
+        if (other := known.setdefault(plain(name), path)) != path:
+            raise ValueError(f"{other} and {path} are both called {name}; keep one of them")
         paths[name] = path
     return paths
 

@@ -245,3 +245,8 @@ def test_fingerprints_follow_the_file(tmp_path):
     before = find(Tree(tmp_path), split).pairs[0].fingerprint()
     write_image(tmp_path / "gt" / "1.png", 2, (9, 9))
     assert find(Tree(tmp_path), split).pairs[0].fingerprint() != before
+
+
+def test_names_of_a_list_may_hold_spaces(tmp_path):
+    (tmp_path / "list.txt").write_text("my photo 1.png\n./lq/a b.PNG gt/c d.jpg # a pair\n0001 0002\n\n")
+    assert read_list(tmp_path / "list.txt") == ["my photo 1", "lq/a b", "gt/c d", "0001", "0002"]
