@@ -61,6 +61,7 @@ def evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[s
         plan = _plan(options, protocol, folders, title, output)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise SetupError(error) from error
+    left_out: list[str] | None = [] if options.partial else None
     try:
         rows, sets = runner.evaluate(
             plan.subject,
@@ -72,6 +73,7 @@ def evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[s
             extractor=plan.extractor,
             settings=plan.settings,
             part=plan.part,
+            left_out=left_out,
         )
     except EvaluationMismatch as error:
         raise SetupError(error) from error
@@ -84,7 +86,7 @@ def evaluate(options: argparse.Namespace, protocol: Protocol, folders: Mapping[s
         title=title,
         identity=plan.subject.identity | plan.settings,
         images=list_hash(plan.images),
-        warnings=plan.warnings,
+        warnings=[*plan.warnings, *(f"left out: {sentence}" for sentence in left_out or ())],
     )
     tables.write_tables(output, results, rows, protocol, plan.compared)
     lines = [f"{title}, {protocol.name}, {len(rows)} images: {_in_short(results, protocol)}"]

@@ -90,7 +90,7 @@ class DeferredMetrics:
         if experiment.on_nonfinite == "stop":
             last_good = self._last_good()
             raise NonFiniteLoss(
-                f"{problem}; {last_good}. Continue here with --config.on_nonfinite=skip, which leaves such updates out, "
+                f"{problem}; {last_good}. Continue here without such updates (--config.on_nonfinite=skip), "
                 f"or start in another --workdir with a lower config.stages.{base(self._name)}.optimizer.learning_rate"
             )
         self._history.skipped += 1

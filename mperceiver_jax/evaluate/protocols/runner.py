@@ -51,6 +51,7 @@ def evaluate(
     extractor: Extractor | None = None,
     settings: dict[str, Any] | None = None,
     part: tuple[int, int] | None = None,
+    left_out: list[str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """Measures every image that was not measured before.
 
@@ -63,13 +64,15 @@ def evaluate(
         settings: further things that figures depend on; part of the evaluation's identity.
         part: (index, count) measures only every count-th batch and no whole sets: for several processes that
             write into one folder.
+        left_out: takes a sentence for each image that cannot be read or measured, and the others are the result; None
+            makes them an error, after the others were measured.
 
     Returns:
         (a row per measured image in the order given: `set`, `name`, `height`, `width`, `output`, the metrics, and
         `input_<metric>` where there is a degraded image; the metrics of whole sets).
 
     Raises:
-        ValueError: images that cannot be read, all named, or one that cannot be measured.
+        ValueError: images that cannot be read or measured, all named; no image at all.
         EvaluationMismatch: `output` holds the results of another one.
     """
     identity = _identity(subject, protocol, images, scorer, settings or {})
@@ -81,19 +84,24 @@ def evaluate(
         # Divided before what is done is left out: the parts of two processes never overlap.
         share = {pair.key for batch in list(_batches(images, batch_size))[part[0] :: part[1]] for pair in batch}
         images, open_ones = ([image for image in some if image.key in share] for some in (images, open_ones))
-    unreadable: list[str] = []
+    failed: dict[str, str] = {}
     with (
         ThreadPoolExecutor() as pool,
         progress_bar("evaluating", len(images), len(images) - len(open_ones)) as bar,
     ):
         read = lambda image: pool.submit(_read, image, protocol, stream)
-        for batch, loaded in _read_ahead(read, list(_batches(open_ones, batch_size)), unreadable):
+        for batch, loaded in _read_ahead(read, list(_batches(open_ones, batch_size)), failed):
             outputs = _outputs(subject, batch, loaded, output, protocol.preprocessing.levels == "stored")
-            rows = _measure(pool, batch, loaded, outputs, scorer, protocol)
+            rows = _measure(pool, batch, loaded, outputs, scorer, protocol, failed)
             journal.append({**row, "file_signature": stamps[row["key"]]} for row in rows)
             bar.update(len(batch))
-    if unreadable:
-        raise ValueError(f"{'; '.join(unreadable)}; the others are measured, and the same command goes on")
+    if failed and left_out is None:
+        raise ValueError(f"{'; '.join(failed.values())}; the others are measured, and the same command goes on")
+    if failed and left_out is not None:
+        left_out += failed.values()
+        images = [image for image in images if image.key not in failed]
+        if not images:
+            raise ValueError(f"nothing to measure: {'; '.join(failed.values())}")
     found = [
         {k: v for k, v in journal.rows[image.key].items() if k not in ("key", "file_signature")}
         | {"output": str(output_file(image, output).resolve())}
@@ -126,12 +134,12 @@ def _identity(
 
 
 def _read_ahead(
-    read: Callable[[Pair], Future], batches: Sequence[list[Pair]], unreadable: list[str]
+    read: Callable[[Pair], Future], batches: Sequence[list[Pair]], failed: dict[str, str]
 ) -> Iterator[tuple[list[Pair], list[tuple]]]:
     """(images, what was read of them) of every batch; the next batch is decoded while one is in use.
 
     Args:
-        unreadable: takes a sentence for every image that cannot be read; the image is left out of its batch.
+        failed: takes a sentence for every image that cannot be read; the image is left out of its batch.
     """
     ahead = [[read(image) for image in batch] for batch in batches[:1]]
     for number, batch in enumerate(batches):
@@ -142,7 +150,7 @@ def _read_ahead(
                 loaded.append(future.result())
                 readable.append(image)
             except ValueError as error:
-                unreadable.append(str(error))
+                failed[image.key] = str(error)
         if readable:
             yield readable, loaded
 
@@ -189,7 +197,9 @@ def _measure(
     outputs: Sequence[np.ndarray],
     scorer: Scorer,
     protocol: Protocol,
+    failed: dict[str, str],
 ) -> list[dict[str, Any]]:
+    """The rows of a batch of images of one size; none, and a sentence for each, where a metric refuses that size."""
     see = lambda pixels: measured(pixels, protocol.preprocessing)
     truths = [see(clean) for _, clean, _ in loaded]
     sides: dict[str, list[np.ndarray | None]] = {
@@ -208,7 +218,8 @@ def _measure(
             of_host = list(pool.map(scorer.on_host, images, truths))
             of_device = scorer.on_device(images, truths)
         except ValueError as error:
-            raise ValueError(f"{batch[0].key} and others of its size: {error}") from error
+            failed.update({pair.key: f"{pair.key}: {error}" for pair in batch})
+            return []
         for row, *found in zip(rows, of_host, of_device, strict=True):
             row.update({prefix + name: value for part in found for name, value in part.items()})
     return rows

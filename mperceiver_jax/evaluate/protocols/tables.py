@@ -43,6 +43,7 @@ def summarise(
         warnings: what makes figures incomparable with published ones.
     """
     sets = _means_of_sets(rows, of_sets, protocol)
+    warnings = [*warnings, *_equal_images(rows, protocol)]
     measured = next(iter(sets.values()))["output"]
     return {
         "title": title,
@@ -77,14 +78,33 @@ def _means_of_sets(
         of_set = [row for row in rows if row["set"] == one.name]
         if of_set:
             means = {
-                side: {
-                    m: float(np.mean([row[prefix + m] for row in of_set])) for m in METRICS if prefix + m in of_set[0]
-                }
+                side: {m: _mean([row[prefix + m] for row in of_set]) for m in METRICS if prefix + m in of_set[0]}
                 for side, prefix in (("output", ""), ("input", "input_"))
             }
             means["output"] |= of_sets.get(one.name, {})
             sets[one.name] = {"images": len(of_set), "task": one.task, **means}
     return sets
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; PSNR is infinite for equal images, which are counted (`_equal_images`)."""
+    finite = [value for value in values if not math.isinf(value)]
+    return float(np.mean(finite or values))
+
+
+def _equal_images(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[str]:
+    """One sentence for each set with images that equal their ground truth, which means leave out."""
+    found = []
+    for one in protocol.sets:
+        of_set = [row for row in rows if row["set"] == one.name]
+        for side, prefix in (("outputs", ""), ("degraded images", "input_")):
+            equal = [row for row in of_set if any(math.isinf(row.get(prefix + m, 0.0)) for m in ("psnr", "psnr_y"))]
+            if equal:
+                found.append(
+                    f"{one.name}: {len(equal)} of {len(of_set)} {side} equal the ground truth; PSNR is the mean of the "
+                    "others"
+                )
+    return found
 
 
 def _averages(sets: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,27 @@ def test_images_that_turn_out_to_be_damaged_are_all_named_and_the_others_kept(tm
     assert [name for _, name in table(tmp_path / "out")] == ["0", "3"]
 
 
+def test_an_image_too_small_for_a_metric_and_one_that_is_equal_do_not_spoil_the_others(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    expected = []
+    for k, photo in enumerate(photos(4, 40, 60)):
+        truth = photo[:5] if k == 0 else photo
+        made = truth if k == 1 else np.clip(truth + rng.normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
+        save(tmp_path / "gt" / f"{k}.png", truth)
+        save(tmp_path / "made" / f"{k}.png", made)
+        if k > 1:
+            expected.append(measure.peak_signal_noise_ratio(truth, made))
+    arguments = [f"--data={tmp_path / 'gt'}", "--protocol=folder", f"--output={tmp_path / 'out'}", "--show=0"]
+    assert main([f"--outputs={tmp_path / 'made'}", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert "folder/0:" in said and "the others are measured" in said
+    assert main([f"--outputs={tmp_path / 'made'}", *arguments, "--partial"]) == 0
+    found = report(tmp_path / "out")
+    assert found["sets"]["folder"]["output"]["psnr"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert any(one.startswith("left out: folder/0:") for one in found["warnings"])
+    assert "folder: 1 of 3 outputs equal the ground truth; PSNR is the mean of the others" in found["warnings"]
+
+
 def test_folders_equal_scikit_image_whatever_the_names(tmp_path):
     rng = np.random.default_rng(0)
     expected = []
