@@ -11,6 +11,8 @@ from mperceiver_jax.checkpoints.bind import as_json, differences
 from mperceiver_jax.distributed.runtime import on_first_process
 
 Completion = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+LEASE = "in_use.json"
+"""The file that says which process is using the workdir, see `checkpoints.lease`."""
 _MARK = "mperceiver_jax"
 
 
@@ -43,7 +45,7 @@ def check_workdir(
                 f"workdir {path} holds a run with another configuration. Give the same fields again, or "
                 f"another workdir:\n  " + "\n  ".join(map(str, changed))
             )
-    elif path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
+    elif path.exists() and any(entry.suffix != ".partial" and entry.name != LEASE for entry in path.iterdir()):
         raise ValueError(f"workdir {path} is not empty and does not hold a run; name a new or empty directory")
 
 

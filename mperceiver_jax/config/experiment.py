@@ -5,9 +5,10 @@ Config files (`configs/*.py`) return an `ml_collections.ConfigDict` built by
 field by its full dotted path.
 """
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -131,6 +132,12 @@ class LossConfig:
     fft_weight: float = 0.01
     regularizer_weight: float = 0.002
 
+    def __post_init__(self) -> None:
+        weights = [f.name for f in fields(self) if f.type is float]
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: at least 0 and finite, not {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
@@ -150,6 +157,8 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps: between 1 and 1000, not {self.steps}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta: between 0 and 1, not {self.eta}")
         if self.name == "dpmpp_2m" and self.eta:
             raise ValueError(f"eta: the sampler 'dpmpp_2m' draws no noise and needs eta 0, not {self.eta}")
 

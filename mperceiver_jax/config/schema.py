@@ -1,6 +1,7 @@
 """Frozen dataclasses from nested mappings and back, strictly: every error names the field by its dotted path."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -8,6 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mperceiver_jax.errors import ConfigError
+
+NEGATIVE = "negative"
+"""Key of a field's metadata: its number may be negative, as in `field(default=-1, metadata={"negative": True})`."""
 
 
 def to_mapping(value: Any) -> Any:
@@ -41,6 +45,8 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
     for name, declared in fields.items():
         if name in mapping:
             values[name] = _value(hints[name], mapping[name], f"{where}.{name}")
+            if not declared.metadata.get(NEGATIVE):
+                _check_numbers(values[name], f"{where}.{name}")
         elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}.{name}: missing")
     try:
@@ -49,6 +55,20 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
         raise
     except (ValueError, ArithmeticError) as error:
         raise ConfigError(in_group(where, cls, error)) from error
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Raises ConfigError for numbers that are negative or not finite; nested dataclasses have checked their own."""
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            _check_numbers(item, f"{where}[{i}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(item, f"{where}.{key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: a finite number is expected, not {value}")
+    elif isinstance(value, int | float) and value < 0:
+        raise ConfigError(f"{where}: at least 0, not {value}")
 
 
 def in_group(where: str, cls: type, error: Exception) -> str:

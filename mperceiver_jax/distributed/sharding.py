@@ -10,7 +10,7 @@ shardings of the step's arguments, and kernels that it cannot divide find the me
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -44,9 +44,9 @@ class MeshConfig:
             in a path decides; parameters that match none are not divided over `model`.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
+    data: int = field(default=-1, metadata={"negative": True})
+    fsdp: int = field(default=1, metadata={"negative": True})
+    model: int = field(default=1, metadata={"negative": True})
     rules: Rules = MODEL_AXIS_RULES
 
     def __post_init__(self) -> None:

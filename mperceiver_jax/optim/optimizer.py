@@ -1,5 +1,6 @@
 """AdamW or Muon with warm-up, a learning-rate schedule, and clipping by the global norm."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,8 +56,16 @@ class OptimizerConfig:
             raise ValueError(f"schedule: 'constant', 'cosine', 'epochs' or 'restarts', not {self.schedule!r}")
         if self.schedule in ("epochs", "restarts") and self.period < 1:
             raise ValueError(f"period: the schedule {self.schedule!r} needs a number of updates, not {self.period}")
-        if len(self.betas) != 2:
-            raise ValueError(f"betas: two numbers, not {self.betas}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: two numbers of at least 0 and below 1, not {self.betas}")
+        for name in ("learning_rate", "weight_decay", "clip_norm", "spike_limit", "warmup_steps", "horizon", "lag"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: at least 0 and finite, not {getattr(self, name)}")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps: above 0 and finite, not {self.eps}")
+        for name in ("final_fraction", "start_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: between 0 and 1, not {getattr(self, name)}")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -12,6 +12,7 @@ from etils import epath
 
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.directory import complete_steps
+from mperceiver_jax.checkpoints.lease import Lease
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.checkpoints.workdir import bind_workdir, check_workdir
 from mperceiver_jax.config.experiment import Experiment, from_mapping, to_mapping
@@ -88,10 +89,12 @@ def run_experiment(
     evaluator = make_evaluator(experiment, model, mesh, workdir, preemption)
     on_first_process(lambda: announce(experiment, model, names, workdir, warning))
     context = RunContext(experiment, workdir, layout, model, evaluator, _log, preemption)
-    with preemption:
+    with preemption, Lease(workdir):
         params = _start(context, given, find_pretrained)
         try:
-            return _run_stages(context, names, params)
+            records = _run_stages(context, names, params)
+            _check_complete(workdir, names)
+            return records
         except Preempted as stop:
             _log(str(stop))
             return None
@@ -138,6 +141,13 @@ def _run_stages(context: RunContext, names: list[str], params: Params) -> list[d
                 _record(context, name, record, name)
         records.append(record)
     return records
+
+
+def _check_complete(workdir: Path, names: list[str]) -> None:
+    """Raises ConfigError where files that the finished run wrote, and that its users need, are gone."""
+    needed = [workdir / "config.json", *(initial_params.checkpoint_folder(workdir, name) for name in names)]
+    if gone := [str(path) for path in needed if not path.exists()]:
+        raise ConfigError(f"workdir {workdir} was changed during the run: {', '.join(gone)} is missing")
 
 
 def _zero_shot(context: RunContext, params: Params) -> dict[str, Any]:

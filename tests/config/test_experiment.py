@@ -102,7 +102,7 @@ WRONG = {
         8,
         r"config\.model\.unet\.context_width and text\.width must be equal, not 8 and 16",
     ),
-    "model.unet.head_width": (0, r"config\.model\.unet: .*zero"),
+    "model.unet.head_width": (0, r"config\.model\.unet\.head_width: positive"),
 }
 
 

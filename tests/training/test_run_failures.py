@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     healthy = base.train_batches
     monkeypatch.setattr(base, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
     workdir = tmp_path / "run"
-    message = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Lower config"
+    message = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Continue here"
     with pytest.raises(NonFiniteLoss, match=message):
         start(tiny_run(fields), workdir)
     assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
@@ -87,6 +87,13 @@ def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path
     assert record["summary"]["skipped"] == 2
     assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 6]
     assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
+
+
+def test_a_workdir_that_was_deleted_during_the_run_is_no_success(photographs, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    monkeypatch.setattr("mperceiver_jax.training.run._record", lambda *_: (workdir / "config.json").unlink())
+    with pytest.raises(ConfigError, match=r"was changed during the run: .*config\.json is missing"):
+        start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 1}), workdir)
 
 
 class Spoiled(Poisoned):

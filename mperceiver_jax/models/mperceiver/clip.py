@@ -20,6 +20,7 @@ from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.layers import Conv, Embedding, LayerNorm, Linear, gelu
 from mperceiver_jax.models.mperceiver.stems import ConvStem, DetailStem
 from mperceiver_jax.models.parameters import ZEROS, Init, normal, parameter
+from mperceiver_jax.models.sizes import require_divisible, require_positive
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class VisionConfig:
     stem: Literal["patch", "conv", "detail"] = "patch"
 
     def __post_init__(self) -> None:
+        require_positive(self)
+        require_divisible(self, "width", "heads")
         if self.stem != "patch" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
             raise ValueError(
                 f"VisionConfig.patch_size: a power of two is needed with stem={self.stem!r}, not {self.patch_size}"
@@ -84,6 +87,10 @@ class TextConfig:
     sot_id: int = 49406
     eot_id: int = 49407
     pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, zero=("sot_id", "eot_id", "pad_id"))
+        require_divisible(self, "width", "heads")
 
     @classmethod
     def vit_h_14(cls) -> "TextConfig":

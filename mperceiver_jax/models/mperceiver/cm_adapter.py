@@ -18,6 +18,7 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.layers import CrossAttention, LayerNorm, Linear
 from mperceiver_jax.models.mperceiver.clip import TextTower
+from mperceiver_jax.models.sizes import require_divisible, require_positive
 
 TokenOrder = Literal["t_cm", "cm_t"]
 
@@ -36,6 +37,10 @@ class CMConfig:
     tokens: int = 16
     heads: int = 8
     classes: int = 9
+
+    def __post_init__(self) -> None:
+        require_positive(self)
+        require_divisible(self, "width", "heads")
 
     @classmethod
     def release(cls) -> "CMConfig":

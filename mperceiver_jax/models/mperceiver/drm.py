@@ -25,6 +25,7 @@ from jaxtyping import Float
 from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, Linear
 from mperceiver_jax.models.parameters import ONES, variance_preserving_init
+from mperceiver_jax.models.sizes import require_positive
 
 UNSHUFFLE = 2
 """The finest level works at half the image's resolution, on blocks of 2x2 pixels."""
@@ -55,6 +56,7 @@ class DRMConfig:
     initial_output: Literal["decoded", "degraded"] = "decoded"
 
     def __post_init__(self) -> None:
+        require_positive(self)
         if not self.blocks or len(self.channels) > len(self.blocks) + 1:
             raise ValueError(f"DRMConfig: {len(self.channels)} taps do not fit {len(self.blocks)} levels")
         if self.initial_output not in ("decoded", "degraded"):

@@ -27,6 +27,7 @@ from mperceiver_jax.models.layers import (
     apply_block,
 )
 from mperceiver_jax.models.parameters import normal, parameter
+from mperceiver_jax.models.sizes import require_positive
 
 Prompts = Sequence[tuple[Float[Array, "classes tokens _"], Float[Array, "classes tokens _"]]]
 """Keys and values of the visual prompts, one pair per scale, finest first."""
@@ -95,6 +96,7 @@ class IRAdapterConfig:
         )
 
     def __post_init__(self) -> None:
+        require_positive(self, zero=("attention_levels",))
         if not set(self.attention_levels) <= set(range(self.scales)):
             raise ValueError(f"IRAdapterConfig.attention_levels {self.attention_levels}: {self.scales} scales exist")
         for width in (*self.widths, self.out_channels):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Linear
 from mperceiver_jax.models.mperceiver.clip import VisionConfig, VisionTower
+from mperceiver_jax.models.sizes import require_positive
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class PredictorConfig:
     classes: int = 9
     view: Literal["full", "native"] = "full"
     views: int = 16
+
+    def __post_init__(self) -> None:
+        require_positive(self)
 
     @classmethod
     def release(cls) -> "PredictorConfig":

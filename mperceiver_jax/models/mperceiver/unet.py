@@ -19,6 +19,7 @@ from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBloc
 from mperceiver_jax.models.mperceiver.modulator import Form, Modulator, Start
 from mperceiver_jax.models.mperceiver.spatial_transformer import SpatialTransformer
 from mperceiver_jax.models.parameters import variance_preserving_init
+from mperceiver_jax.models.sizes import require_positive
 
 Read = tuple[tuple[KeysValues, ...], ...]
 """Keys and values of a context: for every transformer of a stage, for every block in it."""
@@ -91,6 +92,7 @@ class UNetConfig:
         )
 
     def __post_init__(self) -> None:
+        require_positive(self, zero=("attention_levels",))
         if not set(self.attention_levels) <= set(range(self.levels)):
             raise ValueError(f"UNetConfig.attention_levels {self.attention_levels}: {self.levels} levels exist")
         for width in self.widths:

@@ -18,6 +18,7 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import attention
 from mperceiver_jax.models.layers import Conv, Downsample, GroupNorm, Linear, ResnetBlock, Upsample
 from mperceiver_jax.models.parameters import Init, variance_preserving_init
+from mperceiver_jax.models.sizes import require_positive
 
 EPS = 1e-6
 
@@ -48,6 +49,9 @@ class VAEConfig:
     groups: int = 32
     mid_attention: bool = True
     scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        require_positive(self, zero=("stem_channels",))
 
     @classmethod
     def sd(cls) -> "VAEConfig":

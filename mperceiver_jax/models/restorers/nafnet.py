@@ -14,6 +14,7 @@ from mperceiver_jax.models.layers import Conv, LayerNorm, apply_block
 from mperceiver_jax.models.parameters import ZEROS, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle
 from mperceiver_jax.models.restorers.restormer import Skip
+from mperceiver_jax.models.sizes import require_positive
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class NAFNetConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
+        require_positive(self, zero=("encoder", "middle", "decoder"))
         if len(self.encoder) != len(self.decoder):
             raise ValueError(f"NAFNetConfig: encoder {self.encoder} and decoder {self.decoder} differ in levels")
 

@@ -29,6 +29,7 @@ from mperceiver_jax.models.restorers.pip_interactions import (
     fit_channels,
 )
 from mperceiver_jax.models.restorers.restormer import FeedForward, LayerNorm, Restormer, RestormerConfig, Skip
+from mperceiver_jax.models.sizes import require_positive
 
 
 @runtime_checkable
@@ -68,6 +69,7 @@ class PIPConfig:
     expansion: float = 2.66
 
     def __post_init__(self) -> None:
+        require_positive(self)
         if len(self.widths) != len(self.sides):
             raise ValueError(f"PIPConfig: widths {self.widths} and sides {self.sides} differ in number")
         if self.interaction not in INTERACTIONS:

@@ -20,6 +20,7 @@ from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.layers import Conv, apply_block, gelu
 from mperceiver_jax.models.parameters import ONES, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle, pixel_unshuffle
+from mperceiver_jax.models.sizes import require_positive
 
 Stage = Literal["latent", "decoder_level3", "decoder_level2", "decoder_level1", "refinement", "output"]
 After = Callable[[Stage, Array], Array]
@@ -54,6 +55,7 @@ class RestormerConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
+        require_positive(self, zero=("blocks", "refinement_blocks"))
         if self.pad_to % 8 or self.pad_to <= 0:
             raise ValueError(f"pad_to={self.pad_to}: sides are halved three times, give a multiple of 8")
         for level, heads in enumerate(self.heads):

@@ -17,6 +17,7 @@ from mperceiver_jax.models.restorers.mioir.prompting import (
     PromptExtractor,
     Prompts,
 )
+from mperceiver_jax.models.sizes import require_positive
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class SRResNetConfig(PromptedConfig):
 
     width: int = 64
     blocks: int = 16
+
+    def __post_init__(self) -> None:
+        require_positive(self, zero=("blocks",))
 
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "SRResNetConfig":

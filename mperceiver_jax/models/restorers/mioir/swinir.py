@@ -19,6 +19,7 @@ from mperceiver_jax.models.restorers.mioir.prompting import (
     PromptExtractor,
     Prompts,
 )
+from mperceiver_jax.models.sizes import require_divisible, require_positive
 
 MEAN = (0.4488, 0.4371, 0.4040)
 """Mean of the images, taken off and put back."""
@@ -45,6 +46,10 @@ class SwinIRConfig(PromptedConfig):
     tail: int = 64
     image_size: int = 128
     drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive(self, zero=("drop_path", "depths"))
+        require_divisible(self, "width", "heads")
 
     @classmethod
     def release(cls, prompts: Prompts = "plain") -> "SwinIRConfig":

@@ -19,6 +19,7 @@ from mperceiver_jax.models.restorers.mioir.prompting import (
     PromptExtractor,
     Prompts,
 )
+from mperceiver_jax.models.sizes import require_divisible, require_positive
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class UformerConfig(PromptedConfig):
     mlp_ratio: int = 4
     square: bool = False
     drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive(self, zero=("drop_path", "depths"))
+        require_divisible(self, "width", "head_width")
 
     @property
     def scales(self) -> int:
