@@ -12,6 +12,8 @@ from etils import epath
 
 RECORD = "record"
 _REPLACED = ".replaced"
+# In the name of a checkpoint that Orbax is writing.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
@@ -38,19 +40,20 @@ def complete_steps(directory: epath.Path) -> list[int]:
 def prepare(directory: epath.Path) -> None:
     """Prepares a directory for saving, and checks now, not hours later, that it can be written.
 
-    Incomplete steps are renamed, since Orbax takes every number for a checkpoint. A checkpoint
-    whose replacement was never finished gets its name back. Only one process may call this.
+    First it removes what an earlier run was deleting or never finished writing, which also frees the space of a full
+    disk. A checkpoint whose replacement was never finished gets its name back. Only one process may call this.
 
     Raises:
         OSError: it cannot be created or written.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for path in list(directory.iterdir()):
+        incomplete = path.name.isdigit() and path.is_dir() and read_record(directory, int(path.name)) is None
+        if incomplete or _UNFINISHED in path.name:
+            path.rmtree()
     probe = unused(directory, "probe")
     probe.write_text("")
     probe.unlink()
-    for path in list(directory.iterdir()):
-        if path.name.isdigit() and path.is_dir() and read_record(directory, int(path.name)) is None:
-            path.rename(unused(directory, f"{path.name}.incomplete"))
     remove_replaced(directory)
     for path in directory.glob(f"*{_REPLACED}"):
         path.rename(directory / path.name.removesuffix(_REPLACED))
@@ -59,6 +62,13 @@ def prepare(directory: epath.Path) -> None:
 def move_away(directory: epath.Path, step: int) -> None:
     """Renames a checkpoint that is about to be replaced; `prepare` restores it if that fails."""
     (directory / str(step)).rename(directory / f"{step}{_REPLACED}")
+
+
+def set_aside(directory: epath.Path, step: int) -> epath.Path:
+    """Renames a checkpoint that cannot be read, so that its step can be saved again; returns its new path."""
+    path = unused(directory, f"{step}.damaged")
+    (directory / str(step)).rename(path)
+    return path
 
 
 def remove_replaced(directory: epath.Path) -> None:

@@ -36,6 +36,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read, or does not fit. The message names it and the reason."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """The files of a checkpoint cannot be read."""
+
+
 class RestoredState(NamedTuple):
     """The result of `Checkpoints.restore`.
 
@@ -274,6 +278,12 @@ class Checkpoints:
         as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         return self._read(step, name, dict.fromkeys(leaves[name], as_numpy))
 
+    def set_aside(self, step: int) -> epath.Path:
+        """Renames a checkpoint that cannot be read; returns its new path. For one process."""
+        path = checkpoint_directory.set_aside(self.directory, step)
+        self._manager.reload()
+        return path
+
     # Internals.
 
     def _attempt(self, step: int, action: Callable[[], Any]) -> None:
@@ -318,8 +328,8 @@ class Checkpoints:
             return self._manager.restore(step, args=args)[name]
         except Exception as error:
             where = self.directory / str(step) / name
-            raise CheckpointError(
-                f"cannot read {where}: {_reason(error)}. Checkpoints there: {self.steps()}"
+            raise DamagedCheckpoint(
+                f"cannot read {where}: {_reason(error)}. Checkpoints there: {self.steps()}; move {step} away"
             ) from error
 
     def _compare(self, step: int, name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from data_pipelines.messages import shorten_list
 from data_pipelines.pipeline import TrainBatches
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.fingerprint import fingerprint
-from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints
+from mperceiver_jax.checkpoints.manager import CheckpointError, Checkpoints, DamagedCheckpoint
 from mperceiver_jax.config.phases import phase_before
 from mperceiver_jax.distributed import sharding
 from mperceiver_jax.distributed.runtime import Preempted
@@ -92,8 +92,19 @@ class StageTrainer:
         return self._result()
 
     def restore_or_init(self) -> None:
-        """Takes the state of the last checkpoint and moves the data to its position, or starts the stage."""
+        """Takes the state of the last checkpoint that can be read and moves the data to its position, or starts."""
         latest = self._checkpoints.latest()
+        try:
+            self._restore(latest)
+        except DamagedCheckpoint as error:
+            # Several processes would have to agree on what all of them can read.
+            if latest is None or jax.process_count() > 1 or len(self._checkpoints.steps()) < 2:
+                raise
+            aside = self._checkpoints.set_aside(latest)
+            self._context.log(f"{self._name}: warning: {error}. It is now {aside}")
+            self.restore_or_init()
+
+    def _restore(self, latest: int | None) -> None:
         if latest is None:
             state = jax.jit(self._fresh_state, out_shardings=self._shardings)(self._trained)
             self._state, self._stats = carry_over(self._context, self._name, state), StageStats()

@@ -96,6 +96,22 @@ def test_a_workdir_that_was_deleted_during_the_run_is_no_success(photographs, tm
         start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 1}), workdir)
 
 
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_continues(photographs, tmp_path, monkeypatch, capsys):
+    fields = photographs | only("vae") | {"stages.vae.steps": 6}
+    healthy = base.train_batches
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as spoiled, pytest.raises(NonFiniteLoss):
+        spoiled.setattr(base, "train_batches", lambda *args: Poisoned(healthy(*args), {5}))
+        start(tiny_run(fields), workdir)
+    checkpoints = workdir / "checkpoints" / "vae"
+    for file in (path for path in (checkpoints / "4").rglob("*") if path.is_file() and "/d/" in path.as_posix()):
+        file.write_bytes(file.read_bytes()[:20])
+    (record,) = start(tiny_run(fields), workdir)
+    said = capsys.readouterr().err
+    assert f"cannot read {checkpoints}/4/" in said and "continuing at update 2 of 6" in said
+    assert record["summary"]["steps"] == 6 and (checkpoints / "4.damaged").is_dir()
+
+
 class Spoiled(Poisoned):
     """The stream of batches with an image that cannot be read."""
 
