@@ -54,7 +54,8 @@ def rows(restorer: Restorer, size: int, per_task: int) -> list[list[str]]:
         values = [
             measure(image, truth) for measure in (psnr, ssim) for image in (example["lq"], np.asarray(result.image))
         ]
-        right = max(result.probabilities, key=lambda name: result.probabilities[name]) == task
+        predicted = max(result.probabilities, key=lambda name: result.probabilities[name], default=None)
+        right = np.nan if predicted is None else predicted == task
         found.setdefault(task, []).append([*(min(value, 100.0) for value in values), float(right)])
     means = {task: np.mean(values, 0) for task, values in found.items()}
     degraded = [values for task, values in means.items() if task != CLEAN]
@@ -65,7 +66,8 @@ def _row(name: str, values: np.ndarray) -> list[str]:
     before, after, similar_before, similar_after, right = values
     gain = "" if name == CLEAN else f"{after - before:+.2f}"
     similar = [f"{similar_before:.4f}", f"{similar_after:.4f}"]
-    return [name, f"{before:.2f}", f"{after:.2f}", gain, *similar, f"{right:.0%}".replace("%", " %")]
+    share = "–" if np.isnan(right) else f"{right:.0%}".replace("%", " %")
+    return [name, f"{before:.2f}", f"{after:.2f}", gain, *similar, share]
 
 
 if __name__ == "__main__":

@@ -199,12 +199,19 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RestoreConfig:
-    """Images to restore are padded by reflection to at least `min_size` pixels a side."""
+    """How the `restore` command treats images where its user does not say it.
+
+    Attributes:
+        min_size: images are padded by reflection to at least so many pixels a side.
+        tile: side of the tiles of larger images; 0 leaves it to the model: tiles where it has no global attention.
+    """
 
     min_size: int = 512
+    tile: int = 0
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "min_size")
+        _at_least(self, 0, "tile")
 
 
 @dataclass(frozen=True)

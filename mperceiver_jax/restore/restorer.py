@@ -66,6 +66,7 @@ class Restorer:
         trained_tasks: names of the tasks that the model was trained for, all where empty; a predictor gives no other.
         notes: warnings about the model for its user, one sentence each.
         weight_kind: description of `params` for messages: moving averages or last parameters.
+        tile: side of the tiles where the settings give none; 0 leaves it to the backend.
 
     Attributes:
         params, settings, sampler, notes, weight_kind: as given; `settings.refine` and `tile` as they are applied.
@@ -90,6 +91,7 @@ class Restorer:
         trained_tasks: Collection[str] = (),
         notes: tuple[str, ...] = (),
         weight_kind: str = "",
+        tile: int = 0,
     ):
         self.settings = settings = settings or RestoreSettings()
         self.params, self.sampler, self.weight_kind = params, sampler, weight_kind
@@ -104,7 +106,7 @@ class Restorer:
         )
         self.predictor = _external(predictor, self.task_names, trained_tasks)
         self.notes = notes + (self.predictor.notes if self.predictor is not None else ())
-        self.tile = self.backend.automatic_tile if settings.tile is None else settings.tile
+        self.tile = (tile or self.backend.automatic_tile) if settings.tile is None else settings.tile
         if self.tile and not model.config.is_local:
             raise ValueError("tile: this model attends to the whole image; leave tiles out, or reduce the image")
         if self.tile:
@@ -195,6 +197,7 @@ class Restorer:
             trained_tasks=experiment.data.weights,
             notes=notes,
             weight_kind=trained.weight_kind,
+            tile=experiment.restore.tile,
         )
 
     def __call__(self, image: AnyImage) -> AnyImage:
