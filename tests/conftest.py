@@ -7,6 +7,8 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Accelerators otherwise multiply with fewer bits than the tolerances of the tests allow.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Compile time is most of what the tests cost; less optimised code is quick enough for toy sizes.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

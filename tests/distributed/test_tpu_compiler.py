@@ -38,13 +38,17 @@ def test_attention_compiles_on_every_kind_of_mesh():
     assert all(int(line[1]) >= 3 for line in lines) and [line[2] for line in lines[:1]] == ["False"]
 
 
-@pytest.mark.parametrize("program", ["predictor", "drm"])
+# The others take the compiler minutes on two cores.
+SLOW = [pytest.param(program, marks=pytest.mark.slow) for program in ("vae", "prior", "dual_branch", "sampling")]
+
+
+@pytest.mark.parametrize("program", ["predictor", "drm", *SLOW])
 def test_programs_of_the_small_variant_compile_and_fit(program, tmp_path):
     output = tmp_path / "rows.json"
     run_for_tpus("-m", "benchmarks.tpu_programs", f"--programs={program}", f"--output={output}")
     (row,) = json.loads(output.read_text())
     assert row["fits"] == "yes" and "all-reduce" in row["collectives"]
-    assert 0 < row["temporaries, GiB"] < 4
+    assert 0 < row["arguments, GiB"] < 1 and row["temporaries, GiB"] < 4
 
 
 def test_a_slice_that_does_not_exist_is_named():
