@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.config import PipelineConfig
+from data_pipelines.heldout import heldout_examples
 from mperceiver_jax.checkpoints import released
 from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.errors import ConfigError
+from mperceiver_jax.evaluate.metrics.full_reference import psnr
 from mperceiver_jax.restore import Restorer, RestoreSettings
 from tests.support.released_run import released_run
 
@@ -58,6 +61,16 @@ def test_the_package_holds_weights_that_are_taken_by_name():
     assert len(restorer.notes) == 1 and "early" in restorer.notes[0]
     for path, value in restorer.params.items():
         assert jax.numpy.isfinite(value).all(), path
+
+
+def test_the_fast_weights_restore_in_one_pass_and_all_weights_stay_small():
+    restorer = Restorer.from_pretrained("fast")
+    assert restorer.sampler is None and restorer.tile == 768
+    (example,) = heldout_examples(PipelineConfig(crop=64, image_size=64, clip_size=0, weights={"denoise": 1.0}), 1)
+    restored = np.asarray(restorer.restore(example["lq"]).image)
+    assert psnr(restored, example["gt"]) > psnr(example["lq"], example["gt"]) + 2
+    sizes = [(released.BUNDLED / name / released.WEIGHTS).stat().st_size for name in released.bundled_names()]
+    assert len(sizes) == 2 and sum(sizes) <= 20e6
 
 
 def test_a_folder_is_preferred_where_it_is_written_as_one(tmp_path, monkeypatch, folder):

@@ -27,6 +27,7 @@ def experiment(file: str, variant: str) -> Experiment:
 @pytest.mark.parametrize(
     ("file", "variant", "count"),
     [
+        ("fast", "0.5", 1_991_923),
         ("promptir", "small", None),
         ("promptir", "3task", 35_376_967),
         ("promptir", "5task,faithful", 35_376_967),
