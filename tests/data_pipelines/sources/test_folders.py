@@ -127,9 +127,9 @@ def test_bundled_photos():
 
 
 def test_names_are_equal_whatever_their_case_and_the_form_of_their_accents(tmp_path):
-    for name in ("caf\u00e9.png", "B.png"):
+    for name in ("\u00e9.png", "B.png"):
         image(tmp_path / "lq" / name)
-    for name in ("cafe\u0301.jpg", "b.PNG"):
+    for name in ("e\u0301.jpg", "b.PNG"):
         image(tmp_path / "gt" / name)
     assert len(PairedFolders(tmp_path / "lq", tmp_path / "gt")) == 2
     image(tmp_path / "lq" / "b.jpg")
