@@ -19,6 +19,8 @@ def run_for_tpus(*arguments: str) -> str:
     paths = [str(BESIDE_THE_ENVIRONMENT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        # The flash kernel has no products of bfloat16 at full precision.
+        "JAX_DEFAULT_MATMUL_PRECISION": "default",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

@@ -290,7 +290,7 @@ def test_auxiliary_losses_are_not_limited(photographs, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_a_field_that_exists(photographs, tmp_path):
     changes = photographs | PHASES | {"stages.regression.optimizer.learning_rate": 1e30}
-    with pytest.raises(NonFiniteLoss, match=r"^regression\.1: .*Lower config\.stages\.regression\.optimizer"):
+    with pytest.raises(NonFiniteLoss, match=r"^regression\.1: .*with a lower config\.stages\.regression\.optimizer"):
         start(tiny_regression(changes), tmp_path)
 
 

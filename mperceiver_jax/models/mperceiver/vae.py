@@ -51,7 +51,7 @@ class VAEConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self) -> None:
-        require_positive(self, zero=("stem_channels",))
+        require_positive(self, zero=("stem_channels", "num_res_blocks"))
 
     @classmethod
     def sd(cls) -> "VAEConfig":

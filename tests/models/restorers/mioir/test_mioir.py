@@ -276,11 +276,11 @@ def test_task_maps_from_a_file(tmp_path):
 def test_wrong_configurations_are_named():
     with pytest.raises(ValueError, match="'both' given"):
         SRResNet(SRResNetConfig(prompts="both"))
-    with pytest.raises(ValueError, match="width 20 does not divide into 3 heads"):
+    with pytest.raises(ValueError, match=r"heads: 20 \(width\) is no multiple of 3"):
         SwinIR(SwinIRConfig(width=20, heads=3))
     with pytest.raises(ValueError, match="odd number"):
         Uformer(UformerConfig(depths=(1, 1)))
-    with pytest.raises(ValueError, match="heads of 6 do not divide width 8"):
+    with pytest.raises(ValueError, match=r"head_width: 8 \(width\) is no multiple of 6"):
         Uformer(UformerConfig(width=8, head_width=6))
 
 
