@@ -26,7 +26,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 # The compiler for TPUs stands apart: where it can be imported, JAX looks for a TPU at every start.
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lpips,docs]
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/libtpu libtpu
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/libtpu "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"
 	touch $@
 
 restore: $(VENV)/.run

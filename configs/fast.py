@@ -6,22 +6,13 @@ python -m mperceiver_jax.main --config=configs/fast.py:10
     run or several that are resumed. The number scales the updates.
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from data_pipelines.config import PipelineConfig
-from data_pipelines.tasks import TASK_SETS
-from mperceiver_jax.config.experiment import (
-    CheckpointConfig,
-    EvaluationConfig,
-    Experiment,
-    LossConfig,
-    RestoreConfig,
-    StageConfig,
-    to_config_dict,
-)
+from mperceiver_jax.config.experiment import CheckpointConfig, Experiment, RestoreConfig, StageConfig, to_config_dict
+from mperceiver_jax.config.recipes import MUON, regression, small_recipe
 from mperceiver_jax.models.restorers.nafnet import NAFNetConfig
-from mperceiver_jax.models.restorers.registry import RegressionConfig
-from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 
 def get_config(scale: str = "1") -> ConfigDict:
@@ -33,19 +24,18 @@ def get_config(scale: str = "1") -> ConfigDict:
 
 
 def fast(scale: float = 1.0) -> Experiment:
-    network = NAFNetConfig(width=16, encoder=(1, 1, 2, 4), middle=2, decoder=(1, 1, 1, 1))
-    tasks = (*(task.name for task in TASK_SETS["mperceiver"]), "clean")
-    data = PipelineConfig(
-        crop=96, image_size=128, image_scales=(1.0, 2.0), severities="mixed", flips="dihedral", threads=1, clip_size=0,
-        new_tasks=("clean",), degradations={"clean": "nearly_clean"},
-    )  # fmt: skip
-    optimizer = OptimizerConfig(
-        "muon", 3e-3, "cosine", warmup_steps=100, betas=(0.9, 0.99), weight_decay=0.01, clip_norm=1.0
+    model = regression(
+        "nafnet", NAFNetConfig(width=16, encoder=(1, 1, 2, 4), middle=2, decoder=(1, 1, 1, 1)), "mperceiver"
     )
-    return Experiment(
-        "fast", RegressionConfig("nafnet", network, tasks, identity_start=True), data,
-        {"regression": StageConfig(max(1, round(5000 * scale)), 8, ema_decay=0.998, optimizer=optimizer)},
-        losses=LossConfig(lpips_weight=0.0), from_scratch=True, checkpoint=CheckpointConfig(every=300, keep=2),
-        evaluation=EvaluationConfig(every=0, per_task=24, batch_size=24, samples=1),
-        restore=RestoreConfig(min_size=1, tile=768), log_every=50,
+    optimizer = replace(MUON, learning_rate=3e-3, warmup_steps=100)
+    stage = StageConfig(max(1, round(5000 * scale)), 8, crop=96, ema_decay=0.998, optimizer=optimizer)
+    shared = small_recipe("fast", replace(model, tasks=(*model.tasks, "clean")), stage)
+    data = replace(
+        shared.data, image_size=128, image_scales=(1.0, 2.0), severities="mixed", new_tasks=("clean",),
+        degradations={"clean": "nearly_clean"},
+    )  # fmt: skip
+    return replace(
+        shared, data=data, checkpoint=CheckpointConfig(every=300, keep=2), log_every=50,
+        evaluation=replace(shared.evaluation, per_task=24, batch_size=24),
+        restore=RestoreConfig(min_size=1, tile=768),
     )  # fmt: skip

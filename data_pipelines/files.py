@@ -20,7 +20,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def known_stranger(start: bytes) -> str:
+def placeholder_reason(start: bytes) -> str:
     """What a file that should hold data is, by its first bytes: something that downloads leave behind; else empty."""
     text = start[:512].lstrip().lower()
     if text.startswith(b"version https://git-lfs"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from data_pipelines.files import known_stranger
+from data_pipelines.files import placeholder_reason
 
 ORIENTATION = 0x0112
 BITS, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT = 258, 262, 254, 339
@@ -106,8 +106,8 @@ def colour_description(image: Image.Image, data: bytes) -> str:
 
 def reason_unknown(data: bytes) -> str:
     """Why Pillow identifies no image in these bytes."""
-    if stranger := known_stranger(data):
-        return stranger
+    if reason := placeholder_reason(data):
+        return reason
     if data[:4] in (b"II*\0", b"MM\0*"):
         try:
             check_samples(_tiff_tags(data))

@@ -133,10 +133,7 @@ class LossConfig:
     regularizer_weight: float = 0.002
 
     def __post_init__(self) -> None:
-        weights = [f.name for f in fields(self) if f.type is float]
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: at least 0 and finite, not {getattr(self, name)}")
+        _at_least(self, 0, *(f.name for f in fields(self) if f.type is float))
 
 
 @dataclass(frozen=True)
@@ -329,5 +326,7 @@ def to_config_dict(experiment: Experiment) -> ConfigDict:
 
 def _at_least(config: Any, least: int, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name}: at least {least}, not {getattr(config, name)}")
+        value = getattr(config, name)
+        if not least <= value < math.inf:
+            finite = " and finite" if isinstance(value, float) else ""
+            raise ValueError(f"{name}: at least {least}{finite}, not {value}")

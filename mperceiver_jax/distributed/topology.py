@@ -32,7 +32,7 @@ def target_mesh(target: str, config: MeshConfig | None = None) -> Mesh:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=target).devices
-    except Exception as error:  # Whatever libtpu raises, it does not know the name.
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"{target}: no slice of TPUs that libtpu can describe ({error})") from error
     try:
         return make_mesh(config, devices)

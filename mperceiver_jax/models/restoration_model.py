@@ -70,3 +70,4 @@ class ModelConfig(Protocol):
 
 
 CONFIGS: tuple[type[ModelConfig], ...] = (MPerceiverConfig, RegressionConfig)
+"""Both kinds of configuration; the type checker holds that they have everything above."""

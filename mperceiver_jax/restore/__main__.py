@@ -194,9 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _announce(done: Sequence[Job], left_out: Sequence[Path]) -> None:
     if done:
-        print(f"{len(done)} results exist already and are kept; --overwrite restores these images again", flush=True)
+        print(
+            f"results that exist already and are kept: {len(done)}; --overwrite restores these images again", flush=True
+        )
     if left_out:
-        print(printable(f"{len(left_out)} files are no images and are left out: {shorten_list(left_out)}"), flush=True)
+        print(printable(f"left out, no images: {shorten_list(left_out)}"), flush=True)
 
 
 def _load(options: argparse.Namespace) -> "Restorer":

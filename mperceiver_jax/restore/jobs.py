@@ -86,8 +86,12 @@ def plan(
         raise ValueError(f"{_some(own)} would be overwritten, but is an input; name another --output")
     if long := [path for job in jobs for path in job.outputs if len(os.fsencode(path.name)) > LONGEST_NAME]:
         raise ValueError(f"{_some(long)}: a name of more than {LONGEST_NAME} bytes; rename the image")
-    done = [] if overwrite else [job for job in jobs if all(path.exists() for path in job.outputs)]
-    return Plan([job for job in jobs if job not in done], done, left_out)
+    is_done = [not overwrite and all(path.exists() for path in job.outputs) for job in jobs]
+    return Plan(
+        [job for job, kept in zip(jobs, is_done, strict=True) if not kept],
+        [job for job, kept in zip(jobs, is_done, strict=True) if kept],
+        left_out,
+    )
 
 
 def _images(given: Path, output: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], list[Path]]:

@@ -101,7 +101,7 @@ class StageTrainer:
             if latest is None or jax.process_count() > 1 or len(self._checkpoints.steps()) < 2:
                 raise
             aside = self._checkpoints.set_aside(latest)
-            self._context.log(f"{self._name}: warning: {error}. It is now {aside}")
+            self._context.log(f"{self._name}: warning: {error}: done, it is now {aside}")
             self.restore_or_init()
 
     def _restore(self, latest: int | None) -> None:

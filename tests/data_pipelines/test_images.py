@@ -250,8 +250,6 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO"])
 def test_damaged_files_raise_one_kind_of_error(kind):
-    if kind not in Image.SAVE and not Image.init():
-        pytest.skip(f"this Pillow does not write {kind}")
     stored = io.BytesIO()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8))
     image = image.quantize(16) if kind in ("GIF", "PNG") else image

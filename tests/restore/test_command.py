@@ -133,7 +133,7 @@ def test_nothing_is_loaded_where_all_is_done(tmp_path, capsys):
     write(tmp_path / "in" / "a.png", pixels(4, 4))
     write(tmp_path / "out" / "a.png", pixels(4, 4))
     assert main([str(tmp_path / "in"), "--checkpoint=nowhere", f"--output={tmp_path / 'out'}"]) == 0
-    assert "1 results exist already and are kept; --overwrite" in capsys.readouterr().out
+    assert "results that exist already and are kept: 1; --overwrite" in capsys.readouterr().out
 
 
 def test_images_are_known_by_content_and_other_files_are_named(tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_images_are_known_by_content_and_other_files_are_named(tmp_path, capsys)
     assert [job.source.name for job in found.jobs] == ["a.png", "b.gif", "c.without_meaning", "d.png"]
     assert main([str(tmp_path / "in"), "--checkpoint=nowhere", f"--output={tmp_path / 'out'}"]) == 2
     said = capsys.readouterr().out
-    assert "1 files are no images and are left out" in said and "\x1b" not in said and "notes\\x1b[2J.txt" in said
+    assert "left out, no images: " in said and "\x1b" not in said and "notes\\x1b[2J.txt" in said
 
 
 def test_names_and_folders_that_cannot_be_written_are_found_first(tmp_path, capsys, monkeypatch):

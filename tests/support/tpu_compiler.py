@@ -2,21 +2,23 @@
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-BESIDE_THE_ENVIRONMENT = Path(sys.prefix) / "libtpu"
+LIBTPU = Path(sys.prefix) / "libtpu"
 """Where `make test` installs it."""
 
 
 def run_for_tpus(*arguments: str) -> str:
-    """Runs Python with the compiler at hand and JAX on the CPU; returns stdout. Skips where it is not installed."""
-    if importlib.util.find_spec("libtpu") is None and not BESIDE_THE_ENVIRONMENT.is_dir():
-        pytest.skip("the compiler for TPUs (libtpu) is not installed; `make test` installs it")
-    paths = [str(BESIDE_THE_ENVIRONMENT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    """Runs Python with the compiler at hand and JAX on the CPU; returns stdout. Skips where there is none."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("the compiler for TPUs (libtpu) exists for Linux on x86_64 only")
+    assert importlib.util.find_spec("libtpu") or LIBTPU.is_dir(), "libtpu is not installed; `make test` installs it"
+    paths = [str(LIBTPU), os.getcwd(), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # The flash kernel has no products of bfloat16 at full precision.

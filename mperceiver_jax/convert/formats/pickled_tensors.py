@@ -64,11 +64,13 @@ def open_pickled(path: Path, averages: bool = True, key: str = "") -> dict[str, 
 
 def _check_sums(path: Path) -> None:
     """Raises ValueError where the contents of a zipped checkpoint do not have their checksums."""
+    if not zipfile.is_zipfile(path) or _is_compressed(path):
+        return  # The format before 2020 has no checksums, and what is compressed is refused later.
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError):
-        return  # No zip archive at all, or one that the reader refuses with its own words.
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{path}: damaged, or no PyTorch checkpoint ({error})") from error
     if damaged is not None:
         raise ValueError(f"{path}: damaged: {damaged} in it does not have its checksum; fetch the file again")
 

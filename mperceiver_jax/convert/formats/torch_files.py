@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data_pipelines.files import known_stranger, scratch_dir
+from data_pipelines.files import placeholder_reason, scratch_dir
 from mperceiver_jax.convert.formats.pickled_tensors import PICKLED, open_pickled
 
 SUFFIXES = (".safetensors", *PICKLED)
@@ -137,8 +137,8 @@ def _opened(path: Path, averages: bool = True, key: str = "") -> dict[str, Store
     if is_index(path.name):
         return _sharded(path)
     with open(path, "rb") as file:
-        if stranger := known_stranger(file.read(512)):
-            raise ValueError(f"{path}: {stranger}")
+        if reason := placeholder_reason(file.read(512)):
+            raise ValueError(f"{path}: {reason}")
     # `weights.PTH` and `weights.pth.tar` are what `weights.pth` is.
     name = path.name.lower().removesuffix(".tar")
     if name.endswith(".safetensors"):
