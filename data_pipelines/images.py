@@ -25,12 +25,15 @@ from data_pipelines.image_limits import check_size, without_pillows_limit
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 
-def decode_image(source: str | Path | bytes) -> np.ndarray:
+def decode_image(source: str | Path | bytes, name: str = "") -> np.ndarray:
     """The colours of an image file, given by its path or by its bytes.
 
     Greyscale becomes three equal channels, palettes become their colours, alpha is dropped (not blended),
     16-bit PNG, TIFF and PPM keep their 16 bits, and the EXIF orientation is applied. Of a TIFF with reduced versions
     of its image the first page is taken.
+
+    Args:
+      name: of bytes, for errors.
 
     Returns:
       uint8 or uint16 (height, width, 3), RGB, contiguous.
@@ -40,17 +43,17 @@ def decode_image(source: str | Path | bytes) -> np.ndarray:
       ValueError: the file is empty, damaged, no image, animated, too large for this machine, or its samples have no
         fixed range (floating-point, signed or 32-bit ones).
     """
-    return decode_with_alpha(source)[0]
+    return decode_with_alpha(source, name)[0]
 
 
-def decode_with_alpha(source: str | Path | bytes) -> tuple[np.ndarray, np.ndarray | None]:
+def decode_with_alpha(source: str | Path | bytes, name: str = "") -> tuple[np.ndarray, np.ndarray | None]:
     """What `decode_image` returns, and the opacity of every pixel.
 
     Returns:
       (colours, alpha): alpha has the dtype of the colours and shape (height, width); None where the file has
       no transparency of any kind.
     """
-    with _reading(source) as (image, data):
+    with _reading(source, name) as (image, data):
         channels = _channels(image, data)
     alpha = np.ascontiguousarray(channels[..., 3]) if channels.shape[-1] == 4 else None
     return np.ascontiguousarray(channels[..., :3]), alpha
@@ -104,7 +107,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _reading(source: str | Path | bytes) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+def _reading(source: str | Path | bytes, name: str = "") -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
     """The opened image and its file's bytes; whatever goes wrong becomes one of two errors that name it."""
     try:
         # From memory, not by name: named files may be mapped, and a mapped TIFF forgets to turn itself upright.
@@ -115,9 +118,9 @@ def _reading(source: str | Path | bytes) -> Iterator[tuple[ImageFile.ImageFile, 
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {source!s}") from None
     except Exception as error:  # Of a damaged file, the decoders of Pillow raise anything.
-        name = "" if isinstance(source, bytes) else f" {source}"
+        shown = f" {name if isinstance(source, bytes) else source}".rstrip()
         reason = str(error) or type(error).__name__
-        raise ValueError(f"cannot read the image{name}: {reason}; replace it or take it out") from error
+        raise ValueError(f"cannot read the image{shown}: {reason}; replace it or take it out") from error
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:

@@ -33,6 +33,7 @@ from data_pipelines.datasets.patterns import compiled, shown
 from data_pipelines.datasets.shards import check_shards
 from data_pipelines.datasets.splits import Fault, Found, Rule, Split
 from data_pipelines.datasets.tree import Tree
+from data_pipelines.messages import print_line
 from data_pipelines.sources.tfds import build
 
 _COMMANDS = ("list", "check", "verify", "plan")
@@ -54,13 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             _run(command, options)
     except Refused as refusal:
-        print(refusal, file=sys.stderr)
+        print_line(refusal, error=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         raise SystemExit(2) from None
 
 
@@ -99,8 +100,7 @@ def _listed(faults: Sequence[Fault], shown_of_each: int) -> list[str]:
         lines += [f"  {kind}: {fault.name}: {fault.what}" for fault in alike[:shown_of_each]]
         if len(alike) > shown_of_each:
             lines.append(f"  {kind}: and {len(alike) - shown_of_each} more (--all-names lists them)")
-    # Names that are not UTF-8 cannot be printed as they are.
-    return [line.encode(errors="backslashreplace").decode() for line in lines]
+    return lines
 
 
 def _run(command: str, options: argparse.Namespace) -> None:
@@ -116,10 +116,10 @@ def _run(command: str, options: argparse.Namespace) -> None:
     if command == "check":
         found = check_images(found, tree, workers)
     text, counted = report(found, shown_of_each)
-    print(text, flush=True)
+    print_line(text)
     refusing = _refusing(found, options.split or ())
     verdict = ", ".join(f"{number} {kind}" for kind, number in sorted(counted.items())) or "complete"
-    print(f"{layout.name}: {verdict}", flush=True)
+    print_line(f"{layout.name}: {verdict}")
     if options.strict and refusing:
         raise Refused(f"--strict: {len(refusing)} faults, nothing was written")
     if command == "check":
@@ -133,11 +133,8 @@ def _run(command: str, options: argparse.Namespace) -> None:
         name = options.tfds_name or layout.name
         task = options.task or layout.task
         kept, refused = build(layout, task, found, tree, options.output, name, strict=options.strict, workers=workers)
-        print(
-            "\n".join(
-                [*_listed(refused, shown_of_each), *(f"{split}: {count} records" for split, count in kept.items())]
-            )
-        )
+        for line in [*_listed(refused, shown_of_each), *(f"{split}: {count} records" for split, count in kept.items())]:
+            print_line(line)
         print(f"written: tfds:restoration_pairs/{name} in {options.output} (TFDS_DATA_DIR)")
         return
     manifest = prepare(
@@ -154,7 +151,8 @@ def _run(command: str, options: argparse.Namespace) -> None:
         # The others were reported above; these were found only by reading.
         known = {part.split.name: part.faults for part in found}[name]
         read = [fault for fault in (Fault(**fields) for fields in split["left_out"]) if fault not in known]
-        print("\n".join([*_listed(read, shown_of_each), ""]), end="")
+        for line in _listed(read, shown_of_each):
+            print_line(line)
         left_out = Counter(fault["kind"] for fault in split["left_out"])
         counted_out = "".join(f", {number} {kind}" for kind, number in sorted(left_out.items()))
         print(f"{name}: {split['records']} records in {len(split['shards'])} shards{counted_out}")

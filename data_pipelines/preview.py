@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_pipelines.files import replacement
+from data_pipelines.messages import printable
 from data_pipelines.tasks import TASKS
 
 BUNDLED = Path(__file__).parent / "photos" / "heldout"
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photographs = [square_photograph(found[index], options.size) for index in spread]
         save(sheet(photographs, options.seed), options.output)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, printable(f"{parser.prog}: {error}\n"))
     print(f"{options.output}: {len(photographs)} photographs x {1 + len(TASKS)} images")
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import time
 
 from data_pipelines.config import PipelineConfig
+from data_pipelines.messages import printable
 from data_pipelines.pipeline import train_batches
 
 
@@ -41,7 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     batches, names = given.pop("batches"), given.pop("task") or []
     config = dataclasses.replace(defaults, **given, weights=dict.fromkeys(names, 1.0))
-    rate = throughput(config, batches)
+    try:
+        rate = throughput(config, batches)
+    except (OSError, ValueError) as error:
+        parser.exit(2, printable(f"{parser.prog}: {error}\n"))
     print(
         f"{rate:.0f} images/s ({batches} batches of {config.batch_size}, image {config.image_size}, "
         f"crop {config.crop}, CLIP view {config.clip_size}, {config.threads} threads, "

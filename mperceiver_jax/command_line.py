@@ -6,6 +6,8 @@ import sys
 
 from absl import flags, logging
 
+from data_pipelines.messages import printable
+
 DEFAULT_WEIGHTS = "base"
 """The weights in this package that commands take where no checkpoint is named."""
 _NOT_LOADED = "Configuration is not available because of an earlier failure to load: "
@@ -22,7 +24,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
         kind = "no such field: " if isinstance(error, LookupError | AttributeError) else ""
         hint = "" if isinstance(error, OSError) else " (see --help and the config file)"
-        sys.exit(f"error: {kind}{one_line(error)}{hint}")
+        sys.exit(printable(f"error: {kind}{one_line(error)}{hint}"))
 
 
 def silence_library_logs() -> None:

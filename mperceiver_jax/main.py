@@ -19,6 +19,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from data_pipelines.messages import print_line, printable
 from mperceiver_jax.command_line import one_line, parse_flags, silence_library_logs
 from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.convert.importer import pretrained_directory
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
             mapping = adapted(mapping, WORKDIR.value)
         experiment = from_mapping(Experiment, mapping)
         if experiment.warning:
-            on_first_process(lambda: print(f"warning: {experiment.warning}", file=sys.stderr, flush=True))
+            on_first_process(lambda: print_line(f"warning: {experiment.warning}", error=True))
         workdir = WORKDIR.value or f"runs/{experiment.variant}"
         records = run_experiment(experiment, workdir, HeldoutEvaluator, pretrained_directory)
         if records is None:
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> None:
         # These messages say what to do; a traceback would hide them.
         if DEBUG.value:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     except KeyboardInterrupt:
         print("Interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
         sys.exit(130)

@@ -11,10 +11,10 @@ as often as it is repeated.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from data_pipelines.messages import print_line
 from data_pipelines.mixture import MIXINGS, TaskMixture, mixture_weights
 from data_pipelines.sources.spec import open_source, parse_source
 
@@ -113,5 +113,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tasks |= {task: source} if equals else RECIPES[item]
         print(plan(parts_of(tasks), options.batch_size, options.mixing, options.temperature))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         raise SystemExit(2) from None

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import grain
 from etils import epath
 
 from data_pipelines.datasets.records import Record
@@ -17,6 +16,7 @@ from data_pipelines.datasets.shards import read_manifest
 from data_pipelines.files import cache_root
 from data_pipelines.images import decode_image
 from data_pipelines.sources.folders import PixelCache
+from data_pipelines.stored.array_records import ArrayRecords
 
 
 class PreparedImages:
@@ -34,8 +34,8 @@ class PreparedImages:
 
     Raises:
       FileNotFoundError: no prepared data there, or a shard is gone.
-      ValueError: an unknown split, or a manifest that cannot be read. On access: a test set without clean
-        images.
+      ValueError: an unknown split, or a manifest that cannot be read. On access: a damaged shard or image (named), or a
+        test set without clean images.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class PreparedImages:
             problem = f"no split {split!r}" if split else "several splits"
             raise ValueError(f"{folder} has {problem}; name one of {', '.join(splits)}, as in {folder}:{min(splits)}")
         self.split, self.task = split, self.manifest["task"]
+        self._folder = str(folder)
         shards = splits[split]["shards"]
         paths = [_on_disk(epath.Path(folder) / s["file"], s["bytes"], download_folder) for s in shards]
-        self._records = grain.sources.ArrayRecordDataSource(paths)
+        self._records = ArrayRecords(paths, "prepare or copy the data again")
         self._cache = PixelCache(cache_megabytes)
 
     def __len__(self) -> int:
@@ -70,11 +71,16 @@ class PreparedImages:
         gt = record.gt
         if gt is None:
             raise ValueError(f"{record.id} has no clean image: {self.split} of this set is for submission only")
-        clean = self._cache.fetch(("gt", index), lambda: decode_image(gt))
+        named = f"{record.id} in {self._folder}"
+        clean = self._cache.fetch(("gt", index), lambda: decode_image(gt, f"{named}, gt"))
         if record.lq is None:
             return {"name": record.id, "image": clean}
         lq = record.lq
-        return {"name": record.id, "lq": self._cache.fetch(("lq", index), lambda: decode_image(lq)), "gt": clean}
+        return {
+            "name": record.id,
+            "lq": self._cache.fetch(("lq", index), lambda: decode_image(lq, f"{named}, lq")),
+            "gt": clean,
+        }
 
 
 def _on_disk(path: epath.Path, size: int, download_folder: str | os.PathLike[str] | None) -> str:

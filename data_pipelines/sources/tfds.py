@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class TfdsImages:
             self._source = builder.as_data_source(split=split, decoders={n: tfds.decode.SkipDecoding() for n in wanted})
         except (ValueError, NotImplementedError, AttributeError) as error:
             raise ValueError(f"tfds:{name}:{split} cannot be read: {str(error).splitlines()[0]}") from None
-        self._wanted = tuple(wanted)
+        self._title, self._wanted = f"tfds:{name}:{split}", tuple(wanted)
         self._cache = PixelCache(cache_megabytes)
 
     @classmethod
@@ -82,11 +82,14 @@ class TfdsImages:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._source[index]
+        try:
+            example = self._source[index]
+        except Exception as error:  # The reader raises whatever its C++ part does.
+            raise ValueError(f"{self._title}: record {index}: damaged ({error}); prepare the set again") from error
         name = example.get("id", b"")
         name = name.decode() if isinstance(name, bytes) else str(name)
         decoded = {
-            side: self._cache.fetch((side, index), functools.partial(decode_image, bytes(example[side])))
+            side: self._cache.fetch((side, index), self._decoding(bytes(example[side]), f"{name or index}, {side}"))
             for side in self._wanted
         }
         keys = ("lq", "gt") if len(decoded) == 2 else ("image",)
@@ -94,6 +97,9 @@ class TfdsImages:
         if len(pixels) == 2 and pixels["lq"].shape != pixels["gt"].shape:
             raise ValueError(f"{name or index}: degraded and clean image have different sizes")
         return {"name": name or str(index), **pixels}
+
+    def _decoding(self, encoded: bytes, name: str) -> Callable[[], np.ndarray]:
+        return functools.partial(decode_image, encoded, f"{name} of {self._title}")
 
 
 def build(

@@ -24,6 +24,7 @@ from data_pipelines.config import PipelineConfig
 from data_pipelines.files import replacement
 from data_pipelines.mixture import TaskMixture
 from data_pipelines.pipeline import TrainBatches
+from data_pipelines.stored.array_records import ArrayRecords
 from data_pipelines.stored.manifest import read_manifest
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
@@ -78,7 +79,7 @@ class FeatureStore:
                 raise FileNotFoundError(f"{file}: this part of the stored features is missing")
         self._layout = {name: (tuple(shape), dtype) for name, (shape, dtype) in sorted(note["layout"].items())}
         self._folder = str(folder)
-        self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+        self._records = ArrayRecords([str(file) for file in files], "delete the folder to make it again")
 
     def __len__(self) -> int:
         return len(self._records)

@@ -35,12 +35,11 @@ def gather_positions(iterator: DataIterator | None) -> list[Any]:
 def set_position(iterator: DataIterator, positions: list[Any]) -> str | None:
     """Moves this process's iterator to the position that `gather_positions` recorded.
 
-    With another number of processes, each continues at the same batch of its new share of the data, provided that
-    all were at the same position: the mixture and the count of examples continue, but the current pass over the
-    data repeats some examples and misses others.
+    With another number of processes, each takes its new share of the same batches, provided that all were at the
+    same position: batches of `data_pipelines` do not depend on how many processes share them.
 
     Returns:
-        None where the data continues exactly, otherwise a sentence that says how it continues.
+        None with as many processes as before, otherwise a sentence that says how the data continues.
 
     Raises:
         ValueError: no positions, or different ones for another number of processes.
@@ -58,6 +57,6 @@ def set_position(iterator: DataIterator, positions: list[Any]) -> str | None:
     if here == there:
         return None
     return (
-        f"was written by {there} processes, now there are {here}: the data continues at the same batch, but "
-        "divided differently, so that this pass over it repeats some examples and misses others"
+        f"was written by {there} processes, now there are {here}: the data continues with the same batches, divided "
+        "among these"
     )

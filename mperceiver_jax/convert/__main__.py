@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.messages import print_line
 from mperceiver_jax.command_line import one_line, silence_library_logs
 from mperceiver_jax.convert import (
     export_command,
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[options.command].run(options)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"{options.command}: {one_line(error)}", file=sys.stderr)
+        print_line(f"{options.command}: {one_line(error)}", error=True)
         return 1
     except KeyboardInterrupt:
         print(f"{options.command}: interrupted; what is written is complete", file=sys.stderr)

@@ -29,7 +29,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
-from data_pipelines.messages import shorten_list
+from data_pipelines.messages import print_line, shorten_list
 from mperceiver_jax.checkpoints.initial_params import Which
 from mperceiver_jax.convert.export import DType, Format, export
 from mperceiver_jax.convert.model_config import add_config_argument
@@ -94,20 +94,18 @@ def run(arguments: argparse.Namespace) -> None:
     for path in paths:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
-            print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+            print_line(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
 
 
 def _announce(weights: Weights, values: Collection[str]) -> None:
     sizes = {path: math.prod(v.get_value().shape) for path, v in parameters.declared(weights.model).items()}
-    print(f"{weights.origin}: {sum(sizes[path] for path in values):,} parameters", flush=True)
+    print_line(f"{weights.origin}: {sum(sizes[path] for path in values):,} parameters")
     if held := weights.placeholders.intersection(values):
         numbers = sum(sizes[path] for path in held)
         reason = "the model does not use them and the pretrained weights lack them"
-        print(
-            f"  note: {numbers:,} of them are placeholders, since {reason}: {shorten_list(sorted(held), 3)}", flush=True
-        )
+        print_line(f"  note: {numbers:,} of them are placeholders, since {reason}: {shorten_list(sorted(held), 3)}")
     for note in weights.notes:
-        print(f"  {note}", flush=True)
+        print_line(f"  {note}")
 
 
 def _export_regression(arguments: argparse.Namespace, weights: Weights) -> None:
@@ -134,4 +132,4 @@ def _export_regression(arguments: argparse.Namespace, weights: Weights) -> None:
             aside=kept_aside(arguments.source),
         )
     for path in paths:
-        print(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")
+        print_line(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")

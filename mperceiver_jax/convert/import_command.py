@@ -34,6 +34,7 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines.messages import print_line
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory
 from mperceiver_jax.convert.importer import DTYPES, import_pretrained
 from mperceiver_jax.convert.model_config import add_config_argument, model_of, regression_of
@@ -70,12 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--dtype={arguments.dtype}: the parameters of a run are float32")
         files = [Path(source) for source in arguments.sources]
         for note in import_regression(files, arguments.output, experiment, arguments.key):
-            print(f"note: {note}")
-        print(f"{arguments.output}: {experiment.title}; restore with --checkpoint={arguments.output}")
+            print_line(f"note: {note}")
+        print_line(f"{arguments.output}: {experiment.title}; restore with --checkpoint={arguments.output}")
         return
     model = model_of(arguments.config, arguments.overrides)
     import_pretrained(arguments.sources, arguments.output, model, arguments.dtype, key=arguments.key)
     record = PretrainedDirectory(arguments.output).record
     for licence in sorted({licence for source in record["sources"] for licence in source["licence"]}):
-        print(f"licence of the weights: {licence}")
-    print(f"{arguments.output}: {record['parameters']:,} parameters; train with --config.pretrained={arguments.output}")
+        print_line(f"licence of the weights: {licence}")
+    output, parameters = arguments.output, record["parameters"]
+    print_line(f"{output}: {parameters:,} parameters; train with --config.pretrained={output}")

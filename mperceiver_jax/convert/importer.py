@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from data_pipelines.files import cache_root
-from data_pipelines.messages import shorten_list
+from data_pipelines.messages import print_line, shorten_list
 from mperceiver_jax.checkpoints.model_parts import PARTS, missing_parts, part_of
 from mperceiver_jax.checkpoints.pretrained import (
     FORMAT,
@@ -179,8 +179,8 @@ def _convert_once(sources: Sequence[str], directory: Path, model: MPerceiver) ->
         if not is_pretrained_directory(directory):
             for left in directory.parent.glob(f"{directory.name}.*.partial"):  # Of a conversion that was killed.
                 shutil.rmtree(left, ignore_errors=True)
-            import_pretrained(sources, directory, model, say=lambda text: print(f"importing {text}", flush=True))
-            print(f"importing: kept in {directory}", flush=True)
+            import_pretrained(sources, directory, model, say=lambda text: print_line(f"importing {text}"))
+            print_line(f"importing: kept in {directory}")
 
 
 def _opened(directory: Path) -> PretrainedDirectory:

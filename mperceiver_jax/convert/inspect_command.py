@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.messages import shorten_list
+from data_pipelines.messages import print_line, shorten_list
 from mperceiver_jax.checkpoints.model_parts import PARTS, missing_parts, part_of
 from mperceiver_jax.checkpoints.pretrained import PretrainedDirectory, is_pretrained_directory
 from mperceiver_jax.command_line import one_line
@@ -65,19 +65,19 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 held |= _describe(model, file)
             except (OSError, ValueError) as error:
-                print("  not usable, as said below")
+                print_line("  not usable, as said below")
                 unusable.append(_reason(file.name, error))
     print()
     if not held and not unusable:  # Restorers by regression, which are whole.
         return
     if problems := missing_parts(model, held):
-        print("For a full model:")
-        print("\n".join(f"  {problem}" for problem in problems))
+        print_line("For a full model:")
+        print_line("\n".join(f"  {problem}" for problem in problems))
     else:
-        print("All that training needs is there.")
+        print_line("All that training needs is there.")
     for part in PARTS:
         if not part.needed and not any(part_of(path) is part for path in held):
-            print(f"  not there, and not needed to begin: {part.title}")
+            print_line(f"  not there, and not needed to begin: {part.title}")
     if unusable:
         raise ValueError(f"not usable: {'; '.join(unusable)}")
 
@@ -91,20 +91,20 @@ def _describe(model: MPerceiver, file: WeightFile) -> set[str]:
     tensors = open_tensors(file.path)
     files = file.files
     size = sum(part.stat().st_size for part in files)
-    print(f"{file.name}: {len(tensors):,} tensors in {len(files)} file(s), {size / 1e9:.2f} GB")
-    print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
+    print_line(f"{file.name}: {len(tensors):,} tensors in {len(files)} file(s), {size / 1e9:.2f} GB")
+    print_line(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
     if (restorer := promptir.recognise(tensors)) is not None:
         module, layout = restorer
-        print(f"  layout: {type(module).__name__}, a restorer by regression ({layout}); import it with its --config")
+        print_line(f"  layout: {type(module).__name__}, a restorer by regression ({layout}); import it with --config")
         match(module, tensors, layout)
         return set()
-    print(f"  layout: {recognise(tensors, file.name).title}")
+    print_line(f"  layout: {recognise(tensors, file.name).title}")
     for part, stored in named_parts(model, tensors, file.name).items():
         numbers = ((tensor.dtype, math.prod(tensor.shape)) for tensor in stored)
-        print(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
+        print_line(f"  {part.title}: {len(stored):,} tensors, {_types(numbers)}")
     found = find_parts(model, tensors, file.name)
     if unused := left_over(tensors, found):
-        print(f"  left aside: {shorten_list(sorted(unused), 5)}")
+        print_line(f"  left aside: {shorten_list(sorted(unused), 5)}")
     return set(found)
 
 
@@ -115,13 +115,13 @@ def _inspect_regression(sources: list[str], experiment: Experiment) -> None:
     for source in sources:
         try:
             tensors = open_tensors(source)
-            print(f"{source}: {len(tensors):,} tensors")
-            print(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
+            print_line(f"{source}: {len(tensors):,} tensors")
+            print_line(f"  types: {_types((tensor.dtype, math.prod(tensor.shape)) for tensor in tensors.values())}")
             # A classifier's file has nothing of a network's; otherwise it is the network's, or should be.
             conditions = any(key.startswith("CondNet.") for key in tensors)
             part = CLASSIFIER if CLASSIFIER in modules and conditions else NETWORK
             match(modules[part], tensors)
-            print(f"  layout: {experiment.title}, {part.removesuffix('.')}: complete")
+            print_line(f"  layout: {experiment.title}, {part.removesuffix('.')}: complete")
         except (OSError, ValueError) as error:
             unusable.append(_reason(source, error))
     if unusable:
@@ -132,14 +132,14 @@ def _describe_pretrained(model: MPerceiver, path: Path) -> set[str]:
     directory = PretrainedDirectory(path)
     of_pretrained(path, model)
     values = directory.record["values"]
-    print(f"{directory.path}: pretrained in our layout, {directory.record['parameters']:,} parameters")
+    print_line(f"{directory.path}: pretrained in our layout, {directory.record['parameters']:,} parameters")
     for part in PARTS:
         own = [(dtype, math.prod(shape)) for path, (_, dtype, shape) in values.items() if part_of(path) is part]
         if own:
-            print(f"  {part.title}: {len(own):,} parameters' arrays, {_types(own)}")
+            print_line(f"  {part.title}: {len(own):,} parameters' arrays, {_types(own)}")
     for source in directory.record["sources"]:
         hashes = ", ".join(f"{name} sha256 {value[:16]}..." for name, value in source["sha256"].items())
-        print(f"  from {source['name']} ({source['layout']}; {hashes}); licence: {'; '.join(source['licence'])}")
+        print_line(f"  from {source['name']} ({source['layout']}; {hashes}); licence: {'; '.join(source['licence'])}")
     return set(values)
 
 

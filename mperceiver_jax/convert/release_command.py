@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.files import atomic_outputs
+from data_pipelines.messages import print_line
 from mperceiver_jax.checkpoints.initial_params import TASK_MAPS, Which
 from mperceiver_jax.checkpoints.released import CARD, WEIGHTS
 from mperceiver_jax.checkpoints.run_params import RunParams, run_params
@@ -60,10 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
     card = None if arguments.card is None else arguments.card.read_text(encoding="utf-8")
     found = run_params(arguments.source, arguments.weights, arguments.pretrained)
     for origin in found.origins:
-        print(f"  {origin}", flush=True)
+        print_line(f"  {origin}")
     release(found, arguments.output, arguments.dtype, card, arguments.note)
     for file in sorted(arguments.output.iterdir()):
-        print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+        print_line(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
 
 
 def release(

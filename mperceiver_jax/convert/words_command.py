@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from data_pipelines.files import atomic_outputs
+from data_pipelines.messages import print_line
 from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.convert.detect import recognise
 from mperceiver_jax.convert.formats.locate import WeightFile, weight_files
@@ -63,8 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         np.save(partial, vectors)
     width, captions = vectors.shape[1], ", ".join(CAPTIONS[task][0] for task in tasks)
     resized = f" --config.model.network.text_width={width}" if width != AMPromptIRConfig.full().text_width else ""
-    print(f"{output}: {len(tasks)} embeddings of {width} numbers ({captions})")
-    print(f"train with --config=configs/am_promptir.py:3task --config.model.words={output}{resized}")
+    print_line(f"{output}: {len(tasks)} embeddings of {width} numbers ({captions})")
+    print_line(f"train with --config=configs/am_promptir.py:3task --config.model.words={output}{resized}")
 
 
 def read_text_tower(source: str) -> TextTower:

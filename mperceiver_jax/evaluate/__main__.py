@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipelines.messages import print_line
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol, describe, load_protocol, protocol_names
 
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mperceiver_jax.evaluate.evaluation import SetupError, evaluate
 
     try:
-        print(evaluate(options, protocol, folders))
+        print_line(evaluate(options, protocol, folders))
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, status: int) -> int:
-    print(f"evaluate: {error}", file=sys.stderr)
+    print_line(f"evaluate: {error}", error=True)
     return status
 
 

@@ -1,12 +1,12 @@
 """One evaluation: the images of a protocol restored and measured, tables and a page written."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.messages import print_line
 from mperceiver_jax.distributed.sharding import make_mesh
 from mperceiver_jax.evaluate import subjects
 from mperceiver_jax.evaluate.metrics import fid_kid
@@ -121,7 +121,7 @@ def _plan(
     batch_size = options.batch_size or (mesh.size if options.checkpoint else max(mesh.size, 4))
     subject = subjects.subject(options, title, images, mesh, batch_size)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print_line(f"warning: {warning}", error=True)
     if options.restart:
         ResultsLog.forget(output, f"{part[0]}-of-{part[1]}" if part else "")
     compared = [tables.read_comparison(folder, protocol, list_hash(images)) for folder in options.compare]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipelines.files import check_writable
-from data_pipelines.messages import printable, shorten_list
+from data_pipelines.messages import print_line, printable, shorten_list
 from data_pipelines.tasks import TASK_SETS, TASKS
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.image_files import LoadedImage, read_image, write_image
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         restorer = _load(options)
         options.output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"restore: {printable(str(error))}", file=sys.stderr)
+        print_line(f"restore: {error}", error=True)
         return 2
     try:
         failures = _restore_all(restorer, jobs)
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failures:
         print(f"restore: {len(failures)} of {len(jobs)} images could not be restored:", file=sys.stderr)
         for job, reason in failures:
-            print(printable(f"  {job.source}: {reason}"), file=sys.stderr)
+            print_line(f"  {job.source}: {reason}", error=True)
     return 1 if failures else 0
 
 
@@ -198,7 +198,7 @@ def _announce(done: Sequence[Job], left_out: Sequence[Path]) -> None:
             f"results that exist already and are kept: {len(done)}; --overwrite restores these images again", flush=True
         )
     if left_out:
-        print(printable(f"left out, no images: {shorten_list(left_out)}"), flush=True)
+        print_line(f"left out, no images: {shorten_list(left_out)}")
 
 
 def _load(options: argparse.Namespace) -> "Restorer":
@@ -212,7 +212,7 @@ def _load(options: argparse.Namespace) -> "Restorer":
     how = "one pass for each image"
     if sampler:
         how = f"{sampler.name}, {sampler.steps} step{'s' * (sampler.steps != 1)}, seed {restorer.settings.seed}"
-    print(f"{options.checkpoint}: {restorer.weight_kind}, {how}", flush=True)
+    print_line(f"{options.checkpoint}: {restorer.weight_kind}, {how}")
     return restorer
 
 

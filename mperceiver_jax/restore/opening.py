@@ -1,12 +1,12 @@
 """The model that the options of a command name: those of `restore` and of `evaluate` have the same names."""
 
 import argparse
-import sys
 import warnings
 from typing import Any
 
 from absl import logging
 
+from data_pipelines.messages import print_line
 from mperceiver_jax.restore.restorer import Restorer
 from mperceiver_jax.restore.settings import RestoreSettings
 
@@ -34,5 +34,5 @@ def open_restorer(options: argparse.Namespace, **settings: Any) -> Restorer:
             weights=options.weights,
         )
     for note in restorer.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print_line(f"warning: {note}", error=True)
     return restorer

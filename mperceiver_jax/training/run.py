@@ -1,7 +1,6 @@
 """A whole run: stage after stage, each trained, evaluated and recorded, resumable anywhere."""
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from data_pipelines.messages import print_line
 from mperceiver_jax.checkpoints import initial_params
 from mperceiver_jax.checkpoints.directory import complete_steps
 from mperceiver_jax.checkpoints.lease import Lease
@@ -179,4 +179,4 @@ def _with_stage(workdir: Path, name: str, error: Exception) -> str:
 
 def _log(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, error=True)

@@ -1,7 +1,9 @@
 """The command: complete output or none, faults left out or refused, an interruption taken up again."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -272,3 +274,22 @@ def test_damaged_output_is_found(tree, tmp_path, capsys):
     shard.write_bytes(content[:-7])
     with pytest.raises(FileNotFoundError, match="cut short"):
         PreparedImages(output)
+
+
+def test_a_damaged_shard_or_image_is_named_in_training(tree, tmp_path):
+    output = tmp_path / "out"
+    assert run("gopro", "--source", tree, "--output", output, "--subset") == 0
+    (shard,) = output.glob("*.array_record")
+    whole = shard.read_bytes()
+    content = bytearray(whole)
+    content[content.rindex(b"IDAT") + 8] ^= 1
+    shard.write_bytes(content)
+    prepared = PreparedImages(output)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(shard))}: damaged .*; prepare or copy the data again"):
+        [prepared[index] for index in range(len(prepared))]
+    shard.write_bytes(whole)
+    prepared = PreparedImages(output)
+    damaged = dataclasses.replace(prepared.record(0), gt=b"no image")
+    prepared.record = lambda index: damaged
+    with pytest.raises(ValueError, match=rf"cannot read the image {damaged.id} in {re.escape(str(output))}, gt: "):
+        prepared[0]

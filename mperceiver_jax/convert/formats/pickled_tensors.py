@@ -20,6 +20,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mperceiver_jax.convert.formats.pickle_limits import PickleLimitExceeded, check_limits
+
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 # Where frameworks keep the tensors within a checkpoint; averages before what they are averages of.
@@ -117,6 +119,8 @@ def _load(path: Path, averages: bool, key: str) -> dict[str, Any]:
         compressed = zipfile.is_zipfile(path) and _is_compressed(path)
         if not compressed:
             content = _content(path)
+    except PickleLimitExceeded as error:
+        raise ValueError(f"{path}: damaged, or made to do harm: {error}; not read") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: damaged, or holds more than tensors, which could run code ({_gist(error)}); not read. "
@@ -140,6 +144,7 @@ def _content(path: Path) -> Any:
 
     zipped = zipfile.is_zipfile(path)
     with warnings.catch_warnings(action="ignore"):
+        _check_pickles(path, zipped)
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else _globals(path)
         # torch fills plain mappings only, so what is one by its name becomes one.
         shells: list[Any] = [
@@ -147,6 +152,24 @@ def _content(path: Path) -> Any:
         ]
         with torch.serialization.safe_globals(shells):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+
+
+def _check_pickles(path: Path, zipped: bool) -> None:
+    """Raises PickleLimitExceeded for a checkpoint whose pickles could not be built in time; torch reports others."""
+    with contextlib.ExitStack() as files:
+        if zipped:
+            archive = files.enter_context(zipfile.ZipFile(path))
+            pickles = [files.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            # The format before 2020: three short pickles, that of the content and that of the storages' keys.
+            pickles = [files.enter_context(open(path, "rb"))] * 5
+        for file in pickles:
+            try:
+                check_limits(file)
+            except PickleLimitExceeded:
+                raise
+            except ValueError:
+                return
 
 
 def _globals(path: Path) -> set[str]:

@@ -1,5 +1,7 @@
 """Stored features: complete or absent, read back exactly, and batches that can be continued."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,6 +67,20 @@ def test_what_is_torn_or_missing_is_named(folder):
         FeatureStore(folder)
     with pytest.raises(FileNotFoundError, match=r"note\.json is missing"):
         FeatureStore(folder / "elsewhere")
+
+
+def test_a_damaged_file_is_named(folder):
+    damaged = part_path(folder, 1, 0)
+    content = bytearray(damaged.read_bytes())
+    content[content.rindex(np.full(3, 7, np.float32).tobytes())] ^= 1
+    damaged.write_bytes(content)
+    store = FeatureStore(folder)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(damaged))}: damaged .*; delete the folder to make it again"):
+        store[7]
+    assert store[5]["embedding"].tolist() == [5, 5, 5]
+    damaged.write_bytes(b"no records")
+    with pytest.raises(ValueError, match=f"{re.escape(str(damaged))}: damaged"):
+        FeatureStore(folder)
 
 
 def test_only_what_changes_the_examples_decides():
