@@ -36,9 +36,11 @@ def silence_library_logs() -> None:
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
 
+    show = sys.unraisablehook
+
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
+            show(unraisable)
 
     sys.unraisablehook = hook
 

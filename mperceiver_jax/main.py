@@ -19,11 +19,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+import mperceiver_jax.interrupts  # noqa: F401  (before the imports that take seconds)
 from data_pipelines.messages import print_line, printable
 from mperceiver_jax.command_line import one_line, parse_flags, silence_library_logs
 from mperceiver_jax.config.experiment import Experiment, from_mapping
 from mperceiver_jax.convert.importer import pretrained_directory
-from mperceiver_jax.distributed.runtime import on_first_process, start_runtime
+from mperceiver_jax.distributed.runtime import end_interrupted, on_first_process, start_runtime
 from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
 from mperceiver_jax.evaluate.run_report import write_run_report
 from mperceiver_jax.training.adaptation import adapted
@@ -69,8 +70,7 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(printable(f"error: {error}"))
     except KeyboardInterrupt:
-        print("Interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+        end_interrupted("Interrupted; the same command continues from the last checkpoint.")
 
 
 def _mapping() -> dict[str, Any]:

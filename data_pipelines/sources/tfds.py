@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.datasets.layouts import Layout
 from data_pipelines.datasets.pack import Refused, read_records, refuse_within
 from data_pipelines.datasets.records import Record

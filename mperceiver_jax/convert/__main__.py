@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import mperceiver_jax.interrupts  # noqa: F401  (before the imports that take seconds)
 from data_pipelines.messages import print_line
 from mperceiver_jax.command_line import one_line, silence_library_logs
 from mperceiver_jax.convert import (

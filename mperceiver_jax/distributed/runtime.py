@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE_BYTES = 4096
 _PATIENCE = 6 * 3600  # seconds
 _START_SECONDS = 300.0
+# A process that has not been heard of for so long is lost, and the others end.
+_LOST_AFTER = 40  # seconds
 _MEETINGS = itertools.count()
 
 Result = TypeVar("Result")
@@ -84,6 +86,7 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
     kind = cluster(os.environ)
     if distributed is False or (distributed is None and kind is None):
         return False
+    limits: dict[str, Any] = {"heartbeat_timeout_seconds": _LOST_AFTER, "shutdown_timeout_seconds": _LOST_AFTER}
     if kind == "explicit":
         missing = [name for name in _OWN if not os.environ.get(name)]
         if missing:
@@ -94,9 +97,9 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
             given = ", ".join(f"{name}={os.environ[name]!r}" for name in _OWN[1:])
             raise ValueError(f"{given}: both must be whole numbers") from None
         _check_address(os.environ[_OWN[0]], wait=process > 0)
-        jax.distributed.initialize(os.environ[_OWN[0]], processes, process)
+        jax.distributed.initialize(os.environ[_OWN[0]], processes, process, **limits)
     else:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**limits)
     return True
 
 
@@ -193,6 +196,18 @@ def _meet() -> None:
     multihost.sync_global_processes(f"meeting {next(_MEETINGS)}", timeout=_PATIENCE, processes=everyone)
 
 
+def end_interrupted(message: str) -> NoReturn:
+    """Ends this process with a message and exit code 130, as after an interrupt by the user.
+
+    An ordinary exit of one of several processes would wait for the others; so they notice that it is gone, and end.
+    """
+    print(message, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(130)
+    sys.exit(130)
+
+
 class Preempted(Exception):
     """The run was asked to stop, has saved, and can be continued by the same command."""
 
@@ -202,8 +217,8 @@ class Preemption:
 
     In a single process: SIGTERM, or the first Ctrl-C (a second one interrupts at once). In a
     distributed run JAX's own service catches SIGTERM in any process and agrees on one step, so that
-    all processes save the same one. Signals are seen when `requested` is called, hence only
-    between steps: call it after every step, and inside long evaluations `noticed`.
+    all processes save the same one; the first Ctrl-C in one of them is passed on as SIGTERM.
+    Signals are seen when `requested` is called, hence only between steps: call it after every step, and inside long evaluations `noticed`.
 
     Use as a context manager, in the main thread.
     """
@@ -215,9 +230,8 @@ class Preemption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        if not self._distributed:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._notice)
+        for number in (signal.SIGINT,) if self._distributed else (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -226,11 +240,14 @@ class Preemption:
         self._previous.clear()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._noticed = True
         # Not print: a signal may arrive while something else is being printed.
         os.write(2, b"Asked to stop: saving after the current update.\n")
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._distributed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._noticed = True
 
     @property
     def noticed(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import mperceiver_jax.interrupts  # noqa: F401  (before the imports that take seconds)
 from data_pipelines.messages import print_line
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol, describe, load_protocol, protocol_names

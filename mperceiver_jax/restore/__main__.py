@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import mperceiver_jax.interrupts  # noqa: F401  (before the imports that take seconds)
 from data_pipelines.files import check_writable
 from data_pipelines.messages import print_line, printable, shorten_list
 from data_pipelines.tasks import TASK_SETS, TASKS
