@@ -218,7 +218,8 @@ class Preemption:
     In a single process: SIGTERM, or the first Ctrl-C (a second one interrupts at once). In a
     distributed run JAX's own service catches SIGTERM in any process and agrees on one step, so that
     all processes save the same one; the first Ctrl-C in one of them is passed on as SIGTERM.
-    Signals are seen when `requested` is called, hence only between steps: call it after every step, and inside long evaluations `noticed`.
+    Signals are seen when `requested` is called, hence only between steps: call it after every
+    step, and inside long evaluations `noticed`.
 
     Use as a context manager, in the main thread.
     """
