@@ -1,17 +1,14 @@
 """The nine-task all-in-one recipe of MPerceiver.
 
-python -m mperceiver_jax.main --config=configs/allinone.py
-    The variant `small`: every module and stage at a size that trains from nothing, on the bundled images, in
-    about 40 minutes on two CPU cores.
-python -m mperceiver_jax.main --config=configs/allinone.py:base
+--config=configs/allinone.py
+    `small`: every module and stage, trained from nothing on the bundled images, in 40 minutes on two CPU cores.
+--config=configs/allinone.py:base
     A larger predictor and refinement, as the bundled weights were trained: ten minutes on a GPU with 15 cores
     that make the images (--config.data.workers=15), about seven hours on two CPU cores. `base,10` makes ten
     times as many updates in every stage.
-python -m mperceiver_jax.main --config=configs/allinone.py:sd21 --config.pretrained=DIR
-    The paper's scale, for accelerators: predictor, dual branch and refinement on top of Stable Diffusion 2.1 and
-    OpenCLIP ViT-H/14, in a directory that `python -m mperceiver_jax.convert import` wrote. Batch size, updates
-    and schedule of the authors are not published in full; what is known of their release (AdamW, 1e-4 constant,
-    decay 0.01, crops of 512) is kept.
+--config=configs/allinone.py:sd21 --config.pretrained=DIR
+    The paper's scale, for accelerators, on Stable Diffusion 2.1 and OpenCLIP ViT-H/14 in a directory of
+    `convert import`. What is known of the authors' recipe (AdamW, 1e-4 constant, decay 0.01, crops of 512) is kept.
 """
 
 from dataclasses import replace

@@ -32,7 +32,7 @@ class ArrayRecords:
             raise IndexError(index)
         try:
             return self._records[index]
-        except Exception as error:
+        except Exception as error:  # As above.
             raise self._damaged(self._file_of(index), error) from error
 
     def _damaged(self, file: str, error: Exception) -> ValueError:
@@ -43,7 +43,7 @@ class ArrayRecords:
         for file in self._files:
             try:
                 grain.sources.ArrayRecordDataSource([file])
-            except Exception:
+            except Exception:  # As above; the caller reports it.
                 return file
         return ", ".join(self._files)
 

@@ -219,7 +219,7 @@ class Experiment:
         variant: name of the variant, for messages and the workdir.
         model: MPerceiver's, or that of a restorer by regression.
         variant_reason: why this variant was chosen, shown in the first line.
-        pretrained: published weights to start from (see README); required unless `from_scratch`.
+        pretrained: published weights to start from (see docs/paper_scale.md); required unless `from_scratch`.
         from_scratch: the variant trains its own autoencoder, CLIP towers and diffusion prior.
         source: workdir of the finished run that this one adapts to a new task (`training.adaptation`), or "".
         cache: directory for the outputs of the frozen towers for `cached_examples` fixed crops of the dual-branch
@@ -270,7 +270,7 @@ class Experiment:
         if not self.from_scratch and not self.pretrained:
             raise ConfigError(
                 f"config.pretrained: the variant {self.variant!r} starts from published weights; give them with "
-                "--config.pretrained=PATH (README, 'Published weights'), or take the variant that needs none: "
+                "--config.pretrained=PATH (see docs/paper_scale.md), or take the variant that needs none: "
                 "--config=configs/allinone.py:small"
             )
 

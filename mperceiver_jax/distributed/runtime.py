@@ -20,8 +20,8 @@ _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MESSAGE_BYTES = 4096
 _PATIENCE = 6 * 3600  # seconds
 _START_SECONDS = 300.0
-# A process that has not been heard of for so long is lost, and the others end.
-_LOST_AFTER = 40  # seconds
+# After so long without a heartbeat of a process, JAX takes it for dead and ends the others.
+_HEARTBEAT_SECONDS = 40
 _MEETINGS = itertools.count()
 
 Result = TypeVar("Result")
@@ -86,7 +86,10 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
     kind = cluster(os.environ)
     if distributed is False or (distributed is None and kind is None):
         return False
-    limits: dict[str, Any] = {"heartbeat_timeout_seconds": _LOST_AFTER, "shutdown_timeout_seconds": _LOST_AFTER}
+    limits: dict[str, Any] = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": _HEARTBEAT_SECONDS,
+    }
     if kind == "explicit":
         missing = [name for name in _OWN if not os.environ.get(name)]
         if missing:
@@ -199,7 +202,8 @@ def _meet() -> None:
 def end_interrupted(message: str) -> NoReturn:
     """Ends this process with a message and exit code 130, as after an interrupt by the user.
 
-    An ordinary exit of one of several processes would wait for the others; so they notice that it is gone, and end.
+    In a distributed run an ordinary exit would wait for the other processes, which wait for this one. This one exits
+    at once instead; JAX ends the others when its heartbeats stop.
     """
     print(message, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():

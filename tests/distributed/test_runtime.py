@@ -77,9 +77,10 @@ def test_an_action_of_the_first_process_runs_here():
     assert ran == [0]
 
 
-def test_all_processes_stop_after_the_same_step():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_processes_stop_after_the_same_step(number):
     code = """
-        import os, signal, time
+        import os, signal, sys, time
         import jax
         from mperceiver_jax.distributed.runtime import Preemption, on_first_process, start_runtime
         assert start_runtime() and jax.process_count() == 2
@@ -93,14 +94,14 @@ def test_all_processes_stop_after_the_same_step():
         with Preemption() as preemption:
             for step in range(1, 2000):
                 if jax.process_index() == 1 and step == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), int(sys.argv[1]))
                 time.sleep(0.01)
                 if preemption.requested():
                     stopped = step
                     break
         print(stopped)
     """
-    first, second = (output.splitlines() for output in run_processes(code, devices=1))
+    first, second = (output.splitlines() for output in run_processes(code, devices=1, args=[int(number)]))
     assert (first[0], second[0]) == ("OSError no such thing", "ValueError no such thing")
     assert first[1] == second[1] and first[1] != "None"
     assert int(first[1]) >= 5

@@ -155,21 +155,24 @@ def _content(path: Path) -> Any:
 
 
 def _check_pickles(path: Path, zipped: bool) -> None:
-    """Raises PickleLimitExceeded for a checkpoint whose pickles could not be built in time; torch reports others."""
-    with contextlib.ExitStack() as files:
-        if zipped:
-            archive = files.enter_context(zipfile.ZipFile(path))
-            pickles = [files.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
-        else:
-            # The format before 2020: three short pickles, that of the content and that of the storages' keys.
-            pickles = [files.enter_context(open(path, "rb"))] * 5
-        for file in pickles:
-            try:
+    """Checks the limits of every pickle that torch reads in a checkpoint.
+
+    Raises:
+        PickleLimitExceeded: a pickle whose objects take too long to build.
+        ValueError: bytes that are no pickle, whose limits therefore cannot be checked.
+    """
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    with archive.open(name) as file:
+                        check_limits(file)
+        return
+    with open(path, "rb") as file:
+        # The format before 2020: three short pickles, that of the content and that of the keys of the storages.
+        for _ in range(5):
+            if file.peek(1):  # torch reports a file that ends too early.
                 check_limits(file)
-            except PickleLimitExceeded:
-                raise
-            except ValueError:
-                return
 
 
 def _globals(path: Path) -> set[str]:

@@ -85,6 +85,17 @@ def test_a_checkpoint_with_such_a_key_is_refused_at_once(tmp_path, key):
         open_tensors(path)
 
 
+def test_bytes_before_it_that_are_no_pickle_do_not_hide_a_crafted_one(tmp_path):
+    path = _checkpoint(tmp_path / "hidden.pt", _dictionary_of(_nested(200_000)))
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {"hidden/first.pkl": b"\xff\xff", **entries}.items():
+            archive.writestr(name, data)
+    with pytest.raises(ValueError, match=r"hidden\.pt: damaged"):
+        open_tensors(path)
+
+
 def test_ordinary_keys_of_a_crafted_file_are_read(tmp_path):
     path = tmp_path / "plain.pt"
     torch.save({"w": torch.ones(2), "optimizer": {"betas": (0.9, 0.99)}}, path)
