@@ -11,9 +11,12 @@ from tests.support.processes import ROOT
 
 @pytest.mark.parametrize("dropped", [False, True], ids=["raised", "dropped in a finaliser"])
 def test_an_interrupt_ends_the_process_without_a_traceback(dropped):
+    # Where the tests run in the background of a shell, the signal is ignored, and child processes inherit that.
     code = f"""
+        import signal
         import time
         import mperceiver_jax.interrupts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         class Dropping:
             def __del__(self):
                 raise KeyboardInterrupt
