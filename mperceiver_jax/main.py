@@ -10,6 +10,7 @@ that `config.pretrained` names are converted on first use.
     --config.stages.dual_branch.steps=2000      any field of the configuration, by its dotted name
     --config.mesh.fsdp=8                        divide large parameters over 8 devices
     --config=configs/fewshot.py:small --config.source=DIR      adapt a finished run to another task
+    --config.stages.drm.steps=2000 --extend     train the last stage of a finished run further
     --config.on_nonfinite=skip                  skip a bounded number of non-finite updates
 """
 
@@ -40,6 +41,12 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all output; the default is runs/<variant>.")
 CACHE = flags.DEFINE_string("compilation_cache", None, "Directory of XLA's persistent compilation cache.")
+EXTEND = flags.DEFINE_bool(
+    "extend",
+    False,
+    "Train the last stages of the run further where --config.stages.NAME.steps has grown, although the learning rate "
+    "depends on it: it continues on the schedule of the new length.",
+)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error, not only its message.")
 flags.mark_flag_as_required("config")
 
@@ -59,7 +66,7 @@ def main(arguments: list[str]) -> None:
         if experiment.warning:
             on_first_process(lambda: print_line(f"warning: {experiment.warning}", error=True))
         workdir = WORKDIR.value or f"runs/{experiment.variant}"
-        records = run_experiment(experiment, workdir, HeldoutEvaluator, pretrained_directory)
+        records = run_experiment(experiment, workdir, HeldoutEvaluator, pretrained_directory, EXTEND.value)
         if records is None:
             on_first_process(lambda: print("Stopped on request and saved; the same command continues the run."))
             return

@@ -1,7 +1,7 @@
 """A whole run: stage after stage, each trained, evaluated and recorded, resumable anywhere."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.training import adaptation
 from mperceiver_jax.training.announcement import announce, write_overview
 from mperceiver_jax.training.checks import check_stages, without_missing_lpips
+from mperceiver_jax.training.extension import grown_fields
 from mperceiver_jax.training.loop import StageTrainer, reload_stage
 from mperceiver_jax.training.records import read_record, scalars_text, write_record
 from mperceiver_jax.training.run_context import Evaluator, RunContext
@@ -55,6 +56,7 @@ def run_experiment(
     workdir: str | Path,
     make_evaluator: MakeEvaluator,
     find_pretrained: FindPretrained = lambda path, _: PretrainedDirectory(path),
+    extend: bool = False,
 ) -> list[dict[str, Any]] | None:
     """Runs or continues an experiment.
 
@@ -64,6 +66,8 @@ def run_experiment(
         find_pretrained: returns the directory of pretrained weights that `config.pretrained` means for a model;
             it may convert published weights first. Called after all checks. By default the field must name such
             a directory.
+        extend: stages of the run in the workdir may get more updates although their learning rate depends on the
+            number, see `training.extension`.
 
     Returns:
         the record of every stage (`summary` and the results of the evaluator), or None if the run was asked to
@@ -78,7 +82,8 @@ def run_experiment(
     workdir, given = Path(workdir), experiment
     # The workdir is created only after every check has passed: a mistake leaves nothing behind.
     experiment.check_pretrained()
-    check_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
+    may_change = (*MAY_CHANGE, *grown_fields(workdir, given, extend))
+    check_workdir(workdir, to_mapping(given), may_change, _completed)
     experiment, warning = without_missing_lpips(expand_curricula(experiment), workdir)
     names = stages_of(experiment)
     with reraise(lambda error: f"config.{error}"):
@@ -90,7 +95,7 @@ def run_experiment(
     on_first_process(lambda: announce(experiment, model, names, workdir, warning))
     context = RunContext(experiment, workdir, layout, model, evaluator, _log, preemption)
     with preemption, Lease(workdir):
-        params = _start(context, given, find_pretrained)
+        params = _start(context, given, may_change, find_pretrained)
         try:
             records = _run_stages(context, names, params)
             _check_complete(workdir, names)
@@ -100,19 +105,21 @@ def run_experiment(
             return None
 
 
-def _start(context: RunContext, given: Experiment, find_pretrained: FindPretrained) -> Params:
+def _start(
+    context: RunContext, given: Experiment, may_change: Sequence[str], find_pretrained: FindPretrained
+) -> Params:
     """Makes the parameters that the run starts from, and binds the workdir to the configuration `given`."""
     experiment, workdir = context.experiment, context.workdir
     if experiment.source:
         # An adaptation starts from parameters in its own workdir, which is bound before they are written.
-        bind_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
+        bind_workdir(workdir, to_mapping(given), may_change, _completed)
         on_first_process(lambda: adaptation.write_start(experiment))
     if experiment.pretrained:
         directory = _pretrained_path(experiment, find_pretrained)
         # What reads the run later needs no conversion.
         experiment, given = (replace(one, pretrained=directory) for one in (experiment, given))
     params = initial_params.init_params(experiment, context.model, context.place)
-    bind_workdir(workdir, to_mapping(given), MAY_CHANGE, _completed)
+    bind_workdir(workdir, to_mapping(given), may_change, _completed)
     on_first_process(lambda: write_overview(context.model, workdir))
     return params
 
@@ -130,7 +137,7 @@ def _run_stages(context: RunContext, names: list[str], params: Params) -> list[d
     for name in names:
         with reraise(functools.partial(_with_stage, context.workdir, name)):
             record = read_record(context.workdir, name)
-            if record is not None:
+            if record is not None and record["summary"]["steps"] >= context.experiment.stages[name].steps:
                 _log(f"{name}: done before")
                 params = reload_stage(context, name, params)
             else:

@@ -49,12 +49,13 @@ class Scores:
         return {"scalars": {"score": score, "psnr": score}}
 
 
-def start(experiment, workdir, evaluator=None, stop_at=None):
+def start(experiment, workdir, evaluator=None, stop_at=None, extend=False):
     """Runs an experiment without an estimate of its cost.
 
     Args:
         evaluator: an evaluator, or a class of them; by default one that computes nothing.
         stop_at: see `StopsAt`.
+        extend: see `run_experiment`.
     """
     evaluator = evaluator or Scores()
     make_evaluator = evaluator if isinstance(evaluator, type) else lambda *_: evaluator
@@ -63,7 +64,7 @@ def start(experiment, workdir, evaluator=None, stop_at=None):
         patch.setattr(cost_estimate, "plan_stage", lambda e, m, name: cost_estimate.StagePlan(name, "", 0, 0, 0, 0.0))
         if stop_at is not None:
             patch.setattr(run, "Preemption", lambda: StopsAt(stop_at))
-        return run.run_experiment(experiment, workdir, make_evaluator, pretrained_directory)
+        return run.run_experiment(experiment, workdir, make_evaluator, pretrained_directory, extend)
 
 
 def losses(workdir: Path) -> list[tuple]:
