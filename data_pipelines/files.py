@@ -27,6 +27,10 @@ def placeholder_reason(start: bytes) -> str:
         return "it is a Git LFS pointer, not the file itself: run `git lfs pull`"
     if text.startswith((b"<!doctype html", b"<html")):
         return "it is a web page (HTML), not the file itself; download it again"
+    if text.startswith(b"<?xml") and b"<error>" in text:
+        return "it is a server's error message (XML), not the file itself; download it again"
+    if text.startswith(b"\x1f\x8b"):
+        return "it is compressed by gzip; decompress it with gunzip"
     return ""
 
 

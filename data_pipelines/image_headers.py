@@ -116,6 +116,8 @@ def reason_unknown(data: bytes) -> str:
         except Exception:  # The directory itself is damaged.
             return "its TIFF directory is damaged"
         return "it is a TIFF of a kind that Pillow does not read"
+    if data.startswith(b"%!PS"):
+        return "it is PostScript, a program that would have to be run; convert it to PNG"
     return "it is in no format that Pillow knows"
 
 

@@ -1,8 +1,9 @@
-"""How large an image may be: a limit that depends on this machine's memory, in place of Pillow's fixed one."""
+"""What of Pillow's reading is allowed: sizes by this machine's memory, in place of a fixed limit; no other programs."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,13 @@ def check_size(image: Image.Image, file_size: int) -> None:
     ratio = ratio or _PIXELS_PER_BYTE.get(kind)
     if ratio is not None and pixels > ratio * file_size:
         raise ValueError(f"it says {image.width}x{image.height}, more than its {file_size:,} bytes can hold")
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read: all of Pillow's, but none for which it runs another program (Ghostscript)."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 @contextlib.contextmanager

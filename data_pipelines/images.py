@@ -20,7 +20,7 @@ from data_pipelines.image_headers import (
     reason_unknown,
     upright_size,
 )
-from data_pipelines.image_limits import check_size, without_pillows_limit
+from data_pipelines.image_limits import check_size, formats, without_pillows_limit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -86,7 +86,10 @@ def stated_size(source: str | Path | bytes) -> tuple[int, int]:
 def is_image(path: str | Path) -> bool:
     """Whether the content of a file, whatever its name is, starts like an image that Pillow knows."""
     try:
-        with without_pillows_limit(), Image.open(path):
+        # A pipe would be waited for.
+        if not Path(path).is_file():
+            return False
+        with without_pillows_limit(), Image.open(path, formats=formats()):
             return True
     except Exception:  # Pillow raises anything for files that are none.
         return False
@@ -111,7 +114,7 @@ def _reading(source: str | Path | bytes, name: str = "") -> Iterator[tuple[Image
     """The opened image and its file's bytes; whatever goes wrong becomes one of two errors that name it."""
     try:
         # From memory, not by name: named files may be mapped, and a mapped TIFF forgets to turn itself upright.
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else _bytes_of(Path(source))
         with _opened(data) as image:
             check_size(image, len(data))
             yield image, data
@@ -123,12 +126,19 @@ def _reading(source: str | Path | bytes, name: str = "") -> Iterator[tuple[Image
         raise ValueError(f"cannot read the image{shown}: {reason}; replace it or take it out") from error
 
 
+def _bytes_of(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        # A pipe without a writer would be waited for without end.
+        raise ValueError("it is a folder, a pipe or a device, not a file")
+    return path.read_bytes()
+
+
 def _opened(data: bytes) -> ImageFile.ImageFile:
     if not data:
         raise ValueError("the file is empty")
     try:
         with without_pillows_limit():
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=formats())
     except UnidentifiedImageError:
         raise ValueError(reason_unknown(data)) from None
 

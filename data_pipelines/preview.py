@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_pipelines.files import replacement
+from data_pipelines.image_listing import list_images
+from data_pipelines.images import read_image
 from data_pipelines.messages import printable
 from data_pipelines.tasks import TASKS
 
 BUNDLED = Path(__file__).parent / "photos" / "heldout"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 GAP = 4
 TITLE_HEIGHT = 22
 
@@ -26,9 +27,9 @@ def photographs_in(directory: Path) -> list[Path]:
     """The image files of a folder by name. Raises FileNotFoundError where there is none."""
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no folder; name one that holds photographs (--images=DIR)")
-    found = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = list_images(directory).images
     if not found:
-        raise FileNotFoundError(f"{directory} holds no photographs ({', '.join(sorted(SUFFIXES))})")
+        raise FileNotFoundError(f"{directory} holds no images")
     return found
 
 
@@ -37,11 +38,7 @@ def square_photograph(path: Path, size: int) -> np.ndarray:
 
     Raises ValueError naming the file where it cannot be read as an image.
     """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    image = Image.fromarray(np.rint(read_image(path) * 255).astype(np.uint8))
     square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(square, np.float32) / np.float32(255)
 

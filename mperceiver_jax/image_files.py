@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from data_pipelines.files import write_atomically
 from data_pipelines.image_headers import colour_description, depth_in_file
-from data_pipelines.image_limits import without_pillows_limit
+from data_pipelines.image_limits import formats, without_pillows_limit
 from data_pipelines.images import as_float, decode_with_alpha
 
 Rounding = Literal["round", "truncate"]
@@ -54,7 +54,7 @@ def read_image(path: str | os.PathLike[str]) -> LoadedImage:
     path = Path(path)
     colours, alpha = decode_with_alpha(path)
     data = path.read_bytes()
-    with without_pillows_limit(), Image.open(io.BytesIO(data)) as file:
+    with without_pillows_limit(), Image.open(io.BytesIO(data), formats=formats()) as file:
         # Pillow opens grey with alpha of 16 bits as RGBA; only the layout of the samples shows the depth.
         layouts = [str(tile.args) for tile in file.tile]  # type: ignore[attr-defined]
         grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith("I") or layouts == ["LA;16B"]

@@ -42,8 +42,8 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps")
         _at_least(self, 0, "period")
-        if not self.tasks:
-            raise ValueError("tasks: a phase needs at least one")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks: a phase needs at least one, and each once, not {', '.join(self.tasks) or 'none'}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class StageConfig:
         _at_least(self, 1, "batch_size", "accumulation")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size: {self.batch_size} does not divide by accumulation {self.accumulation}")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks: each once, not {', '.join(self.tasks)}")
         try:
             re.compile(self.trainable)
         except re.error as error:
@@ -200,7 +202,8 @@ class RestoreConfig:
 
     Attributes:
         min_size: images are padded by reflection to at least so many pixels a side.
-        tile: side of the tiles of larger images; 0 leaves it to the model: tiles where it has no global attention.
+        tile: side of the tiles of larger images, a multiple of 64; 0 leaves it to the model: tiles where it has no
+            global attention.
     """
 
     min_size: int = 512
@@ -208,7 +211,8 @@ class RestoreConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "min_size")
-        _at_least(self, 0, "tile")
+        if self.tile and (self.tile < 128 or self.tile % 64):
+            raise ValueError(f"tile: 0, or a multiple of 64 of at least 128, not {self.tile}")
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,8 @@ class Experiment:
                 f"data.clip_view: {data_view!r}, but model.predictor.view is {view!r}; give 'native' to both or to "
                 "neither"
             )
+        if self.restore.tile and not self.model.is_local:
+            raise ValueError(f"restore.tile: {self.title} attends to the whole image and cannot restore tiles; give 0")
         if self.pretrained and not self.model.has_published_weights:
             raise ValueError(f"pretrained: {self.title} has no pretrained weights")
 

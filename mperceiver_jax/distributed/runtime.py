@@ -99,6 +99,8 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
         except ValueError:
             given = ", ".join(f"{name}={os.environ[name]!r}" for name in _OWN[1:])
             raise ValueError(f"{given}: both must be whole numbers") from None
+        if not 0 <= process < processes:
+            raise ValueError(f"{_OWN[2]}={process}: from 0 to {processes - 1}, as {_OWN[1]} is {processes}")
         _check_address(os.environ[_OWN[0]], wait=process > 0)
         jax.distributed.initialize(os.environ[_OWN[0]], processes, process, **limits)
     else:

@@ -13,9 +13,23 @@ def record_path(workdir: str | Path, stage: str) -> Path:
 
 
 def read_record(workdir: str | Path, stage: str) -> dict[str, Any] | None:
-    """The record that was written when the stage was finished and evaluated; None before that."""
+    """The record that was written when the stage was finished and evaluated; None before that.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
     path = record_path(workdir, stage)
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict) or "scalars" not in record:
+            raise ValueError("it holds no scores")
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: damaged ({error}); delete it, and the stage is evaluated again from its last checkpoint"
+        ) from error
+    return record
 
 
 def write_record(workdir: Path, stage: str, record: Mapping[str, Any]) -> None:

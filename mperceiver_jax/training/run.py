@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "log_every",
     "checkpoint",
     "evaluation",
+    "restore",
     "on_nonfinite",
     "max_skipped",
     "data.threads",

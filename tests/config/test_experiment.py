@@ -94,6 +94,8 @@ WRONG = {
     ),
     "checkpoint.every": (0, r"config\.checkpoint\.every: at least 1, not 0"),
     "evaluation.per_task": (0, r"config\.evaluation\.per_task: at least 1, not 0"),
+    "restore.tile": (72, r"config\.restore\.tile: 0, or a multiple of 64 of at least 128, not 72"),
+    "stages.vae.tasks": (("denoise", "denoise"), r"config\.stages\.vae\.tasks: each once, not denoise, denoise"),
     "log_every": (0, r"config\.log_every: at least 1, not 0"),
     "data.crop": (64, r"config\.data\.crop 64 is larger than image_size 16"),
     "data.clip_view": ("half", r"config\.data\.clip_view: one of \('full', 'crop', 'native'\), not 'half'"),

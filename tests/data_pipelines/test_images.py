@@ -1,6 +1,7 @@
 """Reading images: every mode to the right numbers, every broken file to one clear error."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.image_limits import VARIABLE
-from data_pipelines.images import as_float, checked_size, decode_image, read_image, stated_size
+from data_pipelines.images import as_float, checked_size, decode_image, is_image, read_image, stated_size
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 8, 7], [200, 100, 50], [0, 0, 0]]], np.uint8)
 
@@ -179,6 +180,10 @@ def test_the_tags_of_a_tiff_give_its_samples_their_meaning():
         (tiff(np.zeros((2, 2, 3), np.float32), 32, 2, 3), "floating-point samples have no fixed range"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (b"\n<!DOCTYPE html><html></html>", "web page"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+            "it is PostScript, a program",
+        ),
         (b"II*\0\xff\xff\xff\x7f", "TIFF"),
     ],
 )
@@ -265,3 +270,10 @@ def test_damaged_files_raise_one_kind_of_error(kind):
                 failed += 1
                 assert str(error).startswith("cannot read the image: ")
     assert failed
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert not is_image(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: it is a folder, a pipe or a device"):
+        decode_image(tmp_path / "pipe.png")

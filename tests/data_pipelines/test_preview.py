@@ -67,8 +67,8 @@ def test_a_failed_write_leaves_the_old_sheet(photos, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--images=nowhere"], "nowhere is no folder"),
-        (["--images=empty"], "holds no photographs"),
-        (["--images=broken"], "bad.png cannot be read"),
+        (["--images=empty"], "holds no images"),
+        (["--images=broken"], "cannot read the image broken/bad.png"),
         (["--output=sheet.xyz"], "image format"),
         (["--rows=0"], "--rows must be at least 1"),
         (["--seed=-1"], "--seed must not be negative"),

@@ -36,8 +36,11 @@ def test_incomplete_variables_are_named(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ValueError, match="missing: JAX_NUM_PROCESSES, JAX_PROCESS_ID"):
         start_runtime()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID=2: from 0 to 1, as JAX_NUM_PROCESSES is 2"):
+        start_runtime()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    monkeypatch.setenv("JAX_PROCESS_ID", "0")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES='two'"):
         start_runtime()
     assert start_runtime(distributed=False) is False

@@ -1,8 +1,11 @@
 """A finished run is given more updates."""
 
+from dataclasses import replace
+
 import pytest
 
 from mperceiver_jax.checkpoints.workdir import read_config
+from mperceiver_jax.config.experiment import RestoreConfig
 from mperceiver_jax.errors import ConfigError
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.records import read_record
@@ -34,11 +37,14 @@ def test_a_schedule_that_depends_on_the_number_needs_the_flag(photographs, tmp_p
         start(longer, tmp_path)
     assert read_config(tmp_path)["stages"]["vae"]["steps"] == 3
     start(longer, tmp_path, extend=True)
-    # The same command, interrupted or not, needs the flag no longer.
-    start(longer, tmp_path)
+    # The same command, interrupted or not, needs the flag no longer; how images are restored may change.
+    start(replace(longer, restore=RestoreConfig(min_size=64)), tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 7]
     with pytest.raises(ValueError, match=r"stages\.vae\.steps: 7 there, 4 here"):
         start(tiny_run(vae | {"stages.vae.steps": 4}), tmp_path, extend=True)
+    (tmp_path / "stages" / "vae.json").write_text('{"sum')
+    with pytest.raises(ValueError, match=r"stages/vae\.json: damaged .*delete it"):
+        start(longer, tmp_path)
 
 
 def test_a_stage_does_not_grow_under_a_later_one_but_one_that_was_left_out_is_added(photographs, tmp_path):

@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from data_pipelines.messages import shorten_list
 from mperceiver_jax.convert.formats.pickle_limits import PickleLimitExceeded, check_limits
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -70,9 +71,11 @@ def _check_sums(path: Path) -> None:
         return  # The format before 2020 has no checksums, and what is compressed is refused later.
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            damaged, names = archive.testzip(), archive.namelist()
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path}: damaged, or no PyTorch checkpoint ({error})") from error
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise ValueError(f"{path}: a zip of other files ({shorten_list(names)}), not a checkpoint; unzip it")
     if damaged is not None:
         raise ValueError(f"{path}: damaged: {damaged} in it does not have its checksum; fetch the file again")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gzip
 import json
 import os
 import pathlib
@@ -317,6 +318,16 @@ def test_what_downloads_leave_behind_is_recognised(tmp_path):
         (tmp_path / name).write_text("<!DOCTYPE html><title>404</title>")
         with pytest.raises(ValueError, match="web page"):
             torch_files.open_tensors(tmp_path / name)
+        (tmp_path / name).write_text('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>')
+        with pytest.raises(ValueError, match=r"a server's error message"):
+            torch_files.open_tensors(tmp_path / name)
+        (tmp_path / name).write_bytes(gzip.compress(b"tensors"))
+        with pytest.raises(ValueError, match=r"compressed by gzip"):
+            torch_files.open_tensors(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("weights.pth", b"")
+    with pytest.raises(ValueError, match=r"a zip of other files \(weights\.pth\)"):
+        torch_files.open_tensors(tmp_path / "a.pth")
 
 
 def test_one_flipped_bit_is_found_by_the_checksum(tmp_path):
