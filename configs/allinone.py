@@ -3,9 +3,8 @@
 --config=configs/allinone.py
     `small`: every module and stage, trained from nothing on the bundled images, in 40 minutes on two CPU cores.
 --config=configs/allinone.py:base
-    A larger predictor and refinement, as the bundled weights were trained: ten minutes on a GPU with 15 cores
-    that make the images (--config.data.workers=15), about seven hours on two CPU cores. `base,10` makes ten
-    times as many updates in every stage.
+    A larger predictor and refinement: ten minutes on a GPU with 15 cores that make the images
+    (--config.data.workers=15), seven hours on two CPU cores. `base,10` makes ten times as many updates.
 --config=configs/allinone.py:sd21 --config.pretrained=DIR
     The paper's scale, for accelerators, on Stable Diffusion 2.1 and OpenCLIP ViT-H/14 in a directory of
     `convert import`. What is known of the authors' recipe (AdamW, 1e-4 constant, decay 0.01, crops of 512) is kept.
@@ -31,11 +30,8 @@ from mperceiver_jax.optim.optimizer import OptimizerConfig
 
 # From nothing and in few updates, Muon brings autoencoder, prior and dual branch much further than AdamW.
 MUON = OptimizerConfig("muon", 2e-3, "cosine", warmup_steps=30, betas=(0.9, 0.99), weight_decay=0.01)
-ADAMW = OptimizerConfig(
-    "adamw", 1.2e-3, "cosine", warmup_steps=100, betas=(0.9, 0.99), weight_decay=1e-4, clip_norm=1.0
-)
-# The release's.
-REFERENCE = OptimizerConfig("adamw", 1e-4, "constant", weight_decay=0.01)
+ADAMW = replace(MUON, name="adamw", learning_rate=1.2e-3, warmup_steps=100, weight_decay=1e-4, clip_norm=1.0)
+RELEASED = OptimizerConfig("adamw", 1e-4, "constant", weight_decay=0.01)
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -64,8 +60,7 @@ def small() -> Experiment:
     return Experiment(
         "small", model, data, stages, from_scratch=True,
         losses=LossConfig(train_tower=True, lpips_weight=0.0, drm_latents="online"),
-        # One step from pure noise gives the mean of what the image may have been, the best estimate in PSNR. More
-        # steps give detail, which a prior this small mostly gets wrong.
+        # One step gives the mean of what the image may have been; the detail of more is wrong in so small a prior.
         sampler=SamplerConfig("dpmpp_2m", steps=1),
         checkpoint=CheckpointConfig(every=200, keep=2),
         evaluation=EvaluationConfig(per_task=16, batch_size=20),
@@ -99,11 +94,11 @@ def sd21() -> Experiment:
         crop=512, image_size=512, clip_size=model.predictor.vision.image_size, flips="none", threads=16, prefetch=8,
         workers=8,
     )  # fmt: skip
-    predictor = replace(REFERENCE, schedule="cosine", final_fraction=0.01, weight_decay=0.0)
+    predictor = replace(RELEASED, schedule="cosine", final_fraction=0.01, weight_decay=0.0)
     stages = {
         "predictor": StageConfig(10000, 1728, crop=32, optimizer=predictor),
-        "dual_branch": StageConfig(200000, 144, optimizer=REFERENCE),
-        "drm": StageConfig(20000, 32, optimizer=replace(REFERENCE, learning_rate=5e-5, weight_decay=0.0)),
+        "dual_branch": StageConfig(200000, 144, optimizer=RELEASED),
+        "drm": StageConfig(20000, 32, optimizer=replace(RELEASED, learning_rate=5e-5, weight_decay=0.0)),
     }
     return Experiment(
         "sd21", model, data, stages,

@@ -15,7 +15,7 @@ from mperceiver_jax.training import cost_estimate, run
 from mperceiver_jax.training.metric_log import read_metrics
 
 
-def only(*names: str) -> dict[str, int]:
+def leave_out_all_but(*names: str) -> dict[str, int]:
     """The fields that leave out all other stages."""
     return {f"stages.{name}.steps": 0 for name in ORDER if name not in names}
 
@@ -49,7 +49,7 @@ class Scores:
         return {"scalars": {"score": score, "psnr": score}}
 
 
-def start(experiment, workdir, evaluator=None, stop_at=None, extend=False):
+def train(experiment, workdir, evaluator=None, stop_at=None, extend=False):
     """Runs an experiment without an estimate of its cost.
 
     Args:
@@ -67,16 +67,16 @@ def start(experiment, workdir, evaluator=None, stop_at=None, extend=False):
         return run.run_experiment(experiment, workdir, make_evaluator, pretrained_directory, extend)
 
 
-def losses(workdir: Path) -> list[tuple]:
+def logged_metrics(workdir: Path) -> list[tuple]:
     """Everything that was measured at every update, exactly."""
     rows = read_metrics(workdir / "metrics.jsonl")
     return [tuple((k, v) for k, v in sorted(row.items()) if k != "time") for row in rows]
 
 
-def trained(workdir: Path, name: str, entry: str = "trainable") -> dict[str, np.ndarray]:
+def checkpointed_values(workdir: Path, name: str, entry: str = "trainable") -> dict[str, np.ndarray]:
     with Checkpoints(initial_params.checkpoint_folder(workdir, name), read_only=True) as checkpoints:
         return checkpoints.restore_params_only(checkpoints.latest(), entry)
 
 
-def same(left: Mapping, right: Mapping) -> bool:
+def arrays_equal(left: Mapping, right: Mapping) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)

@@ -28,7 +28,7 @@ from mperceiver_jax.training import losses, run
 from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.stages.registry import build_stage
-from tests.support.experiment_runs import same, start, trained
+from tests.support.experiment_runs import arrays_equal, checkpointed_values, train
 from tests.support.tiny_experiment import tiny_run
 from tests.support.tiny_restorer_run import SIDE, tiny_regression
 
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_is_named_by_its_field(change, message):
 def test_stages_of_other_models_are_refused(tmp_path):
     stage = to_mapping(tiny_regression().stages["regression"])
     with pytest.raises(ConfigError, match=r"config\.stages\.vae: no stage for MiOIR"):
-        start(tiny_regression({"stages": {"vae": stage}}), tmp_path)
+        train(tiny_regression({"stages": {"vae": stage}}), tmp_path)
 
 
 def test_the_loss_is_that_of_the_recipe_and_the_classifier_is_trained_too():
@@ -188,7 +188,7 @@ def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
     assert set(records[0]["tasks"]) == {"denoise", "lowlight"}
     assert records[0]["predictor"]["classes"] == list(SEVEN)
     assert (tmp_path / "run" / "samples" / "regression_denoise.png").is_file()
-    ema, last = (trained(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
+    ema, last = (checkpointed_values(tmp_path / "run", "regression", entry) for entry in ("ema", "trainable"))
     assert any(not np.array_equal(ema[path], last[path]) for path in ema)
     # Both sets are measured, each as it would be alone.
     alone = HeldoutEvaluator(experiment, experiment.build(), sharding.make_mesh(None), None)
@@ -204,43 +204,48 @@ def test_a_run_is_trained_reported_and_shown(photographs, tmp_path):
 
 def test_phases_interrupted_within_and_between_end_the_same(photographs, tmp_path):
     experiment = tiny_regression(photographs | PHASES)
-    assert start(experiment, tmp_path / "whole") is not None
+    assert train(experiment, tmp_path / "whole") is not None
     # Within the first phase, then before the second one's first update, then within that.
     for updates in (2, 1, 2):
-        assert start(experiment, tmp_path / "cut", stop_at=updates) is None
+        assert train(experiment, tmp_path / "cut", stop_at=updates) is None
     (last,) = trained_stages(tmp_path / "cut", experiment)
     assert last.unfinished == "the stage regression.2 is unfinished, at update 2 of 4"
-    assert start(experiment, tmp_path / "cut") is not None
+    assert train(experiment, tmp_path / "cut") is not None
     rows = [
         [{k: v for k, v in row.items() if k != "time"} for row in read_metrics(tmp_path / place / "metrics.jsonl")]
         for place in ("whole", "cut")
     ]
     assert rows[0] == rows[1] and [row["stage"] for row in rows[0]] == 3 * ["regression.1"] + 4 * ["regression.2"]
     for entry in ("trainable", "ema"):
-        assert same(*(trained(tmp_path / place, "regression.2", entry) for place in ("whole", "cut")))
+        assert arrays_equal(
+            *(checkpointed_values(tmp_path / place, "regression.2", entry) for place in ("whole", "cut"))
+        )
     # What restores it knows it from its workdir alone.
     restored = Restorer.from_checkpoint(tmp_path / "cut")
-    assert same(restored.params, trained(tmp_path / "whole", "regression.2", "ema"))
+    assert arrays_equal(restored.params, checkpointed_values(tmp_path / "whole", "regression.2", "ema"))
 
 
 def test_a_phase_goes_on_from_parameters_and_average_with_a_fresh_optimizer(photographs, tmp_path):
     # A rate of zero leaves in the second phase what was handed over; only the average moves towards it.
     still = {"stages.regression.optimizer.schedule": "epochs", "stages.regression.optimizer.period": 3}
     experiment = tiny_regression(photographs | PHASES | still | {"stages.regression.optimizer.lag": 1})
-    run_of = start(experiment, tmp_path)
+    run_of = train(experiment, tmp_path)
     assert [record["summary"]["name"] for record in run_of] == ["regression.1", "regression.2"]
     # Three updates at a rate of zero in each phase; the second has one more.
     start_values = parameters.initial_values(experiment.build(), experiment.seed, lambda path, value: value)
-    assert same(trained(tmp_path, "regression.1"), start_values)
+    assert arrays_equal(checkpointed_values(tmp_path, "regression.1"), start_values)
 
 
 def test_phases_hand_over_both_sets_of_parameters(photographs, tmp_path):
     changes = PHASES | {"stages.regression.steps": 4, "checkpoint.every": 1, "checkpoint.keep": 9}
     first, second = ({"tasks": ("denoise",), "steps": 3}, {"tasks": ("denoise", "lowlight"), "steps": 1})
     experiment = tiny_regression(photographs | changes | {"stages.regression.curriculum": (first, second)})
-    start(experiment, tmp_path)
-    ema, after = trained(tmp_path, "regression.1", "ema"), trained(tmp_path, "regression.2", "ema")
-    now = trained(tmp_path, "regression.2")
+    train(experiment, tmp_path)
+    ema, after = (
+        checkpointed_values(tmp_path, "regression.1", "ema"),
+        checkpointed_values(tmp_path, "regression.2", "ema"),
+    )
+    now = checkpointed_values(tmp_path, "regression.2")
     for path, value in after.items():
         np.testing.assert_allclose(value, 0.5 * ema[path] + 0.5 * now[path], rtol=1e-5, atol=1e-7)
 
@@ -270,7 +275,7 @@ def test_any_stage_of_any_model_has_phases():
 def test_a_phase_of_a_task_that_does_not_exist_is_named(tmp_path):
     phases = ({"tasks": ("denoise",), "steps": 3}, {"tasks": ("denoise", "fog"), "steps": 4})
     with pytest.raises(ConfigError, match=r"regression\.curriculum\[1\]\.tasks: no task is named fog; the tasks are"):
-        start(tiny_regression(PHASES | {"stages.regression.curriculum": phases}), tmp_path / "run")
+        train(tiny_regression(PHASES | {"stages.regression.curriculum": phases}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -279,10 +284,11 @@ def test_auxiliary_losses_are_not_limited(photographs, tmp_path):
     optimizer = {"spike_limit": 1e-6, "eps": 1e3, "weight_decay": 0.0, "learning_rate": 1e3}
     changes = {f"stages.regression.optimizer.{name}": value for name, value in optimizer.items()}
     experiment = tiny_regression(photographs | changes, prompts="explicit")
-    start(experiment, tmp_path / "run")
+    train(experiment, tmp_path / "run")
     before = parameters.initial_values(experiment.build(), experiment.seed, lambda path, value: value)
     moved = {
-        path: np.abs(value - before[path]).max() for path, value in trained(tmp_path / "run", "regression").items()
+        path: np.abs(value - before[path]).max()
+        for path, value in checkpointed_values(tmp_path / "run", "regression").items()
     }
     assert max(value for path, value in moved.items() if path.startswith("network.")) < 1e-5
     assert moved["classifier.lastOut.bias"] > 1e-2
@@ -291,7 +297,7 @@ def test_auxiliary_losses_are_not_limited(photographs, tmp_path):
 def test_a_loss_that_is_not_finite_names_a_field_that_exists(photographs, tmp_path):
     changes = photographs | PHASES | {"stages.regression.optimizer.learning_rate": 1e30}
     with pytest.raises(NonFiniteLoss, match=r"^regression\.1: .*with a lower config\.stages\.regression\.optimizer"):
-        start(tiny_regression(changes), tmp_path)
+        train(tiny_regression(changes), tmp_path)
 
 
 def test_a_curriculum_that_does_not_add_up_is_refused():

@@ -22,7 +22,14 @@ from mperceiver_jax.models import parameters
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.training import records, run
 from mperceiver_jax.training.metric_log import read_metrics
-from tests.support.experiment_runs import Scores, losses, only, same, start, trained
+from tests.support.experiment_runs import (
+    Scores,
+    arrays_equal,
+    checkpointed_values,
+    leave_out_all_but,
+    logged_metrics,
+    train,
+)
 from tests.support.processes import run_processes
 from tests.support.tiny_experiment import STEPS, tiny_run
 
@@ -76,9 +83,9 @@ def test_a_run_leaves_everything_behind(whole, finished):
 
 def test_averages_are_what_later_stages_build_on(whole, finished):
     workdir, _ = finished
-    average = trained(workdir, AVERAGED, "ema")
-    assert not same(average, trained(workdir, AVERAGED))
-    assert same(average, initial_params.trained_values(workdir, AVERAGED))
+    average = checkpointed_values(workdir, AVERAGED, "ema")
+    assert not arrays_equal(average, checkpointed_values(workdir, AVERAGED))
+    assert arrays_equal(average, initial_params.trained_values(workdir, AVERAGED))
     values = parameters.initial_values(MPerceiver(whole.model), whole.seed, lambda path, value: np.asarray(value))
     for name in ORDER[:-1]:
         values |= initial_params.trained_values(workdir, name)
@@ -90,18 +97,18 @@ def test_averages_are_what_later_stages_build_on(whole, finished):
 def test_a_finished_run_trains_nothing_and_writes_its_report_again(whole, finished, tmp_path, monkeypatch, capsys):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     (workdir / "report.json").unlink()
-    before = losses(workdir)
+    before = logged_metrics(workdir)
     monkeypatch.setattr(run, "StageTrainer", None)
-    records = start(whole, workdir)
+    records = train(whole, workdir)
     assert records == json.loads(json.dumps(finished[1]))
     write_run_report(whole, records, workdir)
     assert json.loads((workdir / "report.json").read_text())["tasks"] == records[-1]["tasks"]
-    assert losses(workdir) == before
+    assert logged_metrics(workdir) == before
     assert capsys.readouterr().out.count("done before") == len(ORDER)
     # Nothing may stand in silently for parameters that are gone.
     shutil.rmtree(initial_params.checkpoint_folder(workdir, "prior"))
     with pytest.raises(CheckpointError, match=r"prior is recorded as done, but .* holds no complete checkpoint"):
-        start(whole, workdir)
+        train(whole, workdir)
 
 
 def test_interrupted_anywhere_a_run_repeats_itself_bit_for_bit(whole, finished, tmp_path, capsys):
@@ -112,13 +119,15 @@ def test_interrupted_anywhere_a_run_repeats_itself_bit_for_bit(whole, finished, 
         (STEPS - 1 + 2 * STEPS + 1, f"dual_branch: stopped at update 1 of {STEPS}"),
         (STEPS - 1 + 1, f"drm: stopped at update 1 of {STEPS}"),
     ]:
-        assert start(whole, workdir, stop_at=call) is None
+        assert train(whole, workdir, stop_at=call) is None
         assert message in capsys.readouterr().err
-    records = start(whole, workdir)
-    assert losses(workdir) == losses(finished[0])
+    records = train(whole, workdir)
+    assert logged_metrics(workdir) == logged_metrics(finished[0])
     for name in ORDER:
-        assert same(trained(workdir, name), trained(finished[0], name)), name
-    assert same(trained(workdir, AVERAGED, "ema"), trained(finished[0], AVERAGED, "ema"))
+        assert arrays_equal(checkpointed_values(workdir, name), checkpointed_values(finished[0], name)), name
+    assert arrays_equal(
+        checkpointed_values(workdir, AVERAGED, "ema"), checkpointed_values(finished[0], AVERAGED, "ema")
+    )
     for before, after in zip(finished[1], records, strict=True):
         for key in ("first_loss", "last_loss", "trained_parameters", "skipped"):
             assert after["summary"][key] == before["summary"][key]
@@ -128,34 +137,34 @@ def test_another_configuration_is_refused_and_what_may_change_is_taken(whole, fi
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     other = tiny_run(photographs | {"stages.vae.batch_size": 4, "losses.focal_gamma": 1.0})
     with pytest.raises(ValueError, match=r"losses\.focal_gamma: 2\.0 there, 1\.0 here(?s:.*)vae\.batch_size: 8 there"):
-        start(other, workdir)
+        train(other, workdir)
     changes = {"stages.dual_branch.ema_decay": 0.5, "stages.prior.ema_decay": 0.0, "log_every": 7}
     allowed = changes | {"evaluation.per_task": 1, "checkpoint.every": 9, "on_nonfinite": "skip"}
-    assert start(tiny_run(photographs | allowed), workdir) is not None
+    assert train(tiny_run(photographs | allowed), workdir) is not None
     assert json.loads((workdir / "config.json").read_text())["config"]["log_every"] == 7
     # As an earlier version left it, which did not know one field, and as a later one might.
     stored = json.loads((workdir / "config.json").read_text())
     del stored["config"]["losses"]["regularizer_weight"]
     (workdir / "config.json").write_text(json.dumps(stored))
-    assert start(tiny_run(photographs | allowed), workdir) is not None
+    assert train(tiny_run(photographs | allowed), workdir) is not None
     stored["config"]["losses"]["novel"] = 1
     (workdir / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=r"this version cannot continue: config\.losses\.novel: no such field"):
-        start(tiny_run(photographs | allowed), workdir)
+        train(tiny_run(photographs | allowed), workdir)
     shutil.rmtree(workdir)
     workdir.mkdir()
     (workdir / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="is not empty and does not hold a run"):
-        start(whole, workdir)
+        train(whole, workdir)
 
 
 @pytest.fixture(scope="module")
 def autoencoder(photographs, tmp_path_factory):
     """Experiment, workdir and evaluator of a run of the first stage alone, scored after every update."""
-    changes = only("vae") | {"stages.vae.steps": 4, "evaluation.every": 1, "checkpoint.keep": 1}
+    changes = leave_out_all_but("vae") | {"stages.vae.steps": 4, "evaluation.every": 1, "checkpoint.keep": 1}
     experiment, evaluator = tiny_run(photographs | changes), Scores([5.0, 9.0, 7.0, 1.0])
     workdir = tmp_path_factory.mktemp("autoencoder") / "run"
-    start(experiment, workdir, evaluator)
+    train(experiment, workdir, evaluator)
     return experiment, workdir, evaluator
 
 
@@ -173,10 +182,10 @@ def test_an_evaluation_that_was_lost_is_made_again(autoencoder, tmp_path):
     workdir = Path(shutil.copytree(original, tmp_path / "run"))
     records.record_path(workdir, "vae").unlink()
     evaluator = Scores()
-    (record,) = start(experiment, workdir, evaluator)
+    (record,) = train(experiment, workdir, evaluator)
     assert evaluator.calls == [("vae", True)]
-    assert same(evaluator.params, first.params)
-    assert losses(workdir) == losses(original)
+    assert arrays_equal(evaluator.params, first.params)
+    assert logged_metrics(workdir) == logged_metrics(original)
     assert record["summary"]["last_loss"] == records.read_record(original, "vae")["summary"]["last_loss"]
 
 
@@ -197,18 +206,18 @@ class StoppedIn(Scores):
 def test_a_stop_in_an_evaluation_loses_nothing(photographs, tmp_path, capsys):
     workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     fields = {"stages.vae.steps": 5, "evaluation.every": 2, "checkpoint.every": 100}
-    experiment = tiny_run(photographs | only("vae") | fields)
-    assert start(experiment, workdir, StoppedIn(1)) is None
+    experiment = tiny_run(photographs | leave_out_all_but("vae") | fields)
+    assert train(experiment, workdir, StoppedIn(1)) is None
     assert "vae: stopped at update 4 of 5, saved in" in capsys.readouterr().err
-    assert start(experiment, workdir, StoppedIn(0)) is None
-    assert start(experiment, workdir, evaluator := StoppedIn(1)) is None
+    assert train(experiment, workdir, StoppedIn(0)) is None
+    assert train(experiment, workdir, evaluator := StoppedIn(1)) is None
     assert [step for _, step in evaluator.calls] == [4]
     assert "vae: stopped in the evaluation" in capsys.readouterr().err
-    assert start(experiment, workdir, evaluator := Scores()) is not None
+    assert train(experiment, workdir, evaluator := Scores()) is not None
     assert evaluator.calls == [("vae", True)]
-    start(experiment, undisturbed)
-    assert losses(workdir) == losses(undisturbed)
-    assert same(trained(workdir, "vae"), trained(undisturbed, "vae"))
+    train(experiment, undisturbed)
+    assert logged_metrics(workdir) == logged_metrics(undisturbed)
+    assert arrays_equal(checkpointed_values(workdir, "vae"), checkpointed_values(undisturbed, "vae"))
     with Checkpoints(
         initial_params.checkpoint_folder(workdir, "vae"), best_metric="score", read_only=True
     ) as checkpoints:
@@ -224,18 +233,18 @@ TWO_PROCESSES = """
     from tests.support.experiment_runs import start
 
     experiment = from_mapping(Experiment, json.loads(sys.argv[1]))
-    records = start(experiment, sys.argv[2], HeldoutEvaluator)
+    records = train(experiment, sys.argv[2], HeldoutEvaluator)
     on_first_process(lambda: write_run_report(experiment, records, sys.argv[2]))
-    assert len(start(experiment, sys.argv[2], HeldoutEvaluator)) == len(records)
+    assert len(train(experiment, sys.argv[2], HeldoutEvaluator)) == len(records)
     print("done")
 """
 
 
 def test_two_processes_make_the_same_run(photographs, tmp_path):
     # One stage, since compiling takes most of the time: the one whose evaluation samples.
-    experiment = tiny_run(photographs | only(AVERAGED) | {f"stages.{AVERAGED}.ema_decay": 0.5})
+    experiment = tiny_run(photographs | leave_out_all_but(AVERAGED) | {f"stages.{AVERAGED}.ema_decay": 0.5})
     alone, workdir = tmp_path / "alone", tmp_path / "run"
-    write_run_report(experiment, start(experiment, alone, HeldoutEvaluator), alone)
+    write_run_report(experiment, train(experiment, alone, HeldoutEvaluator), alone)
     mapping = json.dumps(run.to_mapping(experiment))
     first, second = run_processes(TWO_PROCESSES, devices=1, args=[mapping, workdir])
     assert first.endswith("done\n") and second == "done\n"

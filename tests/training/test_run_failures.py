@@ -25,7 +25,7 @@ from mperceiver_jax.training import metric_log, run
 from mperceiver_jax.training.deferred_metrics import NonFiniteLoss
 from mperceiver_jax.training.metric_log import read_metrics
 from mperceiver_jax.training.stages import base
-from tests.support.experiment_runs import losses, only, same, start, trained
+from tests.support.experiment_runs import arrays_equal, checkpointed_values, leave_out_all_but, logged_metrics, train
 from tests.support.tiny_experiment import nine_classes, tiny_run
 
 ALL_DEVICES = sharding.make_mesh
@@ -40,21 +40,21 @@ def test_other_pretrained_weights_are_refused_and_moved_ones_are_not(photographs
         parameters.initialise(model, seed)
         files.append(tmp_path / f"priors_{seed}.safetensors")
         save_file(dict(convert.dump(model, layout="release")), files[-1])
-    stages = only("predictor", "dual_branch") | {"losses.train_tower": False}
+    stages = leave_out_all_but("predictor", "dual_branch") | {"losses.train_tower": False}
     given = lambda file: tiny_run(photographs | stages | {"from_scratch": False, "pretrained": str(file)})
     workdir, path = tmp_path / "run", tmp_path / "pretrained.safetensors"
     with pytest.raises(ConfigError, match=r"config\.pretrained: .*pretrained\.safetensors"):
-        start(given(path), workdir)
+        train(given(path), workdir)
     assert not workdir.exists()
-    assert start(given(files[0]), workdir, stop_at=1) is None
+    assert train(given(files[0]), workdir, stop_at=1) is None
     # What reads the run later finds the converted weights.
     assert is_pretrained_directory(read_config(workdir)["pretrained"])
     with pytest.raises(CheckpointError, match=r"predictor/1 was trained with other frozen parameters"):
-        start(given(files[1]), workdir)
+        train(given(files[1]), workdir)
     shutil.copy(files[0], path)
-    assert start(given(path), workdir, stop_at=2) is None
+    assert train(given(path), workdir, stop_at=2) is None
     with pytest.raises(CheckpointError, match=r"predictor/3 was trained with other .*config\.pretrained"):
-        start(given(files[1]), workdir)
+        train(given(files[1]), workdir)
 
 
 class Poisoned:
@@ -73,40 +73,40 @@ class Poisoned:
 
 
 def test_a_loss_that_is_not_finite_stops_or_is_passed_over(photographs, tmp_path, monkeypatch):
-    fields = photographs | only("vae") | {"stages.vae.steps": 6}
+    fields = photographs | leave_out_all_but("vae") | {"stages.vae.steps": 6}
     healthy = base.train_batches
     monkeypatch.setattr(base, "train_batches", lambda *args: Poisoned(healthy(*args), {3, 4}))
     workdir = tmp_path / "run"
     message = rf"vae: loss nan .* at update 4; the last good checkpoint is {workdir}/checkpoints/vae/2\. Continue here"
     with pytest.raises(NonFiniteLoss, match=message):
-        start(tiny_run(fields), workdir)
+        train(tiny_run(fields), workdir)
     assert sorted(path.name for path in (workdir / "checkpoints" / "vae").iterdir()) == ["2"]
     with pytest.raises(NonFiniteLoss, match=r"at update 5.*after 1 that were skipped \(config\.max_skipped\).*vae/4"):
-        start(tiny_run(fields | {"on_nonfinite": "skip"}), workdir)
-    (record,) = start(tiny_run(fields | {"on_nonfinite": "skip", "max_skipped": 2}), workdir)
+        train(tiny_run(fields | {"on_nonfinite": "skip"}), workdir)
+    (record,) = train(tiny_run(fields | {"on_nonfinite": "skip", "max_skipped": 2}), workdir)
     assert record["summary"]["skipped"] == 2
     assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 6]
-    assert all(np.isfinite(value).all() for value in trained(workdir, "vae").values())
+    assert all(np.isfinite(value).all() for value in checkpointed_values(workdir, "vae").values())
 
 
 def test_a_workdir_that_was_deleted_during_the_run_is_no_success(photographs, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     monkeypatch.setattr("mperceiver_jax.training.run._record", lambda *_: (workdir / "config.json").unlink())
     with pytest.raises(ConfigError, match=r"was changed during the run: .*config\.json is missing"):
-        start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 1}), workdir)
+        train(tiny_run(photographs | leave_out_all_but("vae") | {"stages.vae.steps": 1}), workdir)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_continues(photographs, tmp_path, monkeypatch, capsys):
-    fields = photographs | only("vae") | {"stages.vae.steps": 6}
+    fields = photographs | leave_out_all_but("vae") | {"stages.vae.steps": 6}
     healthy = base.train_batches
     workdir = tmp_path / "run"
     with monkeypatch.context() as spoiled, pytest.raises(NonFiniteLoss):
         spoiled.setattr(base, "train_batches", lambda *args: Poisoned(healthy(*args), {5}))
-        start(tiny_run(fields), workdir)
+        train(tiny_run(fields), workdir)
     checkpoints = workdir / "checkpoints" / "vae"
     for file in (path for path in (checkpoints / "4").rglob("*") if path.is_file() and "/d/" in path.as_posix()):
         file.write_bytes(file.read_bytes()[:20])
-    (record,) = start(tiny_run(fields), workdir)
+    (record,) = train(tiny_run(fields), workdir)
     said = capsys.readouterr().err
     assert f"cannot read {checkpoints}/4/" in said and "continuing at update 2 of 6" in said
     assert record["summary"]["steps"] == 6 and (checkpoints / "4.damaged").is_dir()
@@ -122,17 +122,17 @@ class Spoiled(Poisoned):
 
 
 def test_a_bad_image_costs_no_updates(photographs, tmp_path, monkeypatch):
-    experiment, workdir = tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
+    experiment, workdir = tiny_run(photographs | leave_out_all_but("vae") | {"stages.vae.steps": 6}), tmp_path / "run"
     healthy = base.train_batches
     monkeypatch.setattr(base, "train_batches", lambda *args: Spoiled(healthy(*args), {5}))
     message = rf"^vae: after update 5 of 6: .*x\.png; the last complete checkpoint is {workdir}/checkpoints/vae/5$"
     with pytest.raises(ValueError, match=message):
-        start(experiment, workdir)
+        train(experiment, workdir)
     monkeypatch.setattr(base, "train_batches", healthy)
-    start(experiment, workdir)
-    start(experiment, tmp_path / "undisturbed")
-    assert losses(workdir) == losses(tmp_path / "undisturbed")
-    assert same(trained(workdir, "vae"), trained(tmp_path / "undisturbed", "vae"))
+    train(experiment, workdir)
+    train(experiment, tmp_path / "undisturbed")
+    assert logged_metrics(workdir) == logged_metrics(tmp_path / "undisturbed")
+    assert arrays_equal(checkpointed_values(workdir, "vae"), checkpointed_values(tmp_path / "undisturbed", "vae"))
 
 
 def test_a_full_disk_is_reported_with_file_update_and_checkpoint(photographs, tmp_path, monkeypatch):
@@ -145,20 +145,20 @@ def test_a_full_disk_is_reported_with_file_update_and_checkpoint(photographs, tm
     monkeypatch.setattr(metric_log.JsonlWriter, "write_scalars", full)
     message = rf"^vae: after update 4 of 6: .*No space left on device: '{tmp_path}/metrics\.jsonl'; "
     with pytest.raises(OSError, match=rf"{message}the last complete checkpoint is {workdir}/checkpoints/vae/2$"):
-        start(tiny_run(photographs | only("vae") | {"stages.vae.steps": 6}), workdir)
+        train(tiny_run(photographs | leave_out_all_but("vae") | {"stages.vae.steps": 6}), workdir)
 
 
 def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     experiment = tiny_run(
-        photographs | only("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
+        photographs | leave_out_all_but("drm") | {"losses.lpips_weight": 0.1, "losses.drm_latents": "perturbed_gt"}
     )
     monkeypatch.setattr(lpips, "available", lambda: False)
-    assert start(experiment, workdir, stop_at=1) is None
+    assert train(experiment, workdir, stop_at=1) is None
     assert "LPIPS is off" in capsys.readouterr().out.splitlines()[0]
     # Installed between a stop and its resume.
     monkeypatch.setattr(lpips, "available", lambda: True)
-    assert start(experiment, workdir, stop_at=1) is None
+    assert train(experiment, workdir, stop_at=1) is None
     assert "LPIPS stays off" in capsys.readouterr().out.splitlines()[0]
     assert not any("lpips" in row for row in read_metrics(workdir / "metrics.jsonl"))
     # As if it had been there from the beginning, and is gone.
@@ -166,9 +166,9 @@ def test_lpips_that_is_not_installed_is_off_and_stays_off(photographs, tmp_path,
     (note,) = workdir.glob("checkpoints/drm/2/record/metadata")
     note.write_text(note.read_text().replace('"lpips_weight": 0.0', '"lpips_weight": 0.1'))
     with pytest.raises(ConfigError, match=r"config\.losses\.lpips_weight: .* was started with LPIPS"):
-        start(experiment, workdir)
+        train(experiment, workdir)
     note.write_text(note.read_text().replace('"lpips_weight": 0.1', '"lpips_weight": 0.0'))
-    (record,) = start(experiment, workdir)
+    (record,) = train(experiment, workdir)
     assert record["losses"]["lpips_weight"] == 0
 
 
@@ -198,4 +198,4 @@ def test_what_cannot_run_is_reported_before_anything_is_written(photographs, tmp
 
 def test_nothing_to_do_is_a_mistake(photographs, tmp_path):
     with pytest.raises(ConfigError, match="no stage has steps"):
-        start(tiny_run(photographs | only()), tmp_path / "run")
+        train(tiny_run(photographs | leave_out_all_but()), tmp_path / "run")
