@@ -1,12 +1,10 @@
-"""Read and write image files, keeping bit depth, transparency and colour profile.
+"""Read and write image files, keeping bit depth, transparency, colour profile and metadata.
 
-Decoding itself is `data_pipelines.images`. Writing is PNG, lossless, with 8 or 16 bits.
+Decoding itself is `data_pipelines.images`, encoding `image_encoding`.
 """
 
 import io
 import os
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +16,8 @@ from data_pipelines.files import write_atomically
 from data_pipelines.image_headers import colour_description, depth_in_file
 from data_pipelines.image_limits import formats, without_pillows_limit
 from data_pipelines.images import as_float, decode_with_alpha
+from mperceiver_jax.image_encoding import DEEP, FORMATS, QUALITY, encode
+from mperceiver_jax.image_metadata import NO_METADATA, Metadata, read_metadata
 
 Rounding = Literal["round", "truncate"]
 
@@ -32,8 +32,9 @@ class LoadedImage:
         bits: per channel in the file, 8 or 16.
         grey: the file has a single colour channel; `pixels` holds it three times.
         icc: the colour profile that the numbers refer to, or None.
+        metadata: EXIF, XMP, IPTC and resolution, as they hold for the upright image.
         notes: what of the file is lost, one sentence each: bits that are not read, colours described in a way that is
-            not kept.
+            not kept, damaged metadata.
     """
 
     pixels: np.ndarray
@@ -41,6 +42,7 @@ class LoadedImage:
     bits: int = 8
     grey: bool = False
     icc: bytes | None = None
+    metadata: Metadata = NO_METADATA
     notes: tuple[str, ...] = ()
 
 
@@ -52,8 +54,17 @@ def read_image(path: str | os.PathLike[str]) -> LoadedImage:
         ValueError: see `data_pipelines.images.decode_image`; names the file.
     """
     path = Path(path)
+    # The decoder first: it knows what is no regular file.
     colours, alpha = decode_with_alpha(path)
-    data = path.read_bytes()
+    return _loaded(path.read_bytes(), colours, alpha)
+
+
+def loaded(data: bytes) -> LoadedImage:
+    """As `read_image`, of the bytes of a file."""
+    return _loaded(data, *decode_with_alpha(data))
+
+
+def _loaded(data: bytes, colours: np.ndarray, alpha: np.ndarray | None) -> LoadedImage:
     with without_pillows_limit(), Image.open(io.BytesIO(data), formats=formats()) as file:
         # Pillow opens grey with alpha of 16 bits as RGBA; only the layout of the samples shows the depth.
         layouts = [str(tile.args) for tile in file.tile]  # type: ignore[attr-defined]
@@ -62,12 +73,17 @@ def read_image(path: str | os.PathLike[str]) -> LoadedImage:
         keeps_profile = grey or file.mode in ("RGB", "RGBA", "RGBX", "P", "PA")
         icc = file.info.get("icc_profile") if keeps_profile else None
         notes = _notes(file, data)
+        try:
+            metadata = read_metadata(file, *colours.shape[:2])
+        except Exception as error:  # Of damaged metadata, Pillow raises anything; the pixels are not lost for it.
+            metadata, notes = NO_METADATA, (*notes, f"{error or type(error).__name__}; its metadata is left out")
     return LoadedImage(
         pixels=as_float(colours),
         alpha=None if alpha is None else as_float(alpha),
         bits=8 * colours.dtype.itemsize,
         grey=grey,
         icc=icc or None,
+        metadata=metadata,
         notes=notes,
     )
 
@@ -97,31 +113,52 @@ def pixels_of_pillow(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB"))
 
 
-def write_image(path: str | os.PathLike[str], image: LoadedImage, rounding: Rounding = "round") -> None:
-    """Writes a PNG with the image's bit depth, alpha, greyness and colour profile, atomically.
+def write_image(
+    path: str | os.PathLike[str], image: LoadedImage, rounding: Rounding = "round", quality: int = QUALITY
+) -> None:
+    """Writes an image with its bit depth, alpha, greyness, colour profile and metadata, atomically.
 
-    A grey image is written from the luma (ITU-R BT.601 weights) of its pixels.
+    The suffix says the format: .png, .jpg, .jpeg, .webp, .tif, .tiff or .avif. What a format does not keep is
+    `image_encoding.lost_in`. A grey image is written from the luma (ITU-R BT.601 weights) of its pixels.
+
+    Args:
+        quality: 1 to 100, of JPEG, WebP and AVIF.
 
     Raises:
-        ValueError: the name does not end in .png, shapes that do not fit, or pixels that are not finite.
+        ValueError: another suffix, shapes that do not fit, pixels that are not finite, or what the format cannot hold.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: images are written as PNG; give a name that ends in .png")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: no format for this suffix; give a name that ends in one of {', '.join(FORMATS)}")
+    try:
+        levels = levels_of(image, rounding, 16 if kind in DEEP else 8, alpha=kind != "jpg")
+        content = encode(levels, kind, quality=quality, icc=image.icc, metadata=image.metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    write_atomically(path, content)
+
+
+def levels_of(image: LoadedImage, rounding: Rounding = "round", most_bits: int = 16, alpha: bool = True) -> np.ndarray:
+    """The image as whole numbers, (height, width, 1 to 4): grey or RGB, and alpha where it has one.
+
+    Args:
+        most_bits: images of more bits get so many.
+        alpha: False leaves it out.
+
+    Raises:
+        ValueError: shapes that do not fit, or pixels that are not finite.
+    """
     if image.pixels.ndim != 3 or image.pixels.shape[2] != 3 or 0 in image.pixels.shape:
-        raise ValueError(f"{path}: pixels must be (height, width, 3), got {image.pixels.shape}")
+        raise ValueError(f"pixels must be (height, width, 3), got {image.pixels.shape}")
     channels = image.pixels
     if image.grey:
         channels = channels @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    if image.alpha is not None:
+    if alpha and image.alpha is not None:
         if image.alpha.shape != channels.shape[:2]:
-            raise ValueError(f"{path}: alpha is {image.alpha.shape}, the pixels are {channels.shape[:2]}")
+            raise ValueError(f"alpha is {image.alpha.shape}, the pixels are {channels.shape[:2]}")
         channels = np.concatenate([channels, image.alpha[..., None]], -1)
-    try:
-        levels = quantise(channels, image.bits, rounding)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    write_atomically(path, encode_png(levels, image.icc))
+    return quantise(channels, min(image.bits, most_bits), rounding)
 
 
 def quantise(values: np.ndarray, bits: int = 8, rounding: Rounding = "round") -> np.ndarray:
@@ -144,27 +181,6 @@ def quantise(values: np.ndarray, bits: int = 8, rounding: Rounding = "round") ->
     return (np.rint(scaled) if rounding == "round" else scaled).astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def encode_png(levels: np.ndarray, icc: bytes | None = None) -> bytes:
-    """uint8 or uint16 (height, width, 1 to 4 channels: grey, grey + alpha, RGB, RGBA) as a PNG file.
-
-    Pillow cannot write 16-bit colour, so those files are put together here.
-    """
-    if levels.dtype == np.uint8:
-        stream = io.BytesIO()
-        mode = ("L", "LA", "RGB", "RGBA")[levels.shape[2] - 1]
-        image = Image.fromarray(levels[..., 0] if mode == "L" else levels)
-        assert image.mode == mode
-        image.save(stream, "PNG", icc_profile=icc)
-        return stream.getvalue()
-    height, width, channels = levels.shape
-    colour_type = (0, 4, 2, 6)[channels - 1]
-    header = struct.pack(">2I5B", width, height, 16, colour_type, 0, 0, 0)
-    profile = b"" if icc is None else _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
-    rows = levels.astype(">u2").view(np.uint8).reshape(height, -1)
-    data = _chunk(b"IDAT", zlib.compress(_paeth(rows, 2 * channels).tobytes(), 6))
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + profile + data + _chunk(b"IEND", b"")
-
-
 def pad_to(image: np.ndarray, multiple: int = 64, min_size: int = 512) -> np.ndarray:
     """Extends (..., height, width, channels) at the bottom and right by reflection.
 
@@ -184,23 +200,3 @@ def pad_to(image: np.ndarray, multiple: int = 64, min_size: int = 512) -> np.nda
 def crop_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The top left part of (..., height, width, channels)."""
     return image[..., :height, :width, :]
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _paeth(rows: np.ndarray, distance: int) -> np.ndarray:
-    """Rows of bytes after PNG's filter 4, each with the filter's number in front.
-
-    `distance` is the number of bytes of a pixel.
-    """
-    values = rows.astype(np.int16)
-    padded = np.pad(values, ((1, 0), (distance, 0)))
-    left, above, corner = padded[1:, :-distance], padded[:-1, distance:], padded[:-1, :-distance]
-    estimate = left + above - corner
-    to_left, to_above, to_corner = (np.abs(estimate - near) for near in (left, above, corner))
-    nearest_of_two = np.where(to_above <= to_corner, above, corner)
-    closest = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest_of_two)
-    filtered = ((values - closest) % 256).astype(np.uint8)
-    return np.concatenate([np.full((len(rows), 1), 4, np.uint8), filtered], 1)

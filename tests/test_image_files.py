@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.image_headers import depth_in_file
+from mperceiver_jax.image_encoding import encode_png
 from mperceiver_jax.image_files import (
     LoadedImage,
     crop_to,
-    encode_png,
     pad_to,
     pixels_of_pillow,
     quantise,
@@ -192,7 +192,7 @@ def test_quantisation_rounds_half_to_even_and_truncation_darkens():
 def test_unfit_images_are_not_written(tmp_path):
     pixels = np.zeros((2, 2, 3), np.float32)
     for path, image, message in [
-        ("x.jpg", LoadedImage(pixels), r"x\.jpg.*\.png"),
+        ("x.gif", LoadedImage(pixels), r"x\.gif.*\.png"),
         ("x.png", LoadedImage(pixels[..., :2]), "height, width, 3"),
         ("x.png", LoadedImage(pixels, alpha=np.zeros((3, 2))), "alpha"),
         ("x.png", LoadedImage(pixels * np.nan), r"x\.png.*finite"),

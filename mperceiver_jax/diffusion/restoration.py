@@ -54,11 +54,12 @@ def sample_latent(
     lq: Float[Array, "b h w 3"],
     lq_clip: Float[Array, "b *view 3"],
     key: jax.Array,
+    logits: Float[Array, "b classes"] | None = None,
 ) -> tuple[Float[Array, "b hh ww c"], Condition]:
-    """(restored latent, scaled; the condition it was sampled under)."""
+    """(restored latent, scaled; the condition it was sampled under). `logits` take the place of the prediction."""
     shape = model.latent_shape(lq.shape)
     key_z, key_x, key_s = jax.random.split(key, 3)
-    condition = model.condition(lq, lq_clip, jax.random.normal(key_z, shape, lq.dtype))
+    condition = model.condition(lq, lq_clip, jax.random.normal(key_z, shape, lq.dtype), logits)
     # What no step changes is computed before the first: keys and values of the text and of the visual prompts.
     prompts = model.ir_adapter.prompts(lq.dtype)
     ready = condition._replace(context=model.unet.read(condition.context))
@@ -79,16 +80,24 @@ def restore_batch(
     key: jax.Array,
     *,
     refine: bool = True,
+    detail: float = 0.0,
+    logits: Float[Array, "b classes"] | None = None,
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b classes"]]:
     """Restores a batch of images in [-1, 1] whose sides fit `model.config.multiple`.
 
     Args:
         refine: decode with the detail refinement module.
+        detail: share of the decoded image, before the refinement, in the result.
+        logits: of the degradations, in place of the prediction.
 
     Returns:
         (images in [-1, 1], not clipped; degradation logits).
     """
-    latent, condition = sample_latent(model, sampler, lq, lq_clip, key)
+    latent, condition = sample_latent(model, sampler, lq, lq_clip, key, logits)
     if not refine:
         return model.decode(latent), condition.logits
-    return model.decode(latent, lq, condition.taps, condition.logits), condition.logits
+    refined = model.decode(latent, lq, condition.taps, condition.logits)
+    if detail:
+        # The same decoder on the same latent, which XLA computes once.
+        refined = refined + detail * (model.decode(latent) - refined)
+    return refined, condition.logits

@@ -29,7 +29,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.files import write_atomically
-from mperceiver_jax.image_files import encode_png, quantise
+from mperceiver_jax.image_encoding import encode_png
+from mperceiver_jax.image_files import quantise
 
 # Per metric: heading, decimals shown, and whether more is better. A difference that
 # rounds to zero at these decimals is called unchanged.

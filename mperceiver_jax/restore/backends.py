@@ -30,11 +30,13 @@ class Backend(Protocol):
     Attributes:
         multiple: sides of images must be multiples of this.
         predicts: whether the model is MPerceiver, whose predictor can serve other models.
+        has_probabilities: whether the model itself predicts the degradation.
         automatic_tile: side of the tiles for large images where the user gives none; 0 restores whole images.
     """
 
     multiple: int
     predicts: bool
+    has_probabilities: bool
     automatic_tile: int
 
     def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
@@ -50,9 +52,12 @@ class Backend(Protocol):
         ...
 
     def restore(
-        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array
+        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """(restored image in [0, 1], probabilities of the degradations) of one image or tile (1, h, w, 3)."""
+        """(restored image in [0, 1], probabilities of the degradations) of one image or tile (1, h, w, 3).
+
+        `logits`, (1, classes), take the place of the predicted ones.
+        """
         ...
 
 
@@ -62,12 +67,13 @@ class Diffusion:
     Tiles are for models without attention over all positions: with it, a tile is restored unlike the whole image.
     """
 
-    def __init__(self, model: MPerceiver, sampler: Sampler, dtype: str, refine: bool):
+    def __init__(self, model: MPerceiver, sampler: Sampler, dtype: str, refine: bool, detail: float = 0.0):
         self._structure, _ = parameters.split(model)
         self._sampler, self._dtype, self._refine = sampler, jnp.dtype(dtype), refine
+        self._detail = detail
         self._predictor = model.config.predictor
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
-        self.predicts = True
+        self.predicts = self.has_probabilities = True
         self.automatic_tile = AUTOMATIC_TILE if model.config.is_local else 0
 
     def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
@@ -84,14 +90,22 @@ class Diffusion:
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def restore(
-        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array
+        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         assembled = parameters.merge(self._structure, params)
         lq = to_model_range(lq, self._dtype)
-        out, logits = restore_batch(
-            assembled, self._sampler, lq, condition.astype(self._dtype), key, refine=self._refine
+        given = None if logits is None else logits.astype(self._dtype)
+        out, used = restore_batch(
+            assembled,
+            self._sampler,
+            lq,
+            condition.astype(self._dtype),
+            key,
+            refine=self._refine,
+            detail=self._detail,
+            logits=given,
         )
-        return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1), jax.nn.softmax(logits.astype(jnp.float32))
+        return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1), jax.nn.softmax(used.astype(jnp.float32))
 
 
 class Regression:
@@ -117,6 +131,7 @@ class Regression:
         self._dtype, self._label = jnp.dtype(dtype), label
         self.multiple = model.multiple
         self.predicts = False
+        self.has_probabilities = hasattr(model, "classifier") and label is None
         self.automatic_tile = 0
 
     def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
@@ -131,8 +146,9 @@ class Regression:
         return jax.nn.softmax(condition) if condition.size else condition
 
     def restore(
-        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array
+        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
+        condition = condition if logits is None else logits
         model = parameters.merge(self._structure, params)
         labels = None if self._label is None else jnp.full((len(lq),), self._label)
         # A label overrides the classifier.
@@ -147,29 +163,35 @@ def backend_of(
     *,
     dtype: str,
     refine: bool,
+    detail: float = 0.0,
     task: str | None,
     predicted: bool,
+    given: bool = False,
 ) -> Backend:
     """The backend of a model.
 
     Args:
         predicted: the condition comes from another model's predictor.
+        given: the user gives the degradations of all images.
 
     Raises:
         ValueError: a task or predictor that the model does not take, or a condition that it lacks.
     """
-    given = "predictor" if predicted else "task" if task is not None else ""
-    if predicted and task is not None:
-        raise ValueError("task, predictor: give one of them")
+    ways = {"task": task is not None, "predictor": predicted, "degradations": given}
+    chosen = [name for name, used in ways.items() if used]
+    if len(chosen) > 1:
+        raise ValueError(f"{', '.join(chosen)}: give one of them")
     if isinstance(model, MPerceiver):
         if sampler is None:
             raise ValueError("sampler: MPerceiver needs one")
-        if given:
-            raise ValueError(f"{given}: MPerceiver predicts the degradation itself; leave it out")
-        return Diffusion(model, sampler, dtype, refine)
+        if chosen and not given:
+            raise ValueError(f"{chosen[0]}: MPerceiver predicts the degradation itself; leave it out")
+        return Diffusion(model, sampler, dtype, refine, detail)
+    if detail:
+        raise ValueError(f"detail: {model.config.title} is no diffusion model; leave it out")
     config = model.config
     if task is not None and task not in config.tasks:
         raise ValueError(f"task: {task!r} given, one of {', '.join(config.tasks)} expected")
-    if given and not config.is_conditional:
-        raise ValueError(f"{given}: {config.title} does not take the degradation as input; leave it out")
-    return Regression(model, dtype, None if task is None else config.tasks.index(task), predicted=predicted)
+    if chosen and not config.is_conditional:
+        raise ValueError(f"{chosen[0]}: {config.title} does not take the degradation as input; leave it out")
+    return Regression(model, dtype, None if task is None else config.tasks.index(task), predicted=predicted or given)

@@ -1,12 +1,17 @@
 """The images of a call of the restore command, and where each result goes."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.image_listing import list_images
+from mperceiver_jax.image_encoding import FORMATS
+from mperceiver_jax.image_frames import ANIMATED, frames_in
 
+# Other suffixes of formats that are written.
+_LIKE = {".jfif": ".jpg", ".jpe": ".jpg", ".apng": ".png"}
 LONGEST_NAME = 255
 """Bytes of a file name, on all common file systems."""
 
@@ -16,7 +21,7 @@ class Job(NamedTuple):
 
     Attributes:
         source: the image.
-        target: the restored image, a PNG.
+        target: the restored image; its suffix says the format.
         sheet: the file with degraded and restored image side by side, or None.
     """
 
@@ -50,8 +55,12 @@ def plan(
     recursive: bool = False,
     side_by_side: bool = False,
     overwrite: bool = False,
+    kind: str = "png",
 ) -> Plan:
-    """Pairs every image with its output, `<stem>.png` in the output folder.
+    """Pairs every image with its output, in the output folder: `<stem>.png`, or with the suffix of another format.
+
+    `kind` is that format: png, jpg, webp, tiff or avif, or `same` for that of each image, where it can be written.
+    Images of one folder that would have the same output are named by their suffix, too: `<stem>_jpg.png`.
 
     Of a folder, all images are taken but hidden ones (`image_listing.list_images`); `recursive` also takes those of
     its subfolders and keeps these in the output. A file that is named twice is restored once. Results that exist
@@ -73,14 +82,13 @@ def plan(
         left_out += others
         for source, place in images:
             found.setdefault(source.resolve(), (source, output / place))
-    jobs = [
-        Job(
-            source,
-            place.with_name(f"{place.stem}.png"),
-            place.with_name(f"{place.stem}_side_by_side.png") if side_by_side else None,
-        )
-        for source, place in found.values()
-    ]
+    named = {source: _named(place, _suffix(source, kind)) for source, place in found.values()}
+    users = Counter(str(place).casefold() for place in named.values())
+    jobs = []
+    for source, place in named.items():
+        if users[str(place).casefold()] > 1:
+            place = place.with_name(f"{place.stem}_{source.suffix[1:].lower()}{place.suffix}")
+        jobs.append(Job(source, place, place.with_name(f"{place.stem}_side_by_side.png") if side_by_side else None))
     _refuse_collisions(jobs)
     if own := [path for job in jobs for path in job.outputs if path.resolve() in found]:
         raise ValueError(f"{_some(own)} would be overwritten, but is an input; name another --output")
@@ -92,6 +100,20 @@ def plan(
         [job for job, kept in zip(jobs, is_done, strict=True) if kept],
         left_out,
     )
+
+
+def _named(place: Path, suffix: str) -> Path:
+    return place.with_name(f"{place.stem}{suffix}")
+
+
+def _suffix(source: Path, kind: str) -> str:
+    """The suffix of the result of an image; `kind` as in `plan`."""
+    own = source.suffix.lower()
+    if kind == "same":
+        return source.suffix if own in (*FORMATS, *ANIMATED) else _LIKE.get(own, ".png")
+    if kind != "tiff" and FORMATS.get(own) == "tiff" and (frames := frames_in(source)) is not None and frames.pages:
+        return ".tif"  # No other format has pages.
+    return f".{kind}"
 
 
 def _images(given: Path, output: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], list[Path]]:

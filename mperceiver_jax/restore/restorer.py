@@ -4,8 +4,9 @@ An image is padded at the bottom and right by reflection. Its degradation is pre
 a classifier without the padding); then it is restored as a whole, or in tiles, and cut back to its size.
 """
 
+import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,39 +16,41 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from data_pipelines.images import as_float
 from data_pipelines.tasks import TASKS, Task
 from mperceiver_jax.checkpoints.initial_params import Which, read_experiment
 from mperceiver_jax.checkpoints.released import bundled_names, is_released, locate
 from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
-from mperceiver_jax.config.experiment import Experiment
-from mperceiver_jax.diffusion.restoration import Sampler, sampler_of
-from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, pixels_of_pillow, quantise
+from mperceiver_jax.diffusion.restoration import Sampler
+from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, pixels_of_pillow
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.random_streams import Streams
 from mperceiver_jax.restore.backends import backend_of
 from mperceiver_jax.restore.colour import adain, wavelet_fix
+from mperceiver_jax.restore.controls import blend, given_probabilities, strength_of
 from mperceiver_jax.restore.external_predictor import ExternalPredictor
-from mperceiver_jax.restore.settings import RestoreSettings
-from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles
+from mperceiver_jax.restore.pixels import as_given, checked_rgb
+from mperceiver_jax.restore.settings import RestoreSettings, sampler_for
+from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles, tile_starts
 
 AnyImage = TypeVar("AnyImage", np.ndarray, LoadedImage, Image.Image)
 
 
 class Restoration(NamedTuple):
-    """A restored image and its predicted degradations.
+    """A restored image, and how it was restored.
 
     Attributes:
         image: of the type that was given.
-        probabilities: task name -> probability of that degradation; they sum to one. Empty for models that do
-            not predict any.
+        probabilities: task name -> probability of that degradation, as the model was conditioned on; they sum to one.
+            Empty for models that do not predict any.
+        strength: how much of the restoration was applied, 0 to 1.
     """
 
     image: np.ndarray | LoadedImage | Image.Image
     probabilities: dict[str, float]
+    strength: float = 1.0
 
 
 class Restorer:
@@ -101,10 +104,14 @@ class Restorer:
             sampler,
             dtype=settings.dtype or "float32",
             refine=settings.refine,
+            detail=settings.detail,
             task=settings.task,
             predicted=predictor is not None,
+            given=bool(settings.degradations),
         )
         self.predictor = _external(predictor, self.task_names, trained_tasks)
+        self._clean = next((one.name for one in tasks if one.clean), "")
+        self._check_controls()
         self.notes = notes + (self.predictor.notes if self.predictor is not None else ())
         self.tile = (tile or self.backend.automatic_tile) if settings.tile is None else settings.tile
         if self.tile and not model.config.is_local:
@@ -115,6 +122,16 @@ class Restorer:
         # Each keeps one compiled program per size.
         self._restore_one, self._probabilities = jax.jit(self.backend.restore), jax.jit(self.backend.probabilities)
         self._condition = jax.jit(self.backend.condition)
+
+    def _check_controls(self) -> None:
+        """Raises ValueError for settings on degradations that this model does not take or know."""
+        settings, by_task = self.settings, isinstance(self.settings.strength, Mapping)
+        self._needs_prediction = bool(settings.only or settings.skip or by_task)
+        if self._needs_prediction and not (self.backend.has_probabilities or self.predictor is not None):
+            raise ValueError("strength of a task, only, skip: this model predicts no degradation; leave them out")
+        even = dict.fromkeys(self.task_names, 1.0)
+        strength_of(settings.strength, even, self.task_names, self._clean, settings.only, settings.skip)
+        self._given_logits(even)
 
     @classmethod
     def from_pretrained(cls, name: str = DEFAULT_WEIGHTS, settings: RestoreSettings | None = None) -> "Restorer":
@@ -173,7 +190,7 @@ class Restorer:
             # The network itself has no pretrained weights.
             undecoded = RestoreSettings(refine=False)
             predictor, pretrained = cls.from_checkpoint(predictor, undecoded, pretrained=pretrained), None
-        sampler = _sampler(experiment, settings)
+        sampler = sampler_for(experiment, settings)
         model = experiment.build()
         trained = run_params(workdir, weights, pretrained, in_memory=True)
         notes = trained.notes + trained.unfinished
@@ -204,13 +221,16 @@ class Restorer:
         """The restored image; see `restore`."""
         return self.restore(image).image  # type: ignore[return-value]
 
-    def restore(self, image: np.ndarray | LoadedImage | Image.Image) -> Restoration:
+    def restore(
+        self, image: np.ndarray | LoadedImage | Image.Image, mask: Float[np.ndarray, "h w"] | None = None
+    ) -> Restoration:
         """Restores one image.
 
         Args:
             image: uint8, uint16 or floating-point array in [0, 1], (height, width, 3) RGB, (height, width,
                 4) with alpha, or (height, width) grey; what `read_image` gives; or a Pillow image, whose orientation
                 is applied. Alpha is kept as it is.
+            mask: 1 where the image is restored, 0 where it stays as it is; softened by `settings.feather`.
 
         Returns:
             The image with the same shape and type, and the predicted degradations. A grey image is
@@ -219,15 +239,14 @@ class Restorer:
         Raises:
             ValueError: another type or shape, or values that are not finite or outside [0, 1].
         """
-        if isinstance(image, Image.Image):
-            array = pixels_of_pillow(image)
-            pixels, probabilities = self._restore(_check_rgb(array))
-            return Restoration(Image.fromarray(self._match_input(pixels, array)), probabilities)
         if isinstance(image, LoadedImage):
-            pixels, probabilities = self._restore(image.pixels)
-            return Restoration(replace(image, pixels=pixels), probabilities)
-        pixels, probabilities = self._restore(_check_rgb(image))
-        return Restoration(self._match_input(pixels, image), probabilities)
+            pixels, probabilities, strength = self._restore(image.pixels, mask)
+            return Restoration(replace(image, pixels=pixels), probabilities, strength)
+        array = pixels_of_pillow(image) if isinstance(image, Image.Image) else image
+        pixels, probabilities, strength = self._restore(checked_rgb(array), mask)
+        result = as_given(pixels, array, self.settings.rounding)
+        same = Image.fromarray(result) if isinstance(image, Image.Image) else result
+        return Restoration(same, probabilities, strength)
 
     def predict(self, image: np.ndarray | LoadedImage | Image.Image) -> dict[str, float]:
         """Task name -> probability of that degradation, without restoring; arguments as in `restore`.
@@ -236,7 +255,7 @@ class Restorer:
         """
         if isinstance(image, Image.Image):
             image = pixels_of_pillow(image)
-        colours = image.pixels if isinstance(image, LoadedImage) else _check_rgb(image)
+        colours = image.pixels if isinstance(image, LoadedImage) else checked_rgb(image)
         return self._named(self._probabilities(self.params, self.condition(colours)))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
@@ -246,6 +265,12 @@ class Restorer:
         multiple = self.backend.multiple
         rows, columns = (-(-max(side, self._min_size) // multiple) for side in (height, width))
         return rows * multiple, columns * multiple
+
+    def tile_count(self, height: int, width: int) -> int:
+        """The number of tiles in which an image of that size is restored; 1 for the whole image."""
+        if not self.tile or max(height, width) <= self.tile:
+            return 1
+        return math.prod(len(tile_starts(side, self.tile, self.settings.overlap)) for side in (height, width))
 
     def padded(self, lq: np.ndarray) -> np.ndarray:
         """An image (h, w, 3) padded by reflection to the size at which it is computed without tiles."""
@@ -263,45 +288,53 @@ class Restorer:
         """The random key of every image: it depends on the seed alone, so that no image changes another."""
         return Streams(self.settings.seed).key("restore")
 
-    def _restore(self, lq: Float[np.ndarray, "h w 3"]) -> tuple[np.ndarray, dict[str, float]]:
+    def _restore(
+        self, lq: Float[np.ndarray, "h w 3"], mask: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, float], float]:
+        settings, padded = self.settings, self.padded(lq)
+        condition = self.condition(lq, padded)
+        predicted = self._named(self._probabilities(self.params, condition)) if self._needs_prediction else {}
+        logits = self._given_logits(predicted)
+        strength = strength_of(settings.strength, predicted, self.task_names, self._clean, settings.only, settings.skip)
         if self.tile and max(lq.shape[:2]) > self.tile:
-            pixels, probabilities = self._restore_tiles(lq)
+            pixels, probabilities = self._restore_tiles(padded, condition, logits)
         else:
-            padded = self.padded(lq)
-            out, found = self._restore_one(self.params, padded[None], self.condition(lq, padded), self.key)
-            pixels, probabilities = crop_to(np.asarray(out[0]), *lq.shape[:2]), self._named(found)
-        if self.settings.colour != "none":
-            fix = adain if self.settings.colour == "adain" else wavelet_fix
+            out, found = self._restore_one(self.params, padded[None], condition, self.key, logits)
+            pixels, probabilities = np.asarray(out[0]), self._named(found)
+        pixels = crop_to(pixels, *lq.shape[:2])
+        if settings.colour != "none":
+            fix = adain if settings.colour == "adain" else wavelet_fix
             pixels = np.clip(fix(pixels, lq), 0, 1)
-        return pixels, probabilities
+        return blend(lq, pixels, strength, mask, settings.feather), probabilities, strength
 
-    def _restore_tiles(self, lq: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        """Tile by tile, each under the condition of the whole image."""
-        whole = self.padded(lq)
-        condition, key = self.condition(lq, whole), self.key
+    def _restore_tiles(
+        self, padded: np.ndarray, condition: jax.Array, logits: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Tile by tile, each under the condition of the whole image.
+
+        The image is padded first, as the whole image would be: then the last tiles too begin where windows do.
+        """
+        key = self.key
 
         def restored(tile: np.ndarray) -> np.ndarray:
-            out, _ = self._restore_one(self.params, self.padded(tile)[None], condition, key)
+            out, _ = self._restore_one(self.params, self.padded(tile)[None], condition, key, logits)
             return crop_to(np.asarray(out[0]), *tile.shape[:2])
 
-        # Padded first, as the whole image would be: then the last tiles too begin where windows do.
-        pixels = restore_in_tiles(restored, whole, self.tile, self.settings.overlap, self.backend.multiple)
-        return crop_to(pixels, *lq.shape[:2]), self._named(self._probabilities(self.params, condition))
+        pixels = restore_in_tiles(restored, padded, self.tile, self.settings.overlap, self.backend.multiple)
+        found = self._probabilities(self.params, condition) if logits is None else jax.nn.softmax(logits)
+        return pixels, self._named(found)
+
+    def _given_logits(self, predicted: Mapping[str, float]) -> np.ndarray | None:
+        """Logits of the degradations that the settings give in place of the predicted ones."""
+        settings = self.settings
+        given = given_probabilities(
+            predicted, self.task_names, self._clean, settings.degradations, settings.only, settings.skip
+        )
+        return None if given is None else np.log(np.maximum(given, 1e-9))
 
     def _named(self, probabilities: jax.Array) -> dict[str, float]:
         values = np.asarray(probabilities[0]).tolist()
         return dict(zip(self.task_names, values, strict=True)) if values else {}
-
-    def _match_input(self, pixels: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """Restored colours in the type and shape of the image they come from."""
-        if image.ndim == 2:
-            pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-        if image.dtype in (np.uint8, np.uint16):
-            pixels = quantise(pixels, 8 * image.dtype.itemsize, self.settings.rounding)
-        pixels = pixels.astype(image.dtype, copy=False)
-        if image.ndim == 3 and image.shape[2] == 4:
-            return np.concatenate([pixels, image[..., 3:]], -1)
-        return pixels
 
 
 def _external(
@@ -314,33 +347,3 @@ def _external(
         raise ValueError("predictor: a run of MPerceiver is needed, for its degradation predictor")
     known = [name if not trained_tasks or name in trained_tasks else None for name in tasks]
     return ExternalPredictor(restorer.predict, restorer.params, restorer.task_names, known, restorer.notes)
-
-
-def _sampler(experiment: Experiment, settings: RestoreSettings) -> Sampler | None:
-    """The sampler of MPerceiver; None for networks that restore in one pass."""
-    if not experiment.model.has_sampler:
-        if settings.sampler or settings.steps is not None:
-            raise ValueError(f"sampler, steps: {experiment.title} has no sampler; one pass restores an image")
-        return None
-    configured = experiment.sampler
-    name = settings.sampler or configured.name
-    steps = configured.steps if settings.steps is None else settings.steps
-    # A run may have been configured with another sampler, and noise that this one does not draw.
-    return sampler_of(replace(configured, name=name, steps=steps, eta=0.0 if name == "dpmpp_2m" else configured.eta))
-
-
-def _check_rgb(image: np.ndarray) -> Float[np.ndarray, "h w 3"]:
-    """The colours of an array as float32 in [0, 1], checked."""
-    image = np.asarray(image)
-    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
-    if not fits or not image.size:
-        raise ValueError(f"an image is (height, width, 3), (height, width, 4) or (height, width), not {image.shape}")
-    colours = np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image[..., :3]
-    if np.issubdtype(colours.dtype, np.floating):
-        colours = colours.astype(np.float32)
-        if not (np.isfinite(colours).all() and colours.min() >= 0 and colours.max() <= 1):
-            raise ValueError(
-                f"a floating-point image must be finite and in [0, 1]; this one is between {colours.min()} "
-                f"and {colours.max()}. Divide by 255 (8 bits) or 65535 (16 bits), or clip it"
-            )
-    return as_float(colours)

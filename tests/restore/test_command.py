@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from mperceiver_jax.evaluate.metrics.full_reference import psnr
-from mperceiver_jax.image_files import encode_png, read_image
+from mperceiver_jax.image_encoding import encode_png
+from mperceiver_jax.image_files import read_image
 from mperceiver_jax.restore import Restorer
-from mperceiver_jax.restore.__main__ import _memory, main
+from mperceiver_jax.restore.__main__ import main
 from mperceiver_jax.restore.example import PHOTOGRAPH, SIDE
+from mperceiver_jax.restore.file_restoration import memory_message
 from mperceiver_jax.restore.jobs import plan
 from tests.support.finished_run import finished_run
 
@@ -79,7 +81,9 @@ def test_good_images_are_restored_and_bad_ones_named(restored, outcome):
     status, _, errors = outcome
     good = ["alpha", "colour", "deep/colour", "dot", "grey", "photo", "sixteen"]
     assert status == 1
-    assert files(out) == sorted(f"{name}{end}.png" for name in good for end in ("", "_side_by_side"))
+    assert files(out) == sorted(
+        ["restored.csv", *(f"{name}{end}.png" for name in good for end in ("", "_side_by_side"))]
+    )
     assert "3 of 10 images could not be restored" in errors
     for name in ("empty.png", "truncated.jpg", "words.png"):
         assert f"{source / name}: cannot read" in errors
@@ -173,7 +177,8 @@ def test_names_and_folders_that_cannot_be_written_are_found_first(tmp_path, caps
     ],
 )
 def test_a_device_without_memory_names_the_remedy(text):
-    assert "--tile=512" in _memory(RuntimeError(text)) and "--tile" not in _memory(RuntimeError("INTERNAL: other"))
+    assert "--tile=512" in memory_message(RuntimeError(text))
+    assert "--tile" not in memory_message(RuntimeError("INTERNAL: other"))
 
 
 # What is refused before any model is loaded.
@@ -214,9 +219,13 @@ def test_missing_inputs_are_named(tmp_path, capsys):
 
 def test_two_images_of_one_name_are_refused(tmp_path):
     write(tmp_path / "one" / "a.png", pixels(4, 4))
-    write(tmp_path / "two" / "a.jpg", pixels(4, 4))
-    with pytest.raises(ValueError, match=r"(?s)one name.*a\.png.*a\.jpg -> .*a\.png"):
+    write(tmp_path / "two" / "a.png", pixels(4, 4))
+    with pytest.raises(ValueError, match=r"(?s)one name.*one/a\.png.*two/a\.png -> .*a_png\.png"):
         plan([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    (tmp_path / "two" / "a.png").rename(tmp_path / "two" / "A.jpg")
+    # Names that differ in case alone are one name on some file systems.
+    jobs = plan([tmp_path / "one", tmp_path / "two"], tmp_path / "out").jobs
+    assert [job.target.name for job in jobs] == ["a_png.png", "A_jpg.png"]
     write(tmp_path / "one" / "b.png", pixels(4, 4))
     write(tmp_path / "one" / "b_side_by_side.png", pixels(4, 4))
     assert len(plan([tmp_path / "one"], tmp_path / "out").jobs) == 3

@@ -17,7 +17,8 @@ from data_pipelines.files import write_atomically
 from mperceiver_jax.evaluate.metrics.scorer import METRICS
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.protocols.tables import INPUT, value_text
-from mperceiver_jax.image_files import encode_png, quantise
+from mperceiver_jax.image_encoding import encode_png
+from mperceiver_jax.image_files import quantise
 
 Shown = Mapping[str, np.ndarray | None]
 

@@ -18,7 +18,8 @@ from mperceiver_jax.evaluate.protocols.preprocessing import measured, prepared
 from mperceiver_jax.evaluate.protocols.protocol import Protocol
 from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair, read_truth
 from mperceiver_jax.evaluate.protocols.results_log import ResultsLog
-from mperceiver_jax.image_files import encode_png, quantise
+from mperceiver_jax.image_encoding import encode_png
+from mperceiver_jax.image_files import quantise
 from mperceiver_jax.progress import progress_bar
 
 # What restores images of one size: list of float32 (h, w, 3) in [0, 1] -> the same, restored.

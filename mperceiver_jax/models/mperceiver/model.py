@@ -256,10 +256,12 @@ class MPerceiver(nnx.Module):
         lq: Float[Array, "b h w 3"],
         lq_clip: Float[Array, "b *view 3"],
         noise: Float[Array, "b hh ww c"] | None = None,
+        logits: Float[Array, "b classes"] | None = None,
     ) -> Condition:
-        """Everything the low-quality image contributes, once per image."""
+        """Everything the low-quality image contributes, once per image; `logits` take the place of the predicted."""
         z_lq, taps = self.encode(lq, noise)
-        embedding, logits = self.perceive(lq_clip)
+        embedding, predicted = self.perceive(lq_clip)
+        logits = predicted if logits is None else logits
         return Condition(z_lq, taps, logits, self.context(embedding, logits))
 
     def predict(

@@ -12,7 +12,7 @@ from mperceiver_jax.evaluate.protocols.pair import list_hash
 from mperceiver_jax.evaluate.protocols.protocol import load_protocol
 from mperceiver_jax.evaluate.protocols.reader import NoiseStream, read_pair
 from mperceiver_jax.evaluate.protocols.results_log import ResultsLog
-from mperceiver_jax.image_files import encode_png
+from mperceiver_jax.image_encoding import encode_png
 from tests.support.evaluation_trees import NOISE, photos, save, table
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mperceiver_jax.evaluate.__main__ import main
-from mperceiver_jax.image_files import encode_png
+from mperceiver_jax.image_encoding import encode_png
 from tests.support.evaluation_trees import photos, save, table
 
 measure = pytest.importorskip("skimage.metrics")
