@@ -189,12 +189,14 @@ def pad_to(image: np.ndarray, multiple: int = 64, min_size: int = 512) -> np.nda
     and a side of one pixel is repeated. `crop_to` undoes it.
     """
 
-    def missing(side: int) -> int:
-        return -(-max(side, min_size) // multiple) * multiple - side
+    height, width = (-(-max(side, min_size) // multiple) * multiple for side in image.shape[-3:-1])
+    return pad_to_size(image, height, width)
 
-    height, width = image.shape[-3:-1]
-    widths = [(0, 0)] * (image.ndim - 3) + [(0, missing(height)), (0, missing(width)), (0, 0)]
-    return np.pad(image, widths, mode="reflect")
+
+def pad_to_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Extends (..., height, width, channels) at the bottom and right by reflection to a size; see `pad_to`."""
+    missing = [(0, height - image.shape[-3]), (0, width - image.shape[-2]), (0, 0)]
+    return np.pad(image, [(0, 0)] * (image.ndim - 3) + missing, mode="reflect")
 
 
 def crop_to(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,6 +7,8 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing is written into the cache directory of who runs the tests.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 # Accelerators otherwise multiply with fewer bits than the tolerances of the tests allow.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Compile time is most of what the tests cost; less optimised code is quick enough for toy sizes.

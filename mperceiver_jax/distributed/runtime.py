@@ -79,6 +79,7 @@ def start_runtime(compilation_cache: str | None = None, distributed: bool | None
         ValueError: some of the JAX_* variables are missing or have no meaning, or nobody answers at the address.
     """
     if compilation_cache is not None:
+        jax.config.update("jax_enable_compilation_cache", True)
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(compilation_cache)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if jax.distributed.is_initialized():

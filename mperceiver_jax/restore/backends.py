@@ -22,6 +22,8 @@ from mperceiver_jax.models.restorers.registry import RegressionModel
 GRANULARITY = 64
 # Large enough that the overlap costs little, small enough for 3 GB of memory.
 AUTOMATIC_TILE = 768
+# Longer sides are padded to every second multiple: images of any size then share 64 programs.
+FINE_SIDES = 256
 
 
 class Backend(Protocol):
@@ -38,6 +40,12 @@ class Backend(Protocol):
     predicts: bool
     has_probabilities: bool
     automatic_tile: int
+
+    def side(self, length: int) -> int:
+        """The side of an image at which one of this length is computed: few different ones, so that few programs are
+        compiled.
+        """
+        ...
 
     def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
         """The view of an image (h, w, 3) from which its condition is computed: an array with a batch axis of 1."""
@@ -75,6 +83,11 @@ class Diffusion:
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
         self.predicts = self.has_probabilities = True
         self.automatic_tile = AUTOMATIC_TILE if model.config.is_local else 0
+
+    def side(self, length: int) -> int:
+        # Attention over the whole image costs the square of what is added.
+        coarse = self.automatic_tile and length > FINE_SIDES
+        return rounded_up(length, 2 * self.multiple if coarse else self.multiple)
 
     def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
         side = self._predictor.vision.image_size
@@ -134,6 +147,10 @@ class Regression:
         self.has_probabilities = hasattr(model, "classifier") and label is None
         self.automatic_tile = 0
 
+    def side(self, length: int) -> int:
+        # As the releases do: networks with means over the image see the padding, too.
+        return rounded_up(length, self.multiple)
+
     def condition_input(self, image: np.ndarray, padded: np.ndarray) -> np.ndarray:
         return image[None]
 
@@ -155,6 +172,10 @@ class Regression:
         weights = model.weights(condition if labels is None and condition.size else None, labels)
         out = model(lq.astype(self._dtype), weights)
         return jnp.clip(out.astype(jnp.float32), 0, 1), self.probabilities(params, condition)
+
+
+def rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def backend_of(

@@ -7,6 +7,7 @@ from typing import Any
 from absl import logging
 
 from data_pipelines.messages import print_line
+from mperceiver_jax.compile_cache import use_compile_cache
 from mperceiver_jax.restore.restorer import Restorer
 from mperceiver_jax.restore.settings import RestoreSettings
 
@@ -21,6 +22,7 @@ def open_restorer(options: argparse.Namespace, **settings: Any) -> Restorer:
     Raises:
         OSError, ValueError, RuntimeError: as `Restorer.from_checkpoint`.
     """
+    use_compile_cache()
     shared = {name: getattr(options, name) for name in ("sampler", "steps", "seed", "refine", "task")}
     # Orbax warns that a checkpoint opened for reading is read-only.
     logging.set_verbosity(logging.ERROR)

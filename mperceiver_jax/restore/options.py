@@ -40,7 +40,8 @@ cannot be read are named at the end and do not stop the others. Results that exi
 continues a call that was interrupted.
 
 The first image of every size is compiled, which takes longest; sizes are rounded up, so images of one
-camera share a program. JAX_COMPILATION_CACHE_DIR=DIR keeps the programs for the next call.
+camera share a program. Programs are kept in the user's cache directory for the next call; JAX_COMPILATION_CACHE_DIR=DIR
+names another directory.
 
 exit status: 0 all restored; 1 some were not; 2 nothing was started; the message says why.
 """

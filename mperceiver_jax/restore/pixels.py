@@ -1,10 +1,30 @@
-"""Arrays in and out of a restorer: to float32 RGB, and back to the type and shape that was given."""
+"""Images in and out of a restorer: to float32 RGB, and back to the type and shape that was given."""
+
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from data_pipelines.images import as_float
-from mperceiver_jax.image_files import Rounding, quantise
+from mperceiver_jax.image_files import LoadedImage, Rounding, quantise
+
+AnyImage = TypeVar("AnyImage", np.ndarray, LoadedImage, Image.Image)
+
+
+class Restoration(NamedTuple):
+    """A restored image, and how it was restored.
+
+    Attributes:
+        image: of the type that was given.
+        probabilities: task name -> probability of that degradation, as the model was conditioned on; they sum to one.
+            Empty for models that do not predict any.
+        strength: how much of the restoration was applied, 0 to 1.
+    """
+
+    image: np.ndarray | LoadedImage | Image.Image
+    probabilities: dict[str, float]
+    strength: float = 1.0
 
 
 def checked_rgb(image: np.ndarray) -> Float[np.ndarray, "h w 3"]:

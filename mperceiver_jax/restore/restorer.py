@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from mperceiver_jax.checkpoints.released import bundled_names, is_released, loca
 from mperceiver_jax.checkpoints.run_params import run_params
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.diffusion.restoration import Sampler
-from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to, pixels_of_pillow
+from mperceiver_jax.image_files import LoadedImage, crop_to, pad_to_size, pixels_of_pillow
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restoration_model import RestorationModel
@@ -31,26 +30,9 @@ from mperceiver_jax.restore.backends import backend_of
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.controls import blend, given_probabilities, strength_of
 from mperceiver_jax.restore.external_predictor import ExternalPredictor
-from mperceiver_jax.restore.pixels import as_given, checked_rgb
+from mperceiver_jax.restore.pixels import AnyImage, Restoration, as_given, checked_rgb
 from mperceiver_jax.restore.settings import RestoreSettings, sampler_for
 from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles, tile_starts
-
-AnyImage = TypeVar("AnyImage", np.ndarray, LoadedImage, Image.Image)
-
-
-class Restoration(NamedTuple):
-    """A restored image, and how it was restored.
-
-    Attributes:
-        image: of the type that was given.
-        probabilities: task name -> probability of that degradation, as the model was conditioned on; they sum to one.
-            Empty for models that do not predict any.
-        strength: how much of the restoration was applied, 0 to 1.
-    """
-
-    image: np.ndarray | LoadedImage | Image.Image
-    probabilities: dict[str, float]
-    strength: float = 1.0
 
 
 class Restorer:
@@ -262,19 +244,22 @@ class Restorer:
         """The size at which an image is computed; every new one is compiled."""
         if self.tile:
             height, width = min(height, self.tile), min(width, self.tile)
-        multiple = self.backend.multiple
-        rows, columns = (-(-max(side, self._min_size) // multiple) for side in (height, width))
-        return rows * multiple, columns * multiple
+        return self._sides(height, width)
 
     def tile_count(self, height: int, width: int) -> int:
         """The number of tiles in which an image of that size is restored; 1 for the whole image."""
         if not self.tile or max(height, width) <= self.tile:
             return 1
-        return math.prod(len(tile_starts(side, self.tile, self.settings.overlap)) for side in (height, width))
+        sides = self._sides(height, width)
+        return math.prod(len(tile_starts(side, self.tile, self.settings.overlap)) for side in sides)
 
     def padded(self, lq: np.ndarray) -> np.ndarray:
         """An image (h, w, 3) padded by reflection to the size at which it is computed without tiles."""
-        return pad_to(lq, self.backend.multiple, self._min_size)
+        return pad_to_size(lq, *self._sides(*lq.shape[:2]))
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        least = self._min_size
+        return self.backend.side(max(height, least)), self.backend.side(max(width, least))
 
     def condition(self, lq: np.ndarray, padded: np.ndarray | None = None) -> jax.Array:
         """The condition of an image (h, w, 3) as a whole, see `Backend.condition`; `padded` where it is at hand."""

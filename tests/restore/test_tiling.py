@@ -155,3 +155,11 @@ def test_mperceiver_without_global_attention_is_restored_in_tiles():
     assert Restorer(whole, params, sampler=sampler, tasks=tasks).tile == 0
     with pytest.raises(ValueError, match="tile: this model attends to the whole image"):
         Restorer(whole, params, RestoreSettings(tile=128), sampler=sampler, tasks=tasks)
+
+
+def test_images_of_many_sizes_share_few_programs():
+    restorer = Restorer.from_pretrained("base")
+    sizes = {restorer.padded_size(height, width) for height in range(1, 1500, 7) for width in range(1, 1500, 7)}
+    assert len(sizes) == 64 and max(sizes) == (768, 768)
+    assert restorer.padded_size(60, 300) == (64, 384)
+    assert [restorer.tile_count(*size) for size in ((768, 768), (768, 769), (3000, 4000))] == [1, 2, 30]

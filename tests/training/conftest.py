@@ -12,7 +12,11 @@ from tests.support.tiny_experiment import write_photographs
 @pytest.fixture(scope="module")
 def one_device_and_a_cache(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    settings = {"jax_compilation_cache_dir": str(cache), "jax_persistent_cache_min_compile_time_secs": 0}
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
