@@ -25,6 +25,7 @@ from jaxtyping import Float
 from mperceiver_jax.diffusion.samplers import Denoiser
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models.arrays import Array
+from mperceiver_jax.models.shared_statistics import scan
 
 # Below so many steps the last one is of first order (the authors' choice).
 FEW = 15
@@ -104,7 +105,7 @@ class DPMSolver:
     def __call__(
         self, denoise: Denoiser, x_T: Float[Array, "b *rest"], key: jax.Array | None = None
     ) -> Float[Array, "b *rest"]:
-        """Runs the whole sampler as one `lax.scan`; the latent is float32 throughout.
+        """Runs the whole sampler as one scan; the latent is float32 throughout.
 
         Args:
             denoise: `denoise(x, t) -> eps`, x float32 of x_T's shape, t int32 (b,). Traced once.
@@ -122,5 +123,5 @@ class DPMSolver:
         rows = {name: jnp.asarray(table, jnp.float32) for name, table in self.coefficients.items()}
         rows["t"] = jnp.asarray(self.timesteps[::-1])
         x = x_T.astype(jnp.float32)
-        (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), rows)
+        (x, _), _ = scan(step, (x, jnp.zeros_like(x)), rows)
         return x

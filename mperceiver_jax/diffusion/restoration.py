@@ -1,6 +1,6 @@
 """From a degraded image to a restored one: condition once, sample a latent, decode."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Float
@@ -48,6 +48,24 @@ def sampler_of(choice: SamplerChoice, schedule: Schedule | None = None) -> Sampl
     return DPMSolver(schedule, steps=choice.steps)
 
 
+class Noise(NamedTuple):
+    """What a restoration draws before it starts, of the latent's shape.
+
+    Attributes:
+        posterior: of the degraded image's latent.
+        start: the latent that sampling starts from.
+    """
+
+    posterior: Float[Array, "b hh ww c"]
+    start: Float[Array, "b hh ww c"]
+
+
+def draw_noise(shape: tuple[int, ...], key: jax.Array, dtype: jax.typing.DTypeLike = "float32") -> Noise:
+    """The noise of a batch of latents of that shape."""
+    key_z, key_x, _ = jax.random.split(key, 3)
+    return Noise(jax.random.normal(key_z, shape, dtype), jax.random.normal(key_x, shape))
+
+
 def sample_latent(
     model: MPerceiver,
     sampler: Sampler,
@@ -55,11 +73,14 @@ def sample_latent(
     lq_clip: Float[Array, "b *view 3"],
     key: jax.Array,
     logits: Float[Array, "b classes"] | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "b hh ww c"], Condition]:
-    """(restored latent, scaled; the condition it was sampled under). `logits` take the place of the prediction."""
-    shape = model.latent_shape(lq.shape)
-    key_z, key_x, key_s = jax.random.split(key, 3)
-    condition = model.condition(lq, lq_clip, jax.random.normal(key_z, shape, lq.dtype), logits)
+    """(restored latent, scaled; the condition it was sampled under).
+
+    `logits` take the place of the prediction, `noise` that of what is drawn.
+    """
+    noise = noise or draw_noise(model.config.latent_shape(lq.shape), key, lq.dtype)
+    condition = model.condition(lq, lq_clip, noise.posterior, logits)
     # What no step changes is computed before the first: keys and values of the text and of the visual prompts.
     prompts = model.ir_adapter.prompts(lq.dtype)
     ready = condition._replace(context=model.unet.read(condition.context))
@@ -68,7 +89,7 @@ def sample_latent(
         out = model.predict(x.astype(lq.dtype), t, ready, prompts)
         return out if model.config.prediction == "epsilon" else sampler.schedule.noise_of_velocity(x, out, t)
 
-    latent = sampler(denoise, jax.random.normal(key_x, shape), key_s)
+    latent = sampler(denoise, noise.start, jax.random.split(key, 3)[2])
     return latent.astype(lq.dtype), condition
 
 
@@ -82,6 +103,7 @@ def restore_batch(
     refine: bool = True,
     detail: float = 0.0,
     logits: Float[Array, "b classes"] | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b classes"]]:
     """Restores a batch of images in [-1, 1] whose sides fit `model.config.multiple`.
 
@@ -89,11 +111,12 @@ def restore_batch(
         refine: decode with the detail refinement module.
         detail: share of the decoded image, before the refinement, in the result.
         logits: of the degradations, in place of the prediction.
+        noise: in place of what is drawn by the key.
 
     Returns:
         (images in [-1, 1], not clipped; degradation logits).
     """
-    latent, condition = sample_latent(model, sampler, lq, lq_clip, key, logits)
+    latent, condition = sample_latent(model, sampler, lq, lq_clip, key, logits, noise)
     if not refine:
         return model.decode(latent), condition.logits
     refined = model.decode(latent, lq, condition.taps, condition.logits)

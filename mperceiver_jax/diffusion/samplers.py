@@ -1,4 +1,4 @@
-"""DDIM (Song et al., 2021) as a table of coefficients and one `lax.scan`.
+"""DDIM (Song et al., 2021) as a table of coefficients and one scan.
 
 With c = schedule.steps // steps and abar the cumulative alphas, every step does
 
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from mperceiver_jax.diffusion.schedule import Schedule
 from mperceiver_jax.models.arrays import Array
+from mperceiver_jax.models.shared_statistics import scan
 
 Denoiser = Callable[[Float[Array, "b *rest"], Int[Array, "b"]], Float[Array, "b *rest"]]
 
@@ -137,7 +138,7 @@ def sample(
     key: jax.Array | None = None,
     return_trajectory: bool = False,
 ) -> Array | tuple[Array, dict[str, Array]]:
-    """Runs the whole sampler as one `lax.scan`; the latent is float32 throughout.
+    """Runs the whole sampler as one scan; the latent is float32 throughout.
 
     Args:
         denoise: `denoise(x, t) -> eps`, x float32 of x_T's shape, t int32 (b,). Anything else it
@@ -176,5 +177,5 @@ def sample(
             x = x + row["sigma"] * jax.random.normal(jax.random.fold_in(key, row["t"]), x.shape)
         return x, ({"x": x, "x0": x0} if return_trajectory else None)
 
-    x, trajectory = jax.lax.scan(step, x_T.astype(jnp.float32), rows)
+    x, trajectory = scan(step, x_T.astype(jnp.float32), rows)
     return (x, trajectory) if return_trajectory else x

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from mperceiver_jax.models.arrays import Array
 from mperceiver_jax.models.attention import KeysValues, attention
 from mperceiver_jax.models.parameters import ONES, ZEROS, fan_in_uniform, normal, parameter
+from mperceiver_jax.models.shared_statistics import is_active, share
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 Padding = int | Sides
@@ -29,7 +30,7 @@ def gelu(x: Array) -> Array:
 
 def apply_block(block: Callable[..., Any], *inputs: Any, remat: bool) -> Any:
     """`block(*inputs)`; with `remat` its inside is computed again in the backward pass instead of kept."""
-    if not remat:
+    if not remat or is_active():
         return block(*inputs)
     # A fresh function each time: jax.checkpoint remembers the traces of the functions it has seen,
     # and a module seen again may hold other parameters.
@@ -159,18 +160,22 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         # Channel means first, then groups of them: the large array keeps its shape, which XLA:CPU
         # runs seven times faster than a reduction over split channels.
-        space = tuple(range(1, x.ndim - 1))
         wide = x.astype(jnp.float32)
-        centred = wide - self._per_group(wide.mean(space), len(space))
-        variance = self._per_group(jnp.square(centred).mean(space), len(space))
+        mean, variance = share(partial(self._statistics, wide))
+        centred = wide - mean
         scale = jax.lax.rsqrt(variance + self.eps) * jnp.asarray(self.weight[...]).astype(jnp.float32)
         return (centred * scale + jnp.asarray(self.bias[...]).astype(jnp.float32)).astype(x.dtype)
 
-    def _per_group(self, means: Float[Array, "b c"], space: int) -> Float[Array, "b *ones c"]:
+    def _statistics(self, x: Float[Array, "b *space c"], first_axis: int) -> tuple[Array, Array]:
+        axes = tuple(range(first_axis, x.ndim - 1))
+        mean = self._per_group(x.mean(axes), x.ndim)
+        return mean, self._per_group(jnp.square(x - mean).mean(axes), x.ndim)
+
+    def _per_group(self, means: Float[Array, "*b c"], axes: int) -> Float[Array, "n *ones c"]:
         """Every channel's value replaced by the mean over its group, ready to broadcast over space."""
-        b, c = means.shape
-        grouped = means.reshape(b, self.groups, c // self.groups).mean(-1)
-        return jnp.repeat(grouped, c // self.groups, -1).reshape(b, *[1] * space, c)
+        c = means.shape[-1]
+        grouped = means.reshape(-1, self.groups, c // self.groups).mean(-1)
+        return jnp.repeat(grouped, c // self.groups, -1).reshape(-1, *[1] * (axes - 2), c)
 
 
 class LayerNorm(nnx.Module):

@@ -3,20 +3,22 @@
 `Restorer` and `BatchedRestorer` call both through one interface, `Backend`.
 """
 
+import contextlib
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.transforms import predictor_view
-from mperceiver_jax.diffusion.restoration import Sampler, restore_batch, to_model_range
-from mperceiver_jax.models import parameters
+from mperceiver_jax.diffusion.restoration import Noise, Sampler, draw_noise, restore_batch, to_model_range
+from mperceiver_jax.models import parameters, shared_statistics
 from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.models.restorers.registry import RegressionModel
+from mperceiver_jax.models.shared_statistics import Statistics
 
 # Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
 GRANULARITY = 64
@@ -24,6 +26,18 @@ GRANULARITY = 64
 AUTOMATIC_TILE = 768
 # Longer sides are padded to every second multiple: images of any size then share 64 programs.
 FINE_SIDES = 256
+
+
+class Shared(NamedTuple):
+    """What a tile shares with the others of its image.
+
+    Attributes:
+        statistics: see `models.shared_statistics`.
+        noise: the tile's part of the image's, or None.
+    """
+
+    statistics: Statistics
+    noise: Noise | None
 
 
 class Backend(Protocol):
@@ -60,12 +74,28 @@ class Backend(Protocol):
         ...
 
     def restore(
-        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None = None
+        self,
+        params: Params,
+        lq: jax.Array,
+        condition: jax.Array,
+        key: jax.Array,
+        logits: jax.Array | None = None,
+        tile: Shared | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """(restored image in [0, 1], probabilities of the degradations) of one image or tile (1, h, w, 3).
 
-        `logits`, (1, classes), take the place of the predicted ones.
+        Args:
+            logits: (1, classes), in place of the predicted ones.
+            tile: of a tile, what it shares with the others of its image.
         """
+        ...
+
+    def noise(self, shape: tuple[int, ...], key: jax.Array) -> Noise | None:
+        """What restoring an image of this shape (1, h, w, 3) draws; None for networks that draw nothing."""
+        ...
+
+    def noise_of_tile(self, noise: Noise | None, top: int, left: int, height: int, width: int) -> Noise | None:
+        """The part of an image's noise that belongs to a tile; all numbers are multiples of `multiple`."""
         ...
 
 
@@ -79,7 +109,7 @@ class Diffusion:
         self._structure, _ = parameters.split(model)
         self._sampler, self._dtype, self._refine = sampler, jnp.dtype(dtype), refine
         self._detail = detail
-        self._predictor = model.config.predictor
+        self._config, self._predictor = model.config, model.config.predictor
         self.multiple = math.lcm(GRANULARITY, model.config.multiple)
         self.predicts = self.has_probabilities = True
         self.automatic_tile = AUTOMATIC_TILE if model.config.is_local else 0
@@ -103,22 +133,38 @@ class Diffusion:
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def restore(
-        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None = None
+        self,
+        params: Params,
+        lq: jax.Array,
+        condition: jax.Array,
+        key: jax.Array,
+        logits: jax.Array | None = None,
+        tile: Shared | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        assembled = parameters.merge(self._structure, params)
-        lq = to_model_range(lq, self._dtype)
-        given = None if logits is None else logits.astype(self._dtype)
-        out, used = restore_batch(
-            assembled,
-            self._sampler,
-            lq,
-            condition.astype(self._dtype),
-            key,
-            refine=self._refine,
-            detail=self._detail,
-            logits=given,
-        )
+        with contextlib.nullcontext() if tile is None else shared_statistics.given(tile.statistics):
+            out, used = restore_batch(
+                parameters.merge(self._structure, params),
+                self._sampler,
+                to_model_range(lq, self._dtype),
+                condition.astype(self._dtype),
+                key,
+                refine=self._refine,
+                detail=self._detail,
+                logits=None if logits is None else logits.astype(self._dtype),
+                noise=None if tile is None else tile.noise,
+            )
         return jnp.clip((out.astype(jnp.float32) + 1) / 2, 0, 1), jax.nn.softmax(used.astype(jnp.float32))
+
+    def noise(self, shape: tuple[int, ...], key: jax.Array) -> Noise | None:
+        return draw_noise(self._config.latent_shape(shape), key, self._dtype)
+
+    def noise_of_tile(self, noise: Noise | None, top: int, left: int, height: int, width: int) -> Noise | None:
+        assert noise is not None
+        rows, columns = (
+            slice(a // self._config.downscale, b // self._config.downscale)
+            for a, b in ((top, top + height), (left, left + width))
+        )
+        return Noise(*(part[:, rows, columns] for part in noise))
 
 
 class Regression:
@@ -163,15 +209,40 @@ class Regression:
         return jax.nn.softmax(condition) if condition.size else condition
 
     def restore(
-        self, params: Params, lq: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None = None
+        self,
+        params: Params,
+        lq: jax.Array,
+        condition: jax.Array,
+        key: jax.Array,
+        logits: jax.Array | None = None,
+        tile: Shared | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         condition = condition if logits is None else logits
         model = parameters.merge(self._structure, params)
         labels = None if self._label is None else jnp.full((len(lq),), self._label)
         # A label overrides the classifier.
         weights = model.weights(condition if labels is None and condition.size else None, labels)
-        out = model(lq.astype(self._dtype), weights)
+        with contextlib.nullcontext() if tile is None else shared_statistics.given(tile.statistics):
+            out = model(lq.astype(self._dtype), weights)
         return jnp.clip(out.astype(jnp.float32), 0, 1), self.probabilities(params, condition)
+
+    def noise(self, shape: tuple[int, ...], key: jax.Array) -> Noise | None:
+        return None
+
+    def noise_of_tile(self, noise: Noise | None, top: int, left: int, height: int, width: int) -> Noise | None:
+        return None
+
+
+def statistics_of(
+    backend: Backend, params: Params, squares: jax.Array, condition: jax.Array, key: jax.Array, logits: jax.Array | None
+) -> Statistics:
+    """What the tiles of an image share (`models.shared_statistics`), from squares of it (n, s, s, 3)."""
+    conditions = jnp.repeat(condition, len(squares), 0)
+    with shared_statistics.recorded() as found:
+        backend.restore(
+            params, squares, conditions, key, None if logits is None else jnp.repeat(logits, len(squares), 0)
+        )
+    return found
 
 
 def rounded_up(length: int, multiple: int) -> int:

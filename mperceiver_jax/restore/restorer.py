@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -26,13 +27,13 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.random_streams import Streams
-from mperceiver_jax.restore.backends import backend_of
+from mperceiver_jax.restore.backends import Shared, backend_of, statistics_of
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.controls import blend, given_probabilities, strength_of
 from mperceiver_jax.restore.external_predictor import ExternalPredictor
 from mperceiver_jax.restore.pixels import AnyImage, Restoration, as_given, checked_rgb
 from mperceiver_jax.restore.settings import RestoreSettings, sampler_for
-from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles, tile_starts
+from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles, squares_of, tile_starts
 
 
 class Restorer:
@@ -103,7 +104,10 @@ class Restorer:
         self._min_size = 512 if settings.min_size is None else settings.min_size
         # Each keeps one compiled program per size.
         self._restore_one, self._probabilities = jax.jit(self.backend.restore), jax.jit(self.backend.probabilities)
-        self._condition = jax.jit(self.backend.condition)
+        self._condition, self._statistics = (
+            jax.jit(self.backend.condition),
+            jax.jit(partial(statistics_of, self.backend)),
+        )
 
     def _check_controls(self) -> None:
         """Raises ValueError for settings on degradations that this model does not take or know."""
@@ -299,11 +303,15 @@ class Restorer:
 
         The image is padded first, as the whole image would be: then the last tiles too begin where windows do.
         """
-        key = self.key
+        key, backend = self.key, self.backend
+        sample = (self.params, squares_of(padded, backend.multiple), condition, key, logits)
+        # Most restorers by regression share nothing.
+        statistics = self._statistics(*sample) if jax.eval_shape(self._statistics, *sample) else []
+        noise = backend.noise((1, *padded.shape), key)
 
-        def restored(tile: np.ndarray) -> np.ndarray:
-            out, _ = self._restore_one(self.params, self.padded(tile)[None], condition, key, logits)
-            return crop_to(np.asarray(out[0]), *tile.shape[:2])
+        def restored(tile: np.ndarray, top: int, left: int) -> np.ndarray:
+            shared = Shared(statistics, backend.noise_of_tile(noise, top, left, *tile.shape[:2]))
+            return np.asarray(self._restore_one(self.params, tile[None], condition, key, logits, shared)[0][0])
 
         pixels = restore_in_tiles(restored, padded, self.tile, self.settings.overlap, self.backend.multiple)
         found = self._probabilities(self.params, condition) if logits is None else jax.nn.softmax(logits)

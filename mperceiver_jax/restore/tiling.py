@@ -2,8 +2,9 @@
 
 Away from its border a tile holds what the whole image would give there, as far as the network's
 receptive field allows. The outer quarter of every overlap is therefore not used at all; across the middle
-half the weight passes from one tile to the next as a raised cosine. A network that looks at the whole
-image (attention over all pixels, means over the image) sees every tile for itself.
+half the weight passes from one tile to the next as a raised cosine. Means over the image, which group normalisation
+takes, come from nine squares of it and are the same for all tiles (`models.shared_statistics`). A network with
+attention over all pixels sees every tile for itself.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-Restore = Callable[[Float[np.ndarray, "h w 3"]], Float[np.ndarray, "h w 3"]]
+Restore = Callable[[Float[np.ndarray, "h w 3"], int, int], Float[np.ndarray, "h w 3"]]
+SQUARE = 256
+_SQUARES_PER_SIDE = 3
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -62,7 +65,7 @@ def restore_in_tiles(
     """The restored image, tile by tile; images no larger than a tile are restored as a whole.
 
     Args:
-        restore: of one tile; all tiles of an image have one size.
+        restore: of one tile, its first row and its first column; all tiles of an image have one size.
         image: float32; where both sides are longer than a tile, tiles are square.
         tile: side of the tiles in pixels.
         overlap: pixels that neighbours share at least, at most half a tile; none if a tile is only `align` wide.
@@ -75,7 +78,7 @@ def restore_in_tiles(
     check_sizes(tile, overlap, align)
     height, width = image.shape[:2]
     if height <= tile and width <= tile:
-        return restore(image)
+        return restore(image, 0, 0)
     rows, columns = (_aligned(length, tile, overlap, align) for length in (height, width))
     of_rows, of_columns = tile_weights(height, tile, rows), tile_weights(width, tile, columns)
     result = np.zeros(image.shape, np.float32)
@@ -83,8 +86,19 @@ def restore_in_tiles(
         for left, across in zip(columns, of_columns, strict=True):
             here = np.s_[top : top + len(down), left : left + len(across)]
             weight = np.outer(down, across).astype(np.float32)[..., None]
-            result[here] += weight * restore(image[here])
+            result[here] += weight * restore(image[here], top, left)
     return result
+
+
+def squares_of(image: Float[np.ndarray, "h w 3"], align: int) -> Float[np.ndarray, "n s s 3"]:
+    """Nine squares spread evenly over an image, of 256 pixels or its shorter side; they begin at multiples of `align`.
+    """
+    side = min(SQUARE, *image.shape[:2]) // align * align
+    rows, columns = (
+        [round(k * (length - side) / (_SQUARES_PER_SIDE - 1)) // align * align for k in range(_SQUARES_PER_SIDE)]
+        for length in image.shape[:2]
+    )
+    return np.stack([image[top : top + side, left : left + side] for top in rows for left in columns])
 
 
 def _aligned(length: int, tile: int, overlap: int, align: int) -> list[int]:

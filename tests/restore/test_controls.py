@@ -201,3 +201,38 @@ def test_models_that_predict_nothing_take_no_controls_by_degradation():
             Restorer.from_pretrained("fast", RestoreSettings(**settings))
     with pytest.raises(ValueError, match=r"detail: .* is no diffusion model"):
         Restorer.from_pretrained("fast", RestoreSettings(detail=0.5))
+
+
+def test_watching_restores_what_arrives_and_tries_what_failed_once(workdir, tmp_path, monkeypatch, capsys):
+    source, out, rounds = tmp_path / "in", tmp_path / "out", iter(range(6))
+    picture = Image.fromarray((image(40, 30) * 255).astype(np.uint8))
+    source.mkdir()
+    picture.save(source / "first.png")
+
+    def sleep(seconds):
+        match next(rounds):
+            case 0:
+                picture.save(source / "second.png")
+                (source / "broken.png").write_bytes(b"half a file")
+            case 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("mperceiver_jax.restore.__main__.time.sleep", sleep)
+    assert main([str(source), f"--checkpoint={workdir}", f"--output={out}", "--watch"]) == 130
+    assert {path.name for path in out.iterdir()} == {"first.png", "second.png", "restored.csv"}
+    assert [row["status"] for row in csv.DictReader((out / "restored.csv").open())] == [
+        "restored",
+        "failed",
+        "restored",
+    ]
+    assert capsys.readouterr().err.count("broken.png: cannot read") == 1
+
+
+def test_a_folder_is_needed_to_watch_and_a_quality_has_a_range(tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for option, message in (
+        ("--watch", "name a folder to be watched"),
+        ("--quality=0", "--quality: between 1 and 100"),
+    ):
+        assert main([str(tmp_path / "a.png"), f"--output={tmp_path / 'out'}", option]) == 2
+        assert message in capsys.readouterr().err

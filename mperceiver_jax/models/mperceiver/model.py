@@ -176,6 +176,11 @@ class MPerceiverConfig:
         """Sides of an image must be multiples of this many pixels."""
         return math.lcm(self.downscale * 2 ** (len(self.unet.channel_mult) - 1), self.drm.multiple)
 
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Shape of the latent of a batch of images."""
+        b, h, w = image_shape[:3]
+        return b, h // self.downscale, w // self.downscale, self.vae.latent_channels
+
 
 class Condition(NamedTuple):
     """What the low-quality image says, independent of the timestep.
@@ -297,8 +302,3 @@ class MPerceiver(nnx.Module):
         if lq is None or taps is None or logits is None:
             return decoded
         return self.drm(decoded, lq, taps, jax.nn.softmax(logits.astype(jnp.float32)))
-
-    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """Shape of the latent of a batch of images."""
-        b, h, w = image_shape[:3]
-        return b, h // self.config.downscale, w // self.config.downscale, self.config.vae.latent_channels

@@ -14,6 +14,7 @@ from mperceiver_jax.models.layers import Conv, LayerNorm, apply_block
 from mperceiver_jax.models.parameters import ZEROS, parameter
 from mperceiver_jax.models.resampling import pad_to_multiple, pixel_shuffle
 from mperceiver_jax.models.restorers.restormer import Skip
+from mperceiver_jax.models.shared_statistics import share
 from mperceiver_jax.models.sizes import require_positive
 
 
@@ -72,7 +73,8 @@ class NAFBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         h = gate(self.conv2(self.conv1(self.norm1(x))))
-        mean = h.astype(jnp.float32).mean((1, 2), keepdims=True).astype(h.dtype)
+        wide = h.astype(jnp.float32)
+        mean = share(lambda first_axis: wide.mean(tuple(range(first_axis, 3)), keepdims=True)).astype(h.dtype)
         x = x + self.conv3(h * self.attention(mean)) * self.beta[...].astype(x.dtype)
         return x + self.conv5(gate(self.conv4(self.norm2(x)))) * self.gamma[...].astype(x.dtype)
 
