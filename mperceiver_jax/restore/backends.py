@@ -22,8 +22,8 @@ from mperceiver_jax.models.shared_statistics import Statistics
 
 # Sides are padded to multiples of this many pixels at least, so that few sizes are compiled.
 GRANULARITY = 64
-# Large enough that the overlap costs little, small enough for 3 GB of memory.
-AUTOMATIC_TILE = 768
+# Large enough that the overlap costs little, small enough for 3 GB of memory with an image of 12 megapixels.
+AUTOMATIC_TILE = 640
 # Longer sides are padded to every second multiple: images of any size then share 64 programs.
 FINE_SIDES = 256
 

@@ -103,7 +103,7 @@ def expect(restorer: Restorer, job: Job, seconds_per_pixel: float) -> str:
     parts = [f"{width}x{height}"]
     if count > 1:
         parts.append(f"{count} frames")
-    parts += [f"{tiles} tiles of {restorer.tile}" if tiles > 1 else "as a whole", likely(restorer.predict(image))]
+    parts += [f"{tiles} tiles of {columns}x{rows}" if tiles > 1 else "as a whole", likely(restorer.predict(image))]
     return f"{job.source} -> {job.target}  " + "  ".join([*(part for part in parts if part), f"about {seconds:.1f} s"])
 
 

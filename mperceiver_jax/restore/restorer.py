@@ -33,7 +33,7 @@ from mperceiver_jax.restore.controls import blend, given_probabilities, strength
 from mperceiver_jax.restore.external_predictor import ExternalPredictor
 from mperceiver_jax.restore.pixels import AnyImage, Restoration, as_given, checked_rgb
 from mperceiver_jax.restore.settings import RestoreSettings, sampler_for
-from mperceiver_jax.restore.tiling import check_sizes, restore_in_tiles, squares_of, tile_starts
+from mperceiver_jax.restore.tiling import aligned_starts, check_sizes, fitting_tile, restore_in_tiles, squares_of
 
 
 class Restorer:
@@ -245,17 +245,26 @@ class Restorer:
         return self._named(self._probabilities(self.params, self.condition(colours)))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which an image is computed; every new one is compiled."""
-        if self.tile:
-            height, width = min(height, self.tile), min(width, self.tile)
-        return self._sides(height, width)
+        """The size at which an image, or each of its tiles, is computed; every new one is compiled."""
+        return self._tile_sides(height, width) or self._sides(height, width)
 
     def tile_count(self, height: int, width: int) -> int:
         """The number of tiles in which an image of that size is restored; 1 for the whole image."""
-        if not self.tile or max(height, width) <= self.tile:
+        if (tile := self._tile_sides(height, width)) is None:
             return 1
-        sides = self._sides(height, width)
-        return math.prod(len(tile_starts(side, self.tile, self.settings.overlap)) for side in sides)
+        overlap, align = self.settings.overlap, self.backend.multiple
+        pairs = zip(self._sides(height, width), tile, strict=True)
+        return math.prod(len(aligned_starts(side, most, overlap, align)) for side, most in pairs)
+
+    def _tile_sides(self, height: int, width: int) -> tuple[int, int] | None:
+        """Height and width of the tiles of an image of that size; None where it is restored as a whole."""
+        if not self.tile or max(height, width) <= self.tile:
+            return None
+        overlap, align = self.settings.overlap, self.backend.multiple
+        rows, columns = self._sides(height, width)
+        if self.settings.tile is not None:
+            return min(rows, self.tile), min(columns, self.tile)
+        return fitting_tile(rows, self.tile, overlap, align), fitting_tile(columns, self.tile, overlap, align)
 
     def padded(self, lq: np.ndarray) -> np.ndarray:
         """An image (h, w, 3) padded by reflection to the size at which it is computed without tiles."""
@@ -285,8 +294,8 @@ class Restorer:
         predicted = self._named(self._probabilities(self.params, condition)) if self._needs_prediction else {}
         logits = self._given_logits(predicted)
         strength = strength_of(settings.strength, predicted, self.task_names, self._clean, settings.only, settings.skip)
-        if self.tile and max(lq.shape[:2]) > self.tile:
-            pixels, probabilities = self._restore_tiles(padded, condition, logits)
+        if (tile := self._tile_sides(*lq.shape[:2])) is not None:
+            pixels, probabilities = self._restore_tiles(padded, tile, condition, logits)
         else:
             out, found = self._restore_one(self.params, padded[None], condition, self.key, logits)
             pixels, probabilities = np.asarray(out[0]), self._named(found)
@@ -297,23 +306,20 @@ class Restorer:
         return blend(lq, pixels, strength, mask, settings.feather), probabilities, strength
 
     def _restore_tiles(
-        self, padded: np.ndarray, condition: jax.Array, logits: np.ndarray | None
+        self, padded: np.ndarray, tile: tuple[int, int], condition: jax.Array, logits: np.ndarray | None
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """Tile by tile, each under the condition of the whole image.
-
-        The image is padded first, as the whole image would be: then the last tiles too begin where windows do.
-        """
+        """Tile by tile, each under the condition of the whole image, which is padded so that windows lie as in it."""
         key, backend = self.key, self.backend
         sample = (self.params, squares_of(padded, backend.multiple), condition, key, logits)
         # Most restorers by regression share nothing.
         statistics = self._statistics(*sample) if jax.eval_shape(self._statistics, *sample) else []
         noise = backend.noise((1, *padded.shape), key)
 
-        def restored(tile: np.ndarray, top: int, left: int) -> np.ndarray:
-            shared = Shared(statistics, backend.noise_of_tile(noise, top, left, *tile.shape[:2]))
-            return np.asarray(self._restore_one(self.params, tile[None], condition, key, logits, shared)[0][0])
+        def restored(part: np.ndarray, top: int, left: int) -> np.ndarray:
+            shared = Shared(statistics, backend.noise_of_tile(noise, top, left, *part.shape[:2]))
+            return np.asarray(self._restore_one(self.params, part[None], condition, key, logits, shared)[0][0])
 
-        pixels = restore_in_tiles(restored, padded, self.tile, self.settings.overlap, self.backend.multiple)
+        pixels = restore_in_tiles(restored, padded, tile, self.settings.overlap, backend.multiple)
         found = self._probabilities(self.params, condition) if logits is None else jax.nn.softmax(logits)
         return pixels, self._named(found)
 

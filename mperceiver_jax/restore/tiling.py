@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 Restore = Callable[[Float[np.ndarray, "h w 3"], int, int], Float[np.ndarray, "h w 3"]]
-SQUARE = 256
+# Of the squares from which the tiles of an image take its statistics: sides, their number, and their share of the area.
+_SQUARES = (128, 256)
 _SQUARES_PER_SIDE = 3
+_SQUARES_SHARE = 0.1
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -60,14 +62,14 @@ def check_sizes(tile: int, overlap: int, align: int) -> None:
 
 
 def restore_in_tiles(
-    restore: Restore, image: Float[np.ndarray, "h w 3"], tile: int, overlap: int, align: int = 1
+    restore: Restore, image: Float[np.ndarray, "h w 3"], tile: int | tuple[int, int], overlap: int, align: int = 1
 ) -> Float[np.ndarray, "h w 3"]:
     """The restored image, tile by tile; images no larger than a tile are restored as a whole.
 
     Args:
         restore: of one tile, its first row and its first column; all tiles of an image have one size.
-        image: float32; where both sides are longer than a tile, tiles are square.
-        tile: side of the tiles in pixels.
+        image: float32.
+        tile: height and width of the tiles in pixels, or one number for both.
         overlap: pixels that neighbours share at least, at most half a tile; none if a tile is only `align` wide.
         align: tiles begin at multiples of this where the image allows, so that windows and coarser scales of a
             network lie as they do in the whole image; `tile` must be one.
@@ -75,12 +77,17 @@ def restore_in_tiles(
     Raises:
         ValueError: sizes that do not go together.
     """
-    check_sizes(tile, overlap, align)
+    sides = (tile, tile) if isinstance(tile, int) else tile
     height, width = image.shape[:2]
-    if height <= tile and width <= tile:
+    for side, length in zip(sides, (height, width), strict=True):
+        if side < length:
+            check_sizes(side, overlap, align)
+    if height <= sides[0] and width <= sides[1]:
         return restore(image, 0, 0)
-    rows, columns = (_aligned(length, tile, overlap, align) for length in (height, width))
-    of_rows, of_columns = tile_weights(height, tile, rows), tile_weights(width, tile, columns)
+    rows, columns = (
+        aligned_starts(length, side, overlap, align) for length, side in zip((height, width), sides, strict=True)
+    )
+    of_rows, of_columns = tile_weights(height, sides[0], rows), tile_weights(width, sides[1], columns)
     result = np.zeros(image.shape, np.float32)
     for top, down in zip(rows, of_rows, strict=True):
         for left, across in zip(columns, of_columns, strict=True):
@@ -91,9 +98,10 @@ def restore_in_tiles(
 
 
 def squares_of(image: Float[np.ndarray, "h w 3"], align: int) -> Float[np.ndarray, "n s s 3"]:
-    """Nine squares spread evenly over an image, of 256 pixels or its shorter side; they begin at multiples of `align`.
-    """
-    side = min(SQUARE, *image.shape[:2]) // align * align
+    """Nine squares spread evenly over an image, at multiples of `align`: a tenth of its area, of 128 to 256 pixels."""
+    height, width = image.shape[:2]
+    wanted = (_SQUARES_SHARE * height * width) ** 0.5 / _SQUARES_PER_SIDE
+    side = max(align, min(max(round(wanted), _SQUARES[0]), _SQUARES[1], height, width) // align * align)
     rows, columns = (
         [round(k * (length - side) / (_SQUARES_PER_SIDE - 1)) // align * align for k in range(_SQUARES_PER_SIDE)]
         for length in image.shape[:2]
@@ -101,7 +109,17 @@ def squares_of(image: Float[np.ndarray, "h w 3"], align: int) -> Float[np.ndarra
     return np.stack([image[top : top + side, left : left + side] for top in rows for left in columns])
 
 
-def _aligned(length: int, tile: int, overlap: int, align: int) -> list[int]:
+def fitting_tile(length: int, most: int, overlap: int, align: int) -> int:
+    """The smallest side, a multiple of `align`, with which no more tiles are needed than with the largest side."""
+    count = len(aligned_starts(length, most, overlap, align))
+    least = max(-(-(length + (count - 1) * overlap) // count), 2 * overlap)
+    tile = -(-least // align) * align
+    while tile < most and len(aligned_starts(length, tile, overlap, align)) > count:
+        tile += align
+    return min(tile, most)
+
+
+def aligned_starts(length: int, tile: int, overlap: int, align: int) -> list[int]:
     """`tile_starts` at multiples of `align`; the last reaches the end of the image all the same."""
     units = tile // align
     starts = tile_starts(-(-length // align), units, min(-(-overlap // align), units - 1))

@@ -63,9 +63,9 @@ def test_every_tile_is_restored_under_the_views_of_the_whole_image(model, monkey
     restorer = Restorer(local, tiny_values(local), settings, sampler=sampler, tasks=TASKS[:CLASSES])
     run, conditions = restorer._restore_one, []
 
-    def recorded(params, lq, condition, key, logits):
+    def recorded(params, lq, condition, key, logits, tile):
         conditions.append(np.asarray(condition))
-        return run(params, lq, condition, key, logits)
+        return run(params, lq, condition, key, logits, tile)
 
     monkeypatch.setattr(restorer, "_restore_one", recorded)
     found = restorer.restore(image)

@@ -30,7 +30,7 @@ class PriorStage(StageBase):
         model = self._assembled(params)
         key_z, key_t, key_n = jax.random.split(key, 3)
         gt = to_model_range(batch["gt"], self._dtype)
-        z, _ = model.encode(gt, jax.random.normal(key_z, model.latent_shape(gt.shape), self._dtype))
+        z, _ = model.encode(gt, jax.random.normal(key_z, model.config.latent_shape(gt.shape), self._dtype))
         z = jax.lax.stop_gradient(z)
         t, noise = timesteps_and_noise(key_t, key_n, z)
         out, target = self._predicted(model, z, t, noise)

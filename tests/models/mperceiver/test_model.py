@@ -236,7 +236,7 @@ def test_parts_that_do_not_fit_are_named(part, change, fields):
 def test_sizes_of_images_and_latents():
     full, tiny = MPerceiverConfig.sd21(), tiny_config()
     assert (full.downscale, full.multiple) == (8, 64) and (tiny.downscale, tiny.multiple) == (2, 4)
-    assert MPerceiver(full).latent_shape((2, 512, 576, 3)) == (2, 64, 72, 4)
+    assert full.latent_shape((2, 512, 576, 3)) == (2, 64, 72, 4)
     with pytest.raises(ValueError, match="token_order: 't_cm' or 'cm_t'"):
         tiny_config(token_order="tcm")
 
@@ -254,6 +254,6 @@ def test_small_fits_together_for_images_that_are_no_squares():
     lq = jax.ShapeDtypeStruct((2, 2 * config.multiple, 3 * config.multiple, 3), jnp.bfloat16)
     side = config.predictor.vision.image_size
     clip = jax.ShapeDtypeStruct((2, 4, side, side, 3), jnp.bfloat16)
-    x = jax.ShapeDtypeStruct(model.latent_shape(lq.shape), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct(config.latent_shape(lq.shape), jnp.bfloat16)
     out = jax.eval_shape(restored, values, lq, clip, x, jax.ShapeDtypeStruct((2,), jnp.int32))
     assert (out.shape, out.dtype) == (lq.shape, jnp.bfloat16)
