@@ -87,13 +87,11 @@ def write_frames(
     Raises:
         ValueError: a format that does not hold them.
     """
+    check_holds(path, like)
     suffix, first = path.suffix.lower(), images[0]
     if FORMATS.get(suffix) == "tiff":
         pages = [levels_of(image, rounding) for image in images]
         return write_atomically(path, encode_tiff(pages, first.icc, first.metadata))
-    if suffix not in ANIMATED or like.pages:
-        kind = "the pages of a TIFF" if like.pages else "an animation"
-        raise ValueError(f"{path}: {suffix} does not hold {kind}; take --format={'tiff' if like.pages else 'png'}")
     alpha = any(image.alpha is not None for image in images)
     frames = [_frame(image, rounding, alpha) for image in images]
     options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": list(like.durations)}
@@ -109,6 +107,14 @@ def write_frames(
     frames[0].save(stream, ANIMATED[suffix], **options)
     file = stream.getvalue()
     write_atomically(path, with_chunks(file, first.icc, first.metadata) if suffix == ".png" else file)
+
+
+def check_holds(path: Path, frames: Frames) -> None:
+    """Raises ValueError where the format that the suffix of a path stands for cannot hold these frames."""
+    suffix = path.suffix.lower()
+    if suffix not in (".tif", ".tiff") if frames.pages else suffix not in ANIMATED:
+        kind = "the pages of a TIFF" if frames.pages else "an animation"
+        raise ValueError(f"{path}: {suffix} does not hold {kind}; take --format={'tiff' if frames.pages else 'png'}")
 
 
 def _frame(image: LoadedImage, rounding: Rounding, alpha: bool) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines.tasks import TASK_SETS
 from mperceiver_jax.image_encoding import FORMATS, lost_in
 from mperceiver_jax.image_files import LoadedImage, read_image, write_image
-from mperceiver_jax.image_frames import Frames, frames_in, write_frames
+from mperceiver_jax.image_frames import Frames, check_holds, frames_in, write_frames
 from mperceiver_jax.image_metadata import with_settings
 from mperceiver_jax.restore.jobs import Job
 from mperceiver_jax.restore.restorer import Restorer
@@ -58,6 +58,8 @@ def restore_file(
         jax.errors.JaxRuntimeError, MemoryError: see `memory_message`.
     """
     frames = frames_in(job.source)
+    if frames is not None:
+        check_holds(job.target, frames)
     images: list[LoadedImage] = []
     probabilities: dict[str, float] = {}
     strength, first = 1.0, None

@@ -236,3 +236,13 @@ def test_a_folder_is_needed_to_watch_and_a_quality_has_a_range(tmp_path, capsys)
     ):
         assert main([str(tmp_path / "a.png"), f"--output={tmp_path / 'out'}", option]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_format_that_holds_no_animation_is_refused_before_restoring(workdir, tmp_path, monkeypatch, capsys):
+    frames = [Image.fromarray((image(20, 20, seed) * 255).astype(np.uint8)) for seed in range(2)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(Restorer, "restore", lambda *_: pytest.fail("was restored"))
+    assert (
+        main([str(tmp_path / "a.gif"), f"--checkpoint={workdir}", f"--output={tmp_path / 'out'}", "--format=jpg"]) == 1
+    )
+    assert "does not hold an animation; take --format=png" in capsys.readouterr().err
