@@ -18,6 +18,7 @@ from mperceiver_jax.image_metadata import (
     GPS_IFD,
     IPTC_TAG,
     NO_METADATA,
+    PNG_IPTC,
     XMP_TAG,
     Metadata,
     byte_order,
@@ -230,9 +231,8 @@ def with_chunks(png: bytes, icc: bytes | None, metadata: Metadata) -> bytes:
     if metadata.xmp:
         chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
     if metadata.iptc:
-        # PNG has no place of its own for it; this is ImageMagick's, which ExifTool reads.
         text = f"\niptc\n{len(metadata.iptc):8d}\n{metadata.iptc.hex()}\n".encode()
-        chunks += _chunk(b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(text))
+        chunks += _chunk(b"zTXt", PNG_IPTC.encode() + b"\0\0" + zlib.compress(text))
     return png[:33] + chunks + png[33:]
 
 

@@ -6,6 +6,7 @@ Every frame is read as an image of its own, as a viewer shows it, and all are wr
 import io
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,33 +48,52 @@ class Frames:
 
     def __iter__(self) -> Iterator[LoadedImage]:
         """The images in order. Raises ValueError naming the file and the frame."""
-        try:
-            yield from _pages(self.path.read_bytes()) if self.pages else _animation(self.path)
-        except Exception as error:  # Of a damaged file, the decoders of Pillow raise anything.
-            raise ValueError(f"cannot read the frames of {self.path}: {error or type(error).__name__}") from error
+        images = _pages(self.path.read_bytes()) if self.pages else _animation(self.path)
+        for number in range(1, self.count + 1):
+            with _naming(self.path, f"frame {number} of {self.count}"):
+                image = next(images)
+            yield image
 
 
 def frames_in(path: str | Path) -> Frames | None:
-    """The frames of a file, or None where it holds one image or cannot be read as any."""
+    """The frames of a file, or None where it holds one image, or where reading the image itself says what is wrong.
+
+    Raises:
+        ValueError: an animation whose frames cannot be found; names the file.
+    """
     path = Path(path)
     if not path.is_file():
         return None
     try:
-        with without_pillows_limit(), Image.open(path, formats=formats()) as file:
-            check_size(file, path.stat().st_size)
-            if not (more := extra_images(file)):
-                return None
-            if file.format == "TIFF":
-                return Frames(path, more + 1, pages=True)
-            durations = []
-            for index in range(more + 1):
-                file.seek(index)
-                if file.format in ("WEBP", "AVIF"):
-                    file.load()  # Only then Pillow knows the time.
-                durations.append(round(file.info.get("duration") or _DEFAULT_MILLISECONDS))
-            return Frames(path, more + 1, False, tuple(durations), file.info.get("loop"))
-    except Exception:  # Reading the image itself will say why.
+        more, kind = _further_images(path)
+    except Exception:  # Pillow raises anything for damaged files; `read_image` counts the frames, too, and says why.
         return None
+    if not more or kind == "TIFF":
+        return Frames(path, more + 1, pages=True) if more else None
+    durations = []
+    with _naming(path, "the times of its frames"), Image.open(path, formats=formats()) as file:
+        for index in range(more + 1):
+            file.seek(index)
+            if kind in ("WEBP", "AVIF"):
+                file.load()  # Only then Pillow knows the time.
+            durations.append(round(file.info.get("duration") or _DEFAULT_MILLISECONDS))
+        return Frames(path, more + 1, False, tuple(durations), file.info.get("loop"))
+
+
+def _further_images(path: Path) -> tuple[int, str | None]:
+    """(number of images after the first, format)."""
+    with without_pillows_limit(), Image.open(path, formats=formats()) as file:
+        check_size(file, path.stat().st_size)
+        return extra_images(file), file.format
+
+
+@contextmanager
+def _naming(path: Path, part: str) -> Iterator[None]:
+    """Errors become a ValueError that names the file and the part of it that could not be read."""
+    try:
+        yield
+    except Exception as error:  # Of a damaged file, the decoders of Pillow raise anything.
+        raise ValueError(f"cannot read {part} in {path}: {str(error) or type(error).__name__}") from error
 
 
 def write_frames(

@@ -12,6 +12,8 @@ from PIL import Image
 ORIENTATION = 0x0112
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 IPTC_TAG, XMP_TAG = 33723, 700
+PNG_IPTC = "Raw profile type iptc"
+"""Key of the text chunk that holds IPTC records in a PNG, which has no place of its own for them."""
 _IPTC_RESOURCE = 0x0404
 _SHORT, _LONG = 3, 4
 # Tags of a TIFF that describe the photograph; all others describe how its samples are stored.
@@ -157,4 +159,8 @@ def _iptc(file: Image.Image) -> bytes:
             found = struct.pack(f"{file.tag_v2._endian}{len(found)}I", *found)  # type: ignore[attr-defined]
         return bytes(found)
     resources = file.info.get("photoshop")
-    return bytes(resources.get(_IPTC_RESOURCE, b"")) if isinstance(resources, dict) else b""
+    if isinstance(resources, dict):
+        return bytes(resources.get(_IPTC_RESOURCE, b""))
+    # In a PNG: the name, the length, and the records as hexadecimal digits.
+    text = str(file.info.get(PNG_IPTC, ""))
+    return bytes.fromhex("".join(text.split()[2:])) if text else b""

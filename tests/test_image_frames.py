@@ -78,5 +78,5 @@ def test_a_damaged_frame_names_the_file(tmp_path):
     path = animation(tmp_path / "a.png")
     frames = frames_in(path)
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(ValueError, match=r"cannot read the frames of .*a\.png"):
+    with pytest.raises(ValueError, match=r"cannot read frame \d of 3 in .*a\.png"):
         list(frames)

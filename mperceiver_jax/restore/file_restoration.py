@@ -89,7 +89,7 @@ def _write(target: Path, images: list[LoadedImage], frames: Frames | None, resto
         write_frames(target, images, frames or single, restorer.settings.rounding, quality)
 
 
-def expect(restorer: Restorer, job: Job, seconds_per_pixel: float) -> str:
+def dry_run_line(restorer: Restorer, job: Job, seconds_per_pixel: float) -> str:
     """What would be done with a file, in a line: size, tiles, degradations, seconds.
 
     Raises:

@@ -1,12 +1,14 @@
 """The options of the restore command."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.tasks import TASKS
 from mperceiver_jax.command_line import DEFAULT_WEIGHTS
 from mperceiver_jax.image_encoding import QUALITY
+from mperceiver_jax.restore.jobs import Plan, plan
 
 EXAMPLES = """\
 examples:
@@ -213,6 +215,18 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The images of a call and where their results go. Raises as `jobs.plan`."""
+    return plan(
+        options.inputs,
+        options.output,
+        recursive=options.recursive,
+        side_by_side=options.side_by_side,
+        overwrite=options.overwrite,
+        kind=options.format,
+    )
+
+
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of `RestoreSettings` that only this command sets."""
     names = ("colour", "rounding", "tile", "overlap", "strength", "detail", "degradations", "only", "skip", "feather")
@@ -231,7 +245,7 @@ def as_text(options: argparse.Namespace) -> str:
         value = getattr(options, name)
         if value != getattr(default, name):
             words.append("--no-refine" if name == "refine" else f"--{name}={_text(value)}")
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _text(value: Any) -> str:

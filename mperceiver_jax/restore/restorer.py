@@ -27,7 +27,7 @@ from mperceiver_jax.models.mperceiver.model import MPerceiver
 from mperceiver_jax.models.parameters import Params
 from mperceiver_jax.models.restoration_model import RestorationModel
 from mperceiver_jax.random_streams import Streams
-from mperceiver_jax.restore.backends import Shared, backend_of, statistics_of
+from mperceiver_jax.restore.backends import GRANULARITY, Shared, backend_of, statistics_of
 from mperceiver_jax.restore.colour import adain, wavelet_fix
 from mperceiver_jax.restore.controls import blend, given_probabilities, strength_of
 from mperceiver_jax.restore.external_predictor import ExternalPredictor
@@ -260,7 +260,8 @@ class Restorer:
         """Height and width of the tiles of an image of that size; None where it is restored as a whole."""
         if not self.tile or max(height, width) <= self.tile:
             return None
-        overlap, align = self.settings.overlap, self.backend.multiple
+        # In few sizes, as images are.
+        overlap, align = self.settings.overlap, math.lcm(GRANULARITY, self.backend.multiple)
         rows, columns = self._sides(height, width)
         if self.settings.tile is not None:
             return min(rows, self.tile), min(columns, self.tile)

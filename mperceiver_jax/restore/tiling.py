@@ -116,7 +116,7 @@ def fitting_tile(length: int, most: int, overlap: int, align: int) -> int:
     tile = -(-least // align) * align
     while tile < most and len(aligned_starts(length, tile, overlap, align)) > count:
         tile += align
-    return min(tile, most)
+    return min(tile, most, length)
 
 
 def aligned_starts(length: int, tile: int, overlap: int, align: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -143,14 +144,14 @@ def test_options_become_settings_and_a_text_that_repeats_them():
         "--output=b",
         "--strength=derain=0.5,haze=1",
         "--degradations=haze=0.7",
-        "--mask=m.png",
+        "--mask=a mask.png",
         "--no-refine",
     ]
     options = parser().parse_args(words)
     assert settings_of(options)["strength"] == {"derain": 0.5, "haze": 1.0}
     text = as_text(options)
-    assert "--strength=derain=0.5,haze=1" in text and "--no-refine" in text and "--mask=m.png" in text
-    again = parser().parse_args(["a.png", "--output=b", *text.split()])
+    assert "--strength=derain=0.5,haze=1" in text and "--no-refine" in text and "'--mask=a mask.png'" in text
+    again = parser().parse_args(["a.png", "--output=b", *shlex.split(text)])
     assert vars(again) == vars(options)
     for wrong in ("--strength=much", "--degradations=haze", "--degradations=haze=1,haze=0"):
         with pytest.raises(SystemExit):
@@ -217,7 +218,7 @@ def test_watching_restores_what_arrives_and_tries_what_failed_once(workdir, tmp_
             case 5:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("mperceiver_jax.restore.__main__.time.sleep", sleep)
+    monkeypatch.setattr("mperceiver_jax.restore.running.time.sleep", sleep)
     assert main([str(source), f"--checkpoint={workdir}", f"--output={out}", "--watch"]) == 130
     assert {path.name for path in out.iterdir()} == {"first.png", "second.png", "restored.csv"}
     assert [row["status"] for row in csv.DictReader((out / "restored.csv").open())] == [
