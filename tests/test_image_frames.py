@@ -1,5 +1,7 @@
 """Files of several images are read frame by frame and written with their timing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from mperceiver_jax.image_encoding import encode_tiff
 from mperceiver_jax.image_files import levels_of
 from mperceiver_jax.image_frames import ANIMATED, frames_in, write_frames
+from mperceiver_jax.image_metadata import Metadata, settings_in, with_settings
 
 DURATIONS = (40, 200, 70)
 
@@ -28,7 +31,10 @@ def test_every_frame_and_its_time_is_kept(tmp_path, read, written):
     frames = frames_in(animation(tmp_path / f"a{read}"))
     assert (frames.count, frames.pages, frames.durations, frames.loop) == (3, False, DURATIONS, 0)
     images = list(frames)
-    write_frames(tmp_path / f"b{written}", images, frames, quality=100)
+    described = replace(images[0], metadata=Metadata(xmp=with_settings(b"", "--strength=0.5")))
+    write_frames(tmp_path / f"b{written}", [described, *images[1:]], frames, quality=100)
+    if written != ".gif":  # It has no place for it.
+        assert settings_in(next(iter(frames_in(tmp_path / f"b{written}"))).metadata.xmp) == "--strength=0.5"
     again = frames_in(tmp_path / f"b{written}")
     assert (again.count, again.durations) == (3, DURATIONS)
     if written != ".avif":  # It does not say how often.

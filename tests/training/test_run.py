@@ -230,7 +230,7 @@ TWO_PROCESSES = """
     from mperceiver_jax.distributed.runtime import on_first_process
     from mperceiver_jax.evaluate.heldout import HeldoutEvaluator
     from mperceiver_jax.evaluate.run_report import write_run_report
-    from tests.support.experiment_runs import start
+    from tests.support.experiment_runs import train
 
     experiment = from_mapping(Experiment, json.loads(sys.argv[1]))
     records = train(experiment, sys.argv[2], HeldoutEvaluator)
